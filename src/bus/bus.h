@@ -1,0 +1,71 @@
+/*
+ * bus.h: how a guest's access finds its device, and how a device reaches the interrupt controller.
+ *
+ * Two address spaces, ports (16 bits) and MMIO (64 bits), each a sorted list of claims. A claim is a
+ * range and a table of functions; an access must lie wholly inside one. Unclaimed reads are all
+ * ones, unclaimed writes are dropped, as on a PC.
+ *
+ * Threads: accesses may come from all vCPU threads at once. The list is guarded by a read-write
+ * lock that is held for reading during a device's function; therefore a device must not claim or
+ * release from inside its own access, except through pci.h, which moves BARs after the access that
+ * asked for it has let go of the lock. Each device guards itself with its own mutex. Interrupt lines and messages may be raised
+ * from any thread, with the device's mutex held; what they call never calls back into the device.
+ *
+ * Errors: -EEXIST where a claim overlaps another, -ENOMEM.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct bus;
+
+struct bus_ops {
+    const char *name;
+    /* `offset` counts from the start of the claim; `size` is 1, 2, 4 (or 8 on MMIO). */
+    uint64_t (*read)(void *opaque, uint64_t offset, unsigned size);
+    void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
+};
+
+enum bus_space { BUS_PORT, BUS_MMIO };
+
+struct bus *bus_new(void);
+void bus_free(struct bus *bus);
+
+/* Claims [start, start + size). The claim is named by its start when it is released. */
+int bus_claim(struct bus *bus, enum bus_space space, uint64_t start, uint64_t size,
+              const struct bus_ops *ops, void *opaque, struct err *err);
+void bus_release(struct bus *bus, enum bus_space space, uint64_t start);
+
+uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t address, unsigned size);
+void bus_write(struct bus *bus, enum bus_space space, uint64_t address, unsigned size,
+               uint64_t value);
+
+/* One interrupt input, as function + opaque + number: what a device holds of the controller. */
+struct irq_line {
+    void (*set)(void *opaque, unsigned number, bool level);
+    void *opaque;
+    unsigned number;
+};
+
+static inline void irq_set(const struct irq_line *line, bool level)
+{
+    if (line->set)
+        line->set(line->opaque, line->number, level);
+}
+
+/* Where message-signalled interrupts go: address and data as the guest wrote them (SDM 11.11). */
+struct msi_target {
+    void (*send)(void *opaque, uint64_t address, uint32_t data);
+    void *opaque;
+};
+
+/* One device of a board: the row that reset and state go through. `save` and `load` come with
+ * snapshots; a device without internal state leaves them NULL. */
+struct device_ops {
+    const char *name;
+    void (*reset)(void *opaque);
+    void (*free)(void *opaque);
+};

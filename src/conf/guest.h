@@ -1,0 +1,64 @@
+/*
+ * guest.h: one guest's definition, checked and plain.
+ *
+ * Whatever a person wrote (options, vm.conf, JSON), the rest of the house sees this struct and
+ * nothing else. The readers check every value here, once: nothing downstream re-parses text.
+ *
+ * Ownership: strings belong to the struct; guest_conf_free() releases them and accepts a
+ * half-filled or zeroed one. Pure functions, any thread.
+ *
+ * Errors: -EINVAL with a message that names the file, line and column; -ENOENT and the like from
+ * reading a file.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum guest_engine { GUEST_ENGINE_AUTO, GUEST_ENGINE_KVM, GUEST_ENGINE_SOFT, GUEST_ENGINE_MAX };
+
+enum {
+    GUEST_CPUS_MAX = 64,
+    GUEST_CONSOLES_MAX = 8,
+};
+
+/* A virtio-console port: a byte stream between guest and a descriptor of the VMM's. */
+struct guest_console {
+    char *name; /* as the guest sees it (virtio-ports/NAME); NULL = the hvc console of port 0 */
+    int fd;     /* stream socket; -1 in a definition written by people */
+};
+
+struct guest_conf {
+    char *name; /* NULL = unnamed */
+    enum guest_engine engine;
+    uint64_t memory; /* bytes, a multiple of 4 KiB, >= 16 MiB... checked against the host by lodge */
+    unsigned cpus;   /* 1..GUEST_CPUS_MAX */
+
+    char *kernel, *initrd; /* paths, as written by people; NULL where a descriptor is given */
+    char *append;          /* kernel command line, "root=" already joined; never NULL */
+
+    /* Filled by `lodge run` for lodge-vmm, which opens nothing itself. -1 = absent. */
+    int kernel_fd, initrd_fd;
+    int kvm_fd;
+    int serial_in_fd, serial_out_fd;
+    int control_fd; /* events to lodge, requests from it: wire/control.h */
+    struct guest_console consoles[GUEST_CONSOLES_MAX];
+    unsigned console_count;
+};
+
+void guest_conf_init(struct guest_conf *conf); /* defaults: auto, 512 MiB, 1 CPU, all fds -1 */
+void guest_conf_free(struct guest_conf *conf);
+
+/* `origin` is what messages call the text ("vm.conf", "<stdin>"). */
+int guest_conf_read_vmconf(struct guest_conf *conf, const char *text, size_t length,
+                           const char *origin, struct err *err);
+int guest_conf_read_json(struct guest_conf *conf, const char *text, size_t length,
+                         const char *origin, struct err *err);
+/* Compact JSON that guest_conf_read_json() reads back to the same struct; malloc'd, or NULL. */
+char *guest_conf_write_json(const struct guest_conf *conf);
+
+/* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or
+ * iB. -EINVAL for anything else, for 0, and for overflow. */
+int guest_parse_size(const char *text, uint64_t *ret_bytes, struct err *err);

@@ -1,0 +1,141 @@
+#include "mem/mem.h"
+
+#include "base/bytes.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+struct mem *mem_new(void)
+{
+    return calloc(1, sizeof(struct mem));
+}
+
+void mem_free(struct mem *mem)
+{
+    if (!mem)
+        return;
+    for (unsigned i = 0; i < mem->count; i++) {
+        munmap(mem->regions[i].host, mem->regions[i].size);
+        munmap(mem->regions[i].marks, mem->regions[i].size >> MEM_PAGE_SHIFT);
+    }
+    free(mem);
+}
+
+int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, struct err *err)
+{
+    if (size == 0 || start % MEM_PAGE_SIZE || size % MEM_PAGE_SIZE || start + size < start)
+        return err_set(err, -EINVAL, "memory region at 0x%" PRIx64 " of %" PRIu64 " bytes", start,
+                       size);
+    if (mem->count == MEM_REGIONS_MAX)
+        return err_set(err, -ENOMEM, "more than %d memory regions", MEM_REGIONS_MAX);
+    unsigned slot = 0;
+    while (slot < mem->count && mem->regions[slot].start < start)
+        slot++;
+    if ((slot > 0 && mem->regions[slot - 1].start + mem->regions[slot - 1].size > start) ||
+        (slot < mem->count && start + size > mem->regions[slot].start))
+        return err_set(err, -EEXIST, "memory region at 0x%" PRIx64 " overlaps another", start);
+
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    uint8_t *host = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (host == MAP_FAILED)
+        return err_errno(err, errno, "cannot map %" PRIu64 " MiB of guest memory", size >> 20);
+    uint8_t *marks = mmap(NULL, size >> MEM_PAGE_SHIFT, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (marks == MAP_FAILED) {
+        int number = errno;
+        munmap(host, size);
+        return err_errno(err, number, "cannot map page marks for guest memory");
+    }
+    /* Advice only: a kernel without it costs speed or a larger core file, not correctness. */
+    madvise(host, size, MADV_HUGEPAGE);
+    madvise(host, size, MADV_DONTDUMP);
+
+    for (unsigned i = mem->count; i > slot; i--)
+        mem->regions[i] = mem->regions[i - 1];
+    mem->regions[slot] = (struct mem_region){
+        .start = start, .size = size, .host = host, .marks = marks, .read_only = read_only};
+    mem->count++;
+    return 0;
+}
+
+const struct mem_region *mem_find(const struct mem *mem, uint64_t gpa)
+{
+    for (unsigned i = 0; i < mem->count; i++)
+        if (gpa - mem->regions[i].start < mem->regions[i].size)
+            return &mem->regions[i];
+    return NULL;
+}
+
+static void *at(const struct mem *mem, uint64_t gpa, uint64_t size, bool write, bool load)
+{
+    const struct mem_region *region = mem_find(mem, gpa);
+    if (!region || !range_fits(gpa - region->start, size, region->size))
+        return NULL;
+    if (write && region->read_only && !load)
+        return NULL;
+    return region->host + (gpa - region->start);
+}
+
+void *mem_at(const struct mem *mem, uint64_t gpa, uint64_t size, bool write)
+{
+    return at(mem, gpa, size, write, false);
+}
+
+void *mem_at_load(const struct mem *mem, uint64_t gpa, uint64_t size)
+{
+    return at(mem, gpa, size, true, true);
+}
+
+int mem_read(const struct mem *mem, uint64_t gpa, void *to, uint64_t size)
+{
+    const void *from = at(mem, gpa, size, false, false);
+    if (!from)
+        return -EFAULT;
+    memcpy(to, from, size);
+    return 0;
+}
+
+int mem_write(struct mem *mem, uint64_t gpa, const void *from, uint64_t size)
+{
+    void *to = at(mem, gpa, size, true, false);
+    if (!to)
+        return -EFAULT;
+    memcpy(to, from, size);
+    mem_written(mem, gpa, size);
+    return 0;
+}
+
+void mem_written(struct mem *mem, uint64_t gpa, uint64_t size)
+{
+    const struct mem_region *region = mem_find(mem, gpa);
+    if (!region || size == 0 || !range_fits(gpa - region->start, size, region->size))
+        return;
+    uint64_t first = (gpa - region->start) >> MEM_PAGE_SHIFT;
+    uint64_t last = (gpa - region->start + size - 1) >> MEM_PAGE_SHIFT;
+    bool code = false;
+    for (uint64_t page = first; page <= last; page++) {
+        uint8_t marks = __atomic_load_n(&region->marks[page], __ATOMIC_RELAXED);
+        code |= marks & MEM_PAGE_CODE;
+        if (mem->dirty_log && !(marks & MEM_PAGE_DIRTY))
+            __atomic_fetch_or(&region->marks[page], MEM_PAGE_DIRTY, __ATOMIC_RELAXED);
+    }
+    if (code && mem->code_written)
+        mem->code_written(mem->code_opaque, gpa, size);
+}
+
+void mem_observe_code(struct mem *mem, void (*written)(void *opaque, uint64_t gpa, uint64_t size),
+                      void *opaque)
+{
+    mem->code_written = written;
+    mem->code_opaque = opaque;
+}
+
+uint64_t mem_size(const struct mem *mem)
+{
+    uint64_t size = 0;
+    for (unsigned i = 0; i < mem->count; i++)
+        if (!mem->regions[i].read_only)
+            size += mem->regions[i].size;
+    return size;
+}

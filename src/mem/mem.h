@@ -1,0 +1,88 @@
+/*
+ * mem.h: guest-physical memory.
+ *
+ * A `struct mem` is a short sorted list of regions, each one a host mapping of a stretch of guest-
+ * physical address space. Everything else of that space is ports, MMIO or nothing. All addresses
+ * are bytes; regions begin and end on 4 KiB pages.
+ *
+ * Who owns what: mem_add() makes the host mapping and mem_free() unmaps it. Regions are added
+ * before the first vCPU runs and never move after, so look-ups need no lock and any thread may call.
+ *
+ * Bounds: mem_at(), mem_read() and mem_write() are the only doors from a guest-given address to
+ * host memory; they refuse ranges that leave a region, wrap round, or write to read-only memory.
+ * Bytes behind the pointer may change at any time under our hands (the guest runs): copy before
+ * you check, and read each field once.
+ *
+ * Page marks: one byte a page, set and cleared atomically. MEM_PAGE_DIRTY serves the dirty log;
+ * MEM_PAGE_CODE says that a software engine holds decoded code of that page, and makes mem_write()
+ * and mem_written() call the code observer. Devices that write through a pointer from mem_at() call
+ * mem_written() after.
+ *
+ * Errors: -EFAULT for a range that is not guest memory, -ENOMEM, -EEXIST for an overlap.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    MEM_PAGE_SHIFT = 12,
+    MEM_PAGE_SIZE = 1 << MEM_PAGE_SHIFT,
+    MEM_REGIONS_MAX = 16,
+};
+
+enum mem_page_mark {
+    MEM_PAGE_DIRTY = 1 << 0,
+    MEM_PAGE_CODE = 1 << 1,
+};
+
+struct mem_region {
+    uint64_t start;    /* guest-physical, page aligned */
+    uint64_t size;     /* bytes, whole pages */
+    uint8_t *host;     /* where `start` is in this process */
+    uint8_t *marks;    /* one byte a page, enum mem_page_mark */
+    bool read_only;    /* the guest's writes are dropped; mem_write() refuses */
+};
+
+struct mem {
+    struct mem_region regions[MEM_REGIONS_MAX]; /* sorted by start, disjoint */
+    unsigned count;
+    _Atomic bool dirty_log; /* writers set MEM_PAGE_DIRTY while this is true */
+    void (*code_written)(void *opaque, uint64_t gpa, uint64_t size);
+    void *code_opaque;
+};
+
+struct mem *mem_new(void);
+void mem_free(struct mem *mem);
+
+/* Adds `size` bytes of zeroed memory at `start`: private, anonymous, not reserved in swap, excluded
+ * from core dumps, offered to huge pages. */
+int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, struct err *err);
+
+/* The region that holds `gpa`, or NULL. */
+const struct mem_region *mem_find(const struct mem *mem, uint64_t gpa);
+
+/* Host address of [gpa, gpa + size), or NULL where that is not wholly inside one region. `write`
+ * asks for a place that may be written. */
+void *mem_at(const struct mem *mem, uint64_t gpa, uint64_t size, bool write);
+
+int mem_read(const struct mem *mem, uint64_t gpa, void *to, uint64_t size);
+int mem_write(struct mem *mem, uint64_t gpa, const void *from, uint64_t size);
+
+/* Says that [gpa, gpa + size) was written through a pointer: marks pages dirty, tells the code
+ * observer. */
+void mem_written(struct mem *mem, uint64_t gpa, uint64_t size);
+
+/* As mem_at() for writing, whatever the region says: for loaders that fill ROM. */
+void *mem_at_load(const struct mem *mem, uint64_t gpa, uint64_t size);
+
+/* The one observer of writes to pages marked MEM_PAGE_CODE. Called on the writer's thread, after
+ * the bytes have changed. */
+void mem_observe_code(struct mem *mem, void (*written)(void *opaque, uint64_t gpa, uint64_t size),
+                      void *opaque);
+
+/* Total bytes of all regions that are not read-only. */
+uint64_t mem_size(const struct mem *mem);
