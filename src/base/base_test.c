@@ -25,8 +25,8 @@ static void err_chains_phrases(void **state)
     int r = disk_open(&err);
     r = err_prefix(&err, r, "cannot start guest '%s'", "web");
     assert_int_equal(r, -ENOENT);
-    assert_string_equal(
-        err.text, "cannot start guest 'web': disk '/x.qcow2': No such file or directory");
+    assert_string_equal(err.text,
+                        "cannot start guest 'web': disk '/x.qcow2': No such file or directory");
     assert_int_equal(err_set(NULL, -EINVAL, "nobody reads this"), -EINVAL);
 }
 

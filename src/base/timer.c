@@ -177,8 +177,7 @@ void timers_set_now(struct timers *timers, uint64_t now)
 
 void timer_init(struct timer *timer, struct timers *timers, void (*due)(void *opaque), void *opaque)
 {
-    *timer = (struct timer){
-        .timers = timers, .due = due, .opaque = opaque, .heap_slot = SIZE_MAX};
+    *timer = (struct timer){.timers = timers, .due = due, .opaque = opaque, .heap_slot = SIZE_MAX};
 }
 
 void timer_arm(struct timer *timer, uint64_t at)

@@ -1,17 +1,20 @@
 /*
  * bus.h: how a guest's access finds its device, and how a device reaches the interrupt controller.
  *
- * Two address spaces, ports (16 bits) and MMIO (64 bits), each a sorted list of claims. A claim is a
- * range and a table of functions; an access must lie wholly inside one. Unclaimed reads are all
+ * Two address spaces, ports (16 bits) and MMIO (64 bits), each a sorted list of claims. A claim is
+ * a range and a table of functions; an access must lie wholly inside one. Unclaimed reads are all
  * ones, unclaimed writes are dropped, as on a PC.
  *
  * Threads: accesses may come from all vCPU threads at once. The list is guarded by a read-write
  * lock that is held for reading during a device's function; therefore a device must not claim or
  * release from inside its own access, except through pci.h, which moves BARs after the access that
- * asked for it has let go of the lock. Each device guards itself with its own mutex. Interrupt lines and messages may be raised
- * from any thread, with the device's mutex held; what they call never calls back into the device.
+ * asked for it has let go of the lock (bus_ops.written). bus_release() waits for accesses under
+ * way, so after it nobody is inside the device through that claim. Each device guards itself with
+ * its own mutex. Interrupt lines and messages may be raised from any thread, with the device's
+ * mutex held; what they call never calls back into the device.
  *
- * Errors: -EEXIST where a claim overlaps another, -ENOMEM.
+ * Errors: -EEXIST where a claim overlaps another, -EINVAL for an empty range or one that leaves
+ * the space, -ENOMEM.
  */
 #pragma once
 
@@ -27,6 +30,9 @@ struct bus_ops {
     /* `offset` counts from the start of the claim; `size` is 1, 2, 4 (or 8 on MMIO). */
     uint64_t (*read)(void *opaque, uint64_t offset, unsigned size);
     void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
+    /* Optional: runs on the writer's thread after each write() here, once the lock is let go of and
+     * before the guest goes on. The one place where an access may claim and release (pci.c). */
+    void (*written)(void *opaque);
 };
 
 enum bus_space { BUS_PORT, BUS_MMIO };

@@ -12,6 +12,7 @@
  */
 #pragma once
 
+#include "base/bytes.h"
 #include "base/err.h"
 
 #include <stddef.h>
@@ -22,7 +23,13 @@ enum guest_engine { GUEST_ENGINE_AUTO, GUEST_ENGINE_KVM, GUEST_ENGINE_SOFT, GUES
 enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
+    GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
 };
+
+/* Less than this no kernel of the field gets to user space with; more than a terabyte is a typing
+ * error on every machine that this release supports. */
+#define GUEST_MEMORY_MIN MIB(16)
+#define GUEST_MEMORY_MAX GIB(1024)
 
 /* A virtio-console port: a byte stream between guest and a descriptor of the VMM's. */
 struct guest_console {
@@ -33,8 +40,9 @@ struct guest_console {
 struct guest_conf {
     char *name; /* NULL = unnamed */
     enum guest_engine engine;
-    uint64_t memory; /* bytes, a multiple of 4 KiB, >= 16 MiB... checked against the host by lodge */
-    unsigned cpus;   /* 1..GUEST_CPUS_MAX */
+    uint64_t
+        memory;    /* bytes, a multiple of 4 KiB, >= 16 MiB... checked against the host by lodge */
+    unsigned cpus; /* 1..GUEST_CPUS_MAX */
 
     char *kernel, *initrd; /* paths, as written by people; NULL where a descriptor is given */
     char *append;          /* kernel command line, "root=" already joined; never NULL */
@@ -51,13 +59,28 @@ struct guest_conf {
 void guest_conf_init(struct guest_conf *conf); /* defaults: auto, 512 MiB, 1 CPU, all fds -1 */
 void guest_conf_free(struct guest_conf *conf);
 
-/* `origin` is what messages call the text ("vm.conf", "<stdin>"). */
+/* Both readers change only what the text names, so that defaults and an earlier file stand under
+ * it; after an error `conf` is as it was. `origin` is what messages call the text ("vm.conf"). */
 int guest_conf_read_vmconf(struct guest_conf *conf, const char *text, size_t length,
                            const char *origin, struct err *err);
 int guest_conf_read_json(struct guest_conf *conf, const char *text, size_t length,
                          const char *origin, struct err *err);
 /* Compact JSON that guest_conf_read_json() reads back to the same struct; malloc'd, or NULL. */
 char *guest_conf_write_json(const struct guest_conf *conf);
+
+/* The checks that no single value can answer: memory and CPUs in range, a kernel present (path or
+ * descriptor). The message names the value and the way out. */
+int guest_conf_check(const struct guest_conf *conf, struct err *err);
+
+/* Each replaces one field, with the check that the readers make too. `memory` as guest_parse_size()
+ * takes it, `cpus` a decimal number, `engine` one of auto, kvm, soft. */
+int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err);
+/* Puts " words" behind the kernel command line. -ENOMEM. */
+int guest_conf_append(struct guest_conf *conf, const char *words);
+
+const char *guest_engine_name(enum guest_engine engine);
 
 /* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or
  * iB. -EINVAL for anything else, for 0, and for overflow. */

@@ -14,7 +14,35 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { CPUID_LEAVES_MAX = 128 };
+enum {
+    CPUID_LEAVES_MAX = 128,
+    CPUID_APIC_BUS_KHZ = 1000000, /* the local APIC timer counts nanoseconds, as KVM's does */
+};
+
+/*
+ * What the soft engine promises. The model of CPUID_SOFT makes a guest rely on:
+ *   MSR 0x11/0x12 and 0x4b564d00/01   kvmclock: wall clock and per-vCPU system time page (old and
+ *                                     new numbers), PVCLOCK_TSC_STABLE_BIT set in its flags
+ *   VMCALL and VMMCALL                KVM_HC_KICK_CPU (5) for PV_UNHALT, KVM_HC_SEND_IPI (10);
+ *                                     others return -KVM_ENOSYS (-1000) in RAX
+ *   MSR 0x10, 0x3b, 0x6e0             TSC, TSC_ADJUST, TSC deadline; the TSC never stops and all
+ *                                     vCPUs see the same
+ *   MTRRcap, MTRRs, PAT, MCG_CAP      8 variable and the fixed ranges (0xfe = 0x508), no MCE banks
+ * and, so that Linux needs neither retpolines nor PTI nor return thunks:
+ *   Intel: MSR 0x10a reads CPUID_ARCH_CAPABILITIES; SPEC_CTRL (0x48) keeps IBRS, bit 0; PRED_CMD
+ *          (0x49) takes IBPB, bit 0, and does nothing.
+ *   AMD:   EFER.AIBRSE (bit 21) is accepted and kept; loading a null selector clears the segment's
+ *          base; LFENCE waits for earlier instructions. No SPEC_CTRL. Linux also reads HWCR
+ *          (0xc0010015, must read with bit 24, TscFreqSel, set or it complains), DE_CFG
+ *          (0xc0011029, bit 1 set), SYSCFG (0xc0010010), TOP_MEM2 and the patch level (0x8b): zero.
+ */
+/* RDCL_NO IBRS_ALL SKIP_L1DFL_VMENTRY SSB_NO MDS_NO PSCHANGE_MC_NO TAA_NO SBDR_SSDP_NO FBSDP_NO
+ * PSDP_NO BHI_NO PBRSB_NO GDS_NO RFDS_NO ITS_NO (SDM vol. 4, IA32_ARCH_CAPABILITIES) */
+#define CPUID_ARCH_CAPABILITIES                                                                    \
+    (UINT64_C(1) << 0 | UINT64_C(1) << 1 | UINT64_C(1) << 3 | UINT64_C(1) << 4 |                   \
+     UINT64_C(1) << 5 | UINT64_C(1) << 6 | UINT64_C(1) << 8 | UINT64_C(1) << 13 |                  \
+     UINT64_C(1) << 14 | UINT64_C(1) << 15 | UINT64_C(1) << 20 | UINT64_C(1) << 24 |               \
+     UINT64_C(1) << 26 | UINT64_C(1) << 27 | UINT64_C(1) << 62)
 
 struct cpuid_leaf {
     uint32_t leaf, subleaf;

@@ -102,12 +102,12 @@ struct engine_apic {
 enum engine_irqchip { ENGINE_IRQCHIP_NONE, ENGINE_IRQCHIP_ENGINE, ENGINE_IRQCHIP_BOARD };
 
 struct engine_config {
-    struct mem *mem;                /* borrowed; outlives the VM */
-    unsigned vcpus;                 /* 1..ENGINE_VCPUS_MAX */
+    struct mem *mem; /* borrowed; outlives the VM */
+    unsigned vcpus;  /* 1..ENGINE_VCPUS_MAX */
     enum engine_irqchip irqchip;
     const struct engine_io *io;     /* borrowed; may be NULL */
     const struct engine_apic *apic; /* borrowed; set with ENGINE_IRQCHIP_BOARD */
-    const struct cpuid *cpuid;      /* borrowed during vm_new(); NULL = cpuid_model() of the engine */
+    const struct cpuid *cpuid; /* borrowed during vm_new(); NULL = cpuid_model() of the engine */
     /* Guest time-stamp counter in its own ticks; NULL = the host's, starting at 0 with the VM. For
      * the soft engine's deterministic modes. */
     uint64_t (*tsc)(void *opaque);
@@ -119,7 +119,7 @@ struct engine_config {
 enum engine_signal { ENGINE_SIGNAL_NMI, ENGINE_SIGNAL_INIT, ENGINE_SIGNAL_SIPI };
 
 struct engine_ops {
-    const char *name; /* "kvm", "soft" */
+    const char *name;            /* "kvm", "soft" */
     enum engine_irqchip irqchip; /* the arrangement a machine uses with this engine */
 
     int (*vm_new)(const struct engine_config *config, struct engine_vm **ret_vm, struct err *err);

@@ -68,10 +68,10 @@ struct cpu_table {
 };
 
 enum cpu_run_state { /* what the vCPU is doing, KVM_MP_STATE_* in our words */
-    CPU_RUNNING,
-    CPU_HALTED,
-    CPU_WAIT_FOR_SIPI, /* after INIT, and every vCPU but the first after reset */
-    CPU_RUN_STATE_MAX
+                     CPU_RUNNING,
+                     CPU_HALTED,
+                     CPU_WAIT_FOR_SIPI, /* after INIT, and every vCPU but the first after reset */
+                     CPU_RUN_STATE_MAX
 };
 
 /* Events between two instructions. Vectors are 0..255; -1 is none. */

@@ -6,7 +6,8 @@
  * are bytes; regions begin and end on 4 KiB pages.
  *
  * Who owns what: mem_add() makes the host mapping and mem_free() unmaps it. Regions are added
- * before the first vCPU runs and never move after, so look-ups need no lock and any thread may call.
+ * before the first vCPU runs and never move after, so look-ups need no lock and any thread may
+ * call.
  *
  * Bounds: mem_at(), mem_read() and mem_write() are the only doors from a guest-given address to
  * host memory; they refuse ranges that leave a region, wrap round, or write to read-only memory.
@@ -40,11 +41,11 @@ enum mem_page_mark {
 };
 
 struct mem_region {
-    uint64_t start;    /* guest-physical, page aligned */
-    uint64_t size;     /* bytes, whole pages */
-    uint8_t *host;     /* where `start` is in this process */
-    uint8_t *marks;    /* one byte a page, enum mem_page_mark */
-    bool read_only;    /* the guest's writes are dropped; mem_write() refuses */
+    uint64_t start; /* guest-physical, page aligned */
+    uint64_t size;  /* bytes, whole pages */
+    uint8_t *host;  /* where `start` is in this process */
+    uint8_t *marks; /* one byte a page, enum mem_page_mark */
+    bool read_only; /* the guest's writes are dropped; mem_write() refuses */
 };
 
 struct mem {

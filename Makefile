@@ -1,0 +1,49 @@
+# A thin door to Meson and Ninja.
+#
+#   make          build everything; the programs are then in build/bin/
+#   make run      the main job: a virtual machine with a shell (Ctrl-] q leaves)
+#   make test     every test, plain and under sanitizers; the last line is "N passed, N failed"
+#   make torture  the long tests          make fuzz   the fuzzers, FUZZ_SECONDS each
+#   make bench    beside QEMU TCG, in one run          make format  lay out the C files
+#   make install  honours DESTDIR and PREFIX           make fresh-check  proves tools/deps complete
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 600
+BUILD := build
+
+.PHONY: all run test unit torture fuzz bench install format fresh-check deps clean
+
+all: deps
+	@tools/build $(BUILD)
+
+deps:
+	@tools/install-deps build run test
+
+run: all
+	@tools/run $(BUILD)
+
+test: deps
+	@tools/test
+
+torture: deps
+	@tools/test --torture
+
+fuzz: deps
+	@tools/fuzz --seconds $(FUZZ_SECONDS)
+
+bench: all
+	@tools/install-deps bench
+	@bench/run $(BUILD)
+
+install:
+	@tools/build $(BUILD) --prefix $(PREFIX)
+	@DESTDIR="$(DESTDIR)" meson install -C $(BUILD) --no-rebuild --quiet
+
+format:
+	@tools/format
+
+fresh-check:
+	@tools/install-deps fresh
+	@tools/fresh-check
+
+clean:
+	rm -rf build build-san build-fuzz

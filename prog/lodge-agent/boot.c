@@ -1,0 +1,186 @@
+#include "boot.h"
+
+#include "base/bytes.h"
+#include "base/own.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+
+static const struct row {
+    const char *type, *at, *data;
+    unsigned long flags;
+} mounts[] = {
+    {"proc", "/proc", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC},
+    {"sysfs", "/sys", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC},
+    {"devtmpfs", "/dev", "mode=0755", MS_NOSUID},
+    {"devpts", "/dev/pts", "mode=0620,gid=5,ptmxmode=0666", MS_NOSUID | MS_NOEXEC},
+    {"tmpfs", "/run", "mode=0755", MS_NOSUID | MS_NODEV},
+    {"tmpfs", "/tmp", "mode=1777", MS_NOSUID | MS_NODEV},
+};
+
+/* Names that POSIX programs expect in /dev, which devtmpfs does not make. */
+static const char *const links[][2] = {
+    {"/proc/self/fd", "/dev/fd"},
+    {"/proc/self/fd/0", "/dev/stdin"},
+    {"/proc/self/fd/1", "/dev/stdout"},
+    {"/proc/self/fd/2", "/dev/stderr"},
+};
+
+static void complain(const char *what)
+{
+    dprintf(STDERR_FILENO, "lodge-agent: %s: %s\n", what, strerror(errno));
+}
+
+void boot_mount(void)
+{
+    for (size_t i = 0; i < ARRAY_LEN(mounts); i++) {
+        mkdir(mounts[i].at, 0755);
+        if (mount(mounts[i].type, mounts[i].at, mounts[i].type, mounts[i].flags, mounts[i].data) <
+                0 &&
+            errno != EBUSY)
+            complain(mounts[i].at);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(links); i++)
+        if (symlink(links[i][0], links[i][1]) < 0 && errno != EEXIST)
+            complain(links[i][1]);
+    char name[64];
+    if (!boot_option("lodge.hostname", name, sizeof name))
+        strcpy(name, "lodge");
+    if (sethostname(name, strlen(name)) < 0)
+        complain("host name");
+}
+
+static void load_module(const char *name)
+{
+    char path[256];
+    snprintf(path, sizeof path, "/lib/modules/%s", name);
+    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+        complain(path);
+}
+
+void boot_load_modules(void)
+{
+    char line[128];
+    _cleanup_file_ FILE *list = fopen("/lib/modules/lodge.list", "re");
+    while (list && fgets(line, sizeof line, list)) {
+        line[strcspn(line, "\n")] = '\0';
+        if (*line)
+            load_module(line);
+    }
+}
+
+void boot_network(void)
+{
+    struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+    _cleanup_fd_ int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
+        complain("loopback interface");
+}
+
+bool boot_option(const char *name, char *ret_value, unsigned size)
+{
+    char line[4096];
+    _cleanup_fd_ int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? 0 : read(fd, line, sizeof line - 1);
+    line[max(length, (ssize_t)0)] = '\0';
+    size_t name_length = strlen(name);
+    char *rest = NULL;
+    for (char *word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest))
+        if (!strncmp(word, name, name_length) && word[name_length] == '=') {
+            snprintf(ret_value, size, "%s", word + name_length + 1);
+            return true;
+        }
+    return false;
+}
+
+int boot_open_uevents(void)
+{
+    struct sockaddr_nl address = {.nl_family = AF_NETLINK, .nl_groups = 1};
+    _cleanup_fd_ int fd =
+        socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return -1;
+    return take_fd(&fd);
+}
+
+static bool port_is_called(const char *port, const char *name)
+{
+    char path[320], text[128];
+    snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", port);
+    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (length < 0)
+        return false;
+    text[length] = '\0';
+    text[strcspn(text, "\n")] = '\0';
+    return !strcmp(text, name);
+}
+
+int boot_open_port(const char *name)
+{
+    int found = -1;
+    DIR *ports = opendir("/sys/class/virtio-ports");
+    if (!ports)
+        return -1;
+    for (struct dirent *entry = readdir(ports); entry && found < 0; entry = readdir(ports)) {
+        char path[300];
+        if (*entry->d_name == '.' || !port_is_called(entry->d_name, name))
+            continue;
+        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        found = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    }
+    closedir(ports);
+    return found;
+}
+
+/* Until no child is left, at most `ms`. */
+static void reap_for(int ms)
+{
+    struct timespec now, step = {.tv_nsec = 10 * 1000000};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t end = now.tv_sec * 1000 + now.tv_nsec / 1000000 + ms;
+    sigset_t child;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    for (;;) {
+        pid_t pid = waitpid(-1, NULL, WNOHANG);
+        if (pid < 0)
+            return;
+        if (pid > 0)
+            continue;
+        sigtimedwait(&child, NULL, &step);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec * 1000 + now.tv_nsec / 1000000 >= end)
+            return;
+    }
+}
+
+void boot_shut_down(bool again)
+{
+    kill(-1, SIGTERM);
+    kill(-1, SIGHUP); /* interactive shells ignore SIGTERM */
+    kill(-1, SIGCONT);
+    reap_for(2000);
+    kill(-1, SIGKILL);
+    reap_for(200);
+    sync();
+    reboot(again ? RB_AUTOBOOT : RB_POWER_OFF);
+    complain("reboot");
+    for (;;)
+        pause();
+}

@@ -1,0 +1,29 @@
+/*
+ * boot.h: what PID 1 of the default image does before and after everything else.
+ *
+ * Nothing here waits: file systems and modules are there when the calls return, and what the kernel
+ * announces later (the channel's port, a console of virtio's) is found again at each uevent.
+ */
+#pragma once
+
+#include <stdbool.h>
+
+/* /proc, /sys, /dev, /dev/pts, /run, /tmp; the host's name; the loopback interface. What fails is
+ * said on the console and left out. */
+void boot_mount(void);
+/* Loads the files that /lib/modules/lodge.list names, in its order. */
+void boot_load_modules(void);
+void boot_network(void);
+
+/* The value of `name=` on the kernel's command line, in `value`; false where there is none. */
+bool boot_option(const char *name, char *ret_value, unsigned size);
+
+/* A descriptor on which the kernel announces devices, or -1. */
+int boot_open_uevents(void);
+
+/* Opens the virtio port that is called `name`, non-blocking; -1 while there is none. */
+int boot_open_port(const char *name);
+
+/* SIGTERM to all, two seconds of patience, SIGKILL, sync, and off or round again. Does not return.
+ */
+void boot_shut_down(bool reboot) __attribute__((noreturn));

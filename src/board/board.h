@@ -1,0 +1,126 @@
+/*
+ * board.h: one machine.
+ *
+ * A board joins an engine to guest memory and devices, loads the kernel, and runs each vCPU on a
+ * thread of its own. What it looks like to the guest is the table in board_devices.c and the map
+ * in board_map.h.
+ *
+ * Threads: the functions here belong to one thread, the owner's (main of lodge-vmm), except
+ * board_event_fd()'s descriptor, which anybody may poll. Inside run: "vcpu0".. (one a vCPU),
+ * "timers" (devices' timers), "serial" (the streams behind COM1), and the virtio devices' own.
+ *
+ *                 board_start()            board_pause(), or a final event
+ *     new ------------------------> running --------------------------------> stopped
+ *                                      ^                                        |
+ *                                      +----- board_resume(), board_reset() ----+
+ *
+ * When something happens that the owner must decide on (the guest resets, powers off, faults), the
+ * board stops by itself, all vCPUs parked, and tells with an event. board_reset() then brings the
+ * machine back to its first instruction: devices reset, memory dropped, kernel loaded again from
+ * the same descriptors. It works any number of times.
+ *
+ * Who owns what: descriptors stay the caller's, except console ports', which belong to the board
+ * once board_new() has returned 0. board_free() stops everything and may be called at any time.
+ *
+ * Errors: board_new() and board_reset() say what could not be had, or what is wrong with the kernel
+ * (load.h).
+ *
+ *     r = board_new(&config, &board, err);
+ *     board_start(board);
+ *     for (;;) {
+ *         poll on board_event_fd(board), then
+ *         while (board_event_next(board, &event)) ...
+ *     }
+ */
+#pragma once
+
+#include "base/err.h"
+#include "cpu/engine.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    BOARD_CONSOLES_MAX = 8,
+    BOARD_TEXT_MAX = 4096,
+};
+
+struct board;
+
+struct board_console {
+    const char *name; /* NULL = the hvc console, at most one */
+    int fd;           /* connected stream socket */
+};
+
+struct board_config {
+    const struct engine_ops *engine;
+    int kvm_fd;      /* for the KVM engine; else ignored */
+    uint64_t memory; /* bytes, a multiple of 4 KiB, at least BOARD_MEMORY_MIN */
+    unsigned cpus;   /* 1..ENGINE_VCPUS_MAX */
+
+    int kernel_fd;
+    int initrd_fd; /* -1 = none */
+    const char *command_line;
+
+    int serial_in_fd, serial_out_fd; /* COM1; -1 = nobody there */
+    const struct board_console *consoles;
+    unsigned console_count; /* <= BOARD_CONSOLES_MAX */
+};
+
+enum { BOARD_MEMORY_MIN = 2 << 20 };
+
+enum board_event_kind {
+    BOARD_EVENT_NONE,
+    BOARD_EVENT_READY,        /* value: CLOCK_MONOTONIC ns of the first guest instruction */
+    BOARD_EVENT_CONSOLE,      /* port, value: 1 = the guest opened it, 0 = closed */
+    BOARD_EVENT_PANICKED,     /* the guest's kernel wrote to the panic port; it goes on */
+    /* The machine has stopped. */
+    BOARD_EVENT_RESET,        /* the guest asked for a reset */
+    BOARD_EVENT_POWER_OFF,
+    BOARD_EVENT_DEBUG_EXIT,   /* value: what was written to the exit port */
+    BOARD_EVENT_TRIPLE_FAULT, /* text: which vCPU, its registers */
+    BOARD_EVENT_ERROR,        /* text: the engine cannot go on */
+};
+
+struct board_event {
+    enum board_event_kind kind;
+    unsigned port;
+    uint64_t value;
+    char text[BOARD_TEXT_MAX];
+};
+
+/* Makes the machine and loads the kernel; nothing runs yet. */
+int board_new(const struct board_config *config, struct board **ret_board, struct err *err);
+void board_free(struct board *board);
+
+/* Lets the vCPUs go. -EAGAIN and the like where a thread is not to be had. */
+int board_start(struct board *board, struct err *err);
+
+/* Stops all vCPUs and the guest's clock; returns when they stand. Pausing twice is one pause. */
+void board_pause(struct board *board);
+/* Goes on, unless a final event stopped the machine. */
+void board_resume(struct board *board);
+
+/* Back to the first instruction and running. */
+int board_reset(struct board *board, struct err *err);
+
+/* Readable while there are events. */
+int board_event_fd(struct board *board);
+/* True and the next event, or false. Bounded: what the guest does again and again is one event
+ * until it is fetched. */
+bool board_event_next(struct board *board, struct board_event *ret_event);
+
+/* ACPI power button. False when the guest does not listen to it. */
+bool board_power_button(struct board *board);
+/* The terminal behind a console port has this size. */
+void board_console_size(struct board *board, unsigned port, uint16_t cols, uint16_t rows);
+
+/* With the machine stopped: sends what the guest has written to COM1 and to its consoles on its
+ * way, for at most `timeout_ms`. True when all is out, or nobody is there to take it. */
+bool board_drain(struct board *board, int timeout_ms);
+
+struct board_stats {
+    uint64_t instructions;   /* by all vCPUs, 0 where the engine cannot tell */
+    uint64_t guest_resident; /* bytes of guest memory that the host holds in RAM */
+};
+void board_stats(struct board *board, struct board_stats *ret_stats);

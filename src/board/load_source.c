@@ -1,0 +1,73 @@
+#include "board/load_source.h"
+
+#include "base/bytes.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int load_source_open(struct load_source *ret_source, const char *what, int fd, struct err *err)
+{
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return err_errno(err, errno, "%s", what);
+    if (!S_ISREG(status.st_mode))
+        return err_set(err, -EINVAL, "the %s is not a regular file", what);
+    if (status.st_size == 0)
+        return err_set(err, -ENOEXEC, "the %s file is empty", what);
+    *ret_source = (struct load_source){.what = what, .fd = fd, .size = (uint64_t)status.st_size};
+    return 0;
+}
+
+void load_source_borrow(struct load_source *ret_source, const char *what, const void *bytes,
+                        uint64_t size)
+{
+    *ret_source = (struct load_source){.what = what, .fd = -1, .bytes = bytes, .size = size};
+}
+
+int load_source_room(struct load_source *ret_source, const char *what, uint64_t size,
+                     struct err *err)
+{
+    void *room = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return err_errno(err, errno, "no room for %" PRIu64 " bytes of %s", size, what);
+    *ret_source = (struct load_source){
+        .what = what, .fd = -1, .bytes = room, .size = size, .room = room, .room_size = size};
+    return 0;
+}
+
+void load_source_free(struct load_source *source)
+{
+    if (source->room)
+        munmap(source->room, source->room_size);
+    *source = (struct load_source){.fd = -1};
+}
+
+int load_source_read(const struct load_source *source, uint64_t offset, void *to, uint64_t size,
+                     struct err *err)
+{
+    if (!range_fits(offset, size, source->size))
+        return err_set(err, -ENOEXEC,
+                       "the %s is truncated: it has %" PRIu64 " bytes and speaks of %" PRIu64
+                       " at %" PRIu64 "; fetch or build the file again",
+                       source->what, source->size, size, offset);
+    if (source->bytes) {
+        memcpy(to, source->bytes + offset, size);
+        return 0;
+    }
+    uint64_t done = 0;
+    while (done < size) {
+        ssize_t n = pread(source->fd, (char *)to + done, size - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return err_errno(err, errno, "cannot read the %s", source->what);
+        if (n == 0)
+            return err_set(err, -ENOEXEC, "the %s became shorter while it was read", source->what);
+        done += (uint64_t)n;
+    }
+    return 0;
+}

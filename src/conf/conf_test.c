@@ -1,0 +1,224 @@
+#include "base/bytes.h"
+#include "base/own.h"
+#include "conf/guest.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+typedef int reader(struct guest_conf *, const char *, size_t, const char *, struct err *);
+
+static void expect_error(reader *read, const char *text, const char *message)
+{
+    struct guest_conf conf;
+    struct err err = {0};
+    guest_conf_init(&conf);
+    conf.memory = MIB(77);
+    assert_int_equal(read(&conf, text, strlen(text), "f", &err), -EINVAL);
+    if (!strstr(err.text, message))
+        fail_msg("'%s' does not hold '%s'", err.text, message);
+    assert_int_equal(conf.memory, MIB(77)); /* an error changes nothing */
+    assert_null(conf.kernel);
+    guest_conf_free(&conf);
+}
+
+static void vmconf_reads_the_file_of_the_manual(void **state)
+{
+    static const char text[] = "# a guest\n"
+                               "kernel = \"/boot/vmlinuz\"\n"
+                               "initrd = \"/boot/initrd.img\"\n\n"
+                               "appended = \"console=ttyS0\"   # its console\n"
+                               "root = \"/dev/sda1\"\n"
+                               "  mem=\"1.5G\"\r\n"
+                               "vcpus = \"3\"\n"
+                               "name = \"a \\\"b\\\\\"";
+    struct guest_conf conf;
+    struct err err = {0};
+    guest_conf_init(&conf);
+    assert_int_equal(guest_conf_read_vmconf(&conf, text, strlen(text), "vm.conf", &err), 0);
+    assert_string_equal(conf.kernel, "/boot/vmlinuz");
+    assert_string_equal(conf.initrd, "/boot/initrd.img");
+    assert_string_equal(conf.append, "console=ttyS0 root=/dev/sda1");
+    assert_string_equal(conf.name, "a \"b\\");
+    assert_int_equal(conf.memory, MIB(1536));
+    assert_int_equal(conf.cpus, 3);
+    assert_int_equal(guest_conf_check(&conf, &err), 0);
+    guest_conf_free(&conf);
+}
+
+static void vmconf_errors_name_line_and_column(void **state)
+{
+    static const struct {
+        const char *text, *message;
+    } cases[] = {
+        {"kernel = \"/k\"\ncolour = \"red\"\n", "f:2:1: unknown key 'colour'"},
+        {"\n  mem = \"0\"", "f:2:10: memory of 0 bytes is too little"},
+        {"mem = \"3\"", "f:1:8: memory of 3 bytes is too little; a guest needs at least 16M"},
+        {"mem = \"16777217\"", "no multiple of 4K"},
+        {"mem = \"lots\"", "f:1:8: 'lots' is no size"},
+        {"vcpus = \"0\"", "f:1:10: 0 CPUs: a guest has 1 to 64"},
+        {"vcpus = \"300\"", "f:1:10: 300 CPUs"},
+        {"vcpus = \"-1\"", "'-1' is no number of CPUs"},
+        {"vcpus = 2", "f:1:9: a value in double quotes"},
+        {"mem \"512M\"", "f:1:5: '=' is missing"},
+        {"mem = \"512M", "f:1:7: the value's closing quote is missing"},
+        {"mem = \"512M\nvcpus = \"1\"", "f:1:7: the value's closing quote is missing"},
+        {"mem = \"512M\" 1", "f:1:14: only a comment can follow"},
+        {"mem = \"64M\"\nmem = \"64M\"", "f:2:1: 'mem' was set on line 1 already"},
+        {"name = \"a\\n\"", "f:1:10: after a backslash"},
+        {"= \"x\"", "f:1:1: a key must stand here"},
+        {"kernel = \"\"", "'kernel' is empty"},
+        {"root = \"/dev/sda ro\"", "root must be one word"},
+        {"engine = \"qemu\"", "engine 'qemu' is unknown"},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++)
+        expect_error(guest_conf_read_vmconf, cases[i].text, cases[i].message);
+
+    struct guest_conf conf;
+    struct err err = {0};
+    guest_conf_init(&conf);
+    assert_int_equal(guest_conf_read_vmconf(&conf, "mem\0 = 1", 8, "f", &err), -EINVAL);
+    assert_string_equal(err.text, "f:1:4: a NUL byte; this is no text file");
+    guest_conf_free(&conf);
+}
+
+static void json_errors_name_line_and_column(void **state)
+{
+    static const struct {
+        const char *text, *message;
+    } cases[] = {
+        {"{\"cpus\": 2,\n  \"colour\": 1}", "f:2:3: unknown field 'colour'"},
+        {"{\"cpus\": 2,\n  \"memory\" 1}", "f:2:12: "},
+        {"{\"cpus\": 2,\n\"cpus\": 3}", "f:2:"},
+        {"{\"name\": \"cpus\", \"cpus\": 65}", "f:1:18: cpus: 65 CPUs"},
+        {"{\"memory\": 3}", "f:1:2: memory: memory of 3 bytes"},
+        {"{\"memory\": -1}", "must be a number of bytes"},
+        {"{\"kernel\": 3}", "kernel: must be a string"},
+        {"{\"engine\": true}", "engine: must be"},
+        {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
+        {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
+        {"{\"consoles\": [1]}", "must hold objects"},
+        {"[]", "f:1:1: a definition is one object"},
+        {"", "f:1:1: "},
+        {"{} {}", "f:1:4: "},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++)
+        expect_error(guest_conf_read_json, cases[i].text, cases[i].message);
+}
+
+static void json_goes_round(void **state)
+{
+    struct guest_conf conf, back;
+    struct err err = {0};
+    guest_conf_init(&conf);
+    guest_conf_init(&back);
+    conf.name = strdup("we\"b");
+    conf.kernel = strdup("/boot/vmlinuz-\xc3\xa9");
+    guest_conf_append(&conf, "quiet");
+    guest_conf_append(&conf, "panic=-1");
+    conf.memory = GIB(3);
+    conf.cpus = 64;
+    conf.engine = GUEST_ENGINE_SOFT;
+    conf.kernel_fd = 0;
+    conf.control_fd = 12;
+    conf.consoles[0].fd = 5;
+    conf.consoles[1] = (struct guest_console){strdup("org.lodge.agent"), 6};
+    conf.console_count = 2;
+    _cleanup_free_ char *text = guest_conf_write_json(&conf);
+    assert_non_null(text);
+    assert_int_equal(guest_conf_read_json(&back, text, strlen(text), "f", &err), 0);
+    assert_string_equal(back.name, conf.name);
+    assert_string_equal(back.kernel, conf.kernel);
+    assert_string_equal(back.append, "quiet panic=-1");
+    assert_null(back.initrd);
+    assert_int_equal(back.memory, conf.memory);
+    assert_int_equal(back.cpus, 64);
+    assert_int_equal(back.engine, GUEST_ENGINE_SOFT);
+    assert_int_equal(back.kernel_fd, 0);
+    assert_int_equal(back.initrd_fd, -1);
+    assert_int_equal(back.control_fd, 12);
+    assert_int_equal(back.console_count, 2);
+    assert_null(back.consoles[0].name);
+    assert_int_equal(back.consoles[0].fd, 5);
+    assert_string_equal(back.consoles[1].name, "org.lodge.agent");
+    assert_int_equal(back.consoles[1].fd, 6);
+    _cleanup_free_ char *again = guest_conf_write_json(&back);
+    assert_string_equal(again, text);
+    guest_conf_free(&conf);
+    guest_conf_free(&back);
+}
+
+static void sizes_are_read_exactly(void **state)
+{
+    static const struct {
+        const char *text;
+        uint64_t bytes; /* 0 = an error */
+    } cases[] = {
+        {"512M", MIB(512)},
+        {"1G", GIB(1)},
+        {"1.5G", MIB(1536)},
+        {"1GiB", GIB(1)},
+        {"2gb", GIB(2)},
+        {"64k", KIB(64)},
+        {"1T", GIB(1024)},
+        {"268435456", MIB(256)},
+        {"3", 3},
+        {"7B", 7},
+        {"0.5K", 512},
+        {"18446744073709551615", UINT64_MAX},
+        {"18446744073709551616", 0},
+        {"16777216T", 0},
+        {"0", 0},
+        {"0M", 0},
+        {"", 0},
+        {"M", 0},
+        {"-1", 0},
+        {"1.5", 0},
+        {"1.G", 0},
+        {"1.5.5G", 0},
+        {"1 G", 0},
+        {"1P", 0},
+        {"1GG", 0},
+        {"0x10", 0},
+        {"1.1234567890G", 0},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        uint64_t bytes = 0;
+        struct err err = {0};
+        int r = guest_parse_size(cases[i].text, &bytes, &err);
+        if (bytes != cases[i].bytes || (r < 0) != (cases[i].bytes == 0))
+            fail_msg("'%s' read as %llu (%d)", cases[i].text, (unsigned long long)bytes, r);
+        assert_int_equal(r < 0, *err.text != '\0');
+    }
+}
+
+static void a_definition_without_kernel_is_refused(void **state)
+{
+    struct guest_conf conf;
+    struct err err = {0};
+    guest_conf_init(&conf);
+    assert_int_equal(guest_conf_check(&conf, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "no kernel"));
+    conf.kernel_fd = 3;
+    assert_int_equal(guest_conf_check(&conf, &err), 0);
+    guest_conf_free(&conf);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(vmconf_reads_the_file_of_the_manual),
+        cmocka_unit_test(vmconf_errors_name_line_and_column),
+        cmocka_unit_test(json_errors_name_line_and_column),
+        cmocka_unit_test(json_goes_round),
+        cmocka_unit_test(sizes_are_read_exactly),
+        cmocka_unit_test(a_definition_without_kernel_is_refused),
+    };
+    return cmocka_run_group_tests_name("conf", tests, NULL, NULL);
+}

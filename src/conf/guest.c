@@ -1,0 +1,241 @@
+#include "conf/guest.h"
+
+#include "base/own.h"
+#include "conf/private.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const engine_names[GUEST_ENGINE_MAX] = {
+    [GUEST_ENGINE_AUTO] = "auto",
+    [GUEST_ENGINE_KVM] = "kvm",
+    [GUEST_ENGINE_SOFT] = "soft",
+};
+
+const char *guest_engine_name(enum guest_engine engine)
+{
+    return engine_names[engine];
+}
+
+void guest_conf_init(struct guest_conf *conf)
+{
+    *conf = (struct guest_conf){
+        .engine = GUEST_ENGINE_AUTO,
+        .memory = MIB(512),
+        .cpus = 1,
+        .append = strdup(""),
+        .kernel_fd = -1,
+        .initrd_fd = -1,
+        .kvm_fd = -1,
+        .serial_in_fd = -1,
+        .serial_out_fd = -1,
+        .control_fd = -1,
+    };
+    for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
+        conf->consoles[i].fd = -1;
+}
+
+void guest_conf_free(struct guest_conf *conf)
+{
+    if (!conf)
+        return;
+    free(conf->name);
+    free(conf->kernel);
+    free(conf->initrd);
+    free(conf->append);
+    for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
+        free(conf->consoles[i].name);
+    *conf = (struct guest_conf){0};
+}
+
+static int copy_string(char **to, const char *from)
+{
+    *to = from ? strdup(from) : NULL;
+    return from && !*to ? -ENOMEM : 0;
+}
+
+int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
+{
+    *to = *from;
+    to->name = to->kernel = to->initrd = to->append = NULL;
+    for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
+        to->consoles[i].name = NULL;
+    int r = copy_string(&to->name, from->name);
+    if (r >= 0)
+        r = copy_string(&to->kernel, from->kernel);
+    if (r >= 0)
+        r = copy_string(&to->initrd, from->initrd);
+    if (r >= 0)
+        r = copy_string(&to->append, from->append);
+    for (size_t i = 0; r >= 0 && i < GUEST_CONSOLES_MAX; i++)
+        r = copy_string(&to->consoles[i].name, from->consoles[i].name);
+    if (r < 0)
+        guest_conf_free(to);
+    return r;
+}
+
+int guest_conf_append(struct guest_conf *conf, const char *words)
+{
+    if (!*words)
+        return 0;
+    char *joined;
+    const char *before = conf->append ? conf->append : "";
+    if (asprintf(&joined, "%s%s%s", before, *before ? " " : "", words) < 0)
+        return -ENOMEM;
+    free(conf->append);
+    conf->append = joined;
+    return 0;
+}
+
+static int suffix_shift(const char *suffix)
+{
+    static const char letters[] = "KMGT";
+    if (!*suffix)
+        return 0;
+    if (!strcmp(suffix, "B"))
+        return 0;
+    char upper = (char)(*suffix >= 'a' && *suffix <= 'z' ? *suffix - 'a' + 'A' : *suffix);
+    const char *found = strchr(letters, upper);
+    if (!found || !upper)
+        return -EINVAL;
+    const char *rest = suffix + 1;
+    if (*rest && strcmp(rest, "B") && strcmp(rest, "iB") && strcmp(rest, "b"))
+        return -EINVAL;
+    return 10 * (int)(found - letters + 1);
+}
+
+static int not_a_size(const char *text, struct err *err)
+{
+    return err_set(err, -EINVAL, "'%.64s' is no size; write it like 512M, 1.5G or 268435456", text);
+}
+
+/* Digits of a fraction, as a share of 2^shift: "5" with shift 30 is 0.5 * 2^30. Exact in 64 bits
+ * for the nine digits that are accepted. */
+static int parse_fraction(const char **at, int shift, uint64_t *ret_bytes)
+{
+    uint64_t digits = 0, scale = 1;
+    const char *start = *at;
+    for (; **at >= '0' && **at <= '9'; (*at)++) {
+        if (*at - start >= 9)
+            return -EINVAL;
+        digits = digits * 10 + (uint64_t)(**at - '0');
+        scale *= 10;
+    }
+    if (*at == start || suffix_shift(*at) != shift)
+        return -EINVAL;
+    unsigned __int128 bytes = ((unsigned __int128)digits << shift) / scale;
+    *ret_bytes = (uint64_t)bytes;
+    return 0;
+}
+
+int guest_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
+{
+    const char *at = text;
+    uint64_t whole = 0, fraction = 0;
+    for (; *at >= '0' && *at <= '9'; at++)
+        if (__builtin_mul_overflow(whole, UINT64_C(10), &whole) ||
+            __builtin_add_overflow(whole, (uint64_t)(*at - '0'), &whole))
+            return err_set(err, -EINVAL, "size '%.64s' does not fit 64 bits", text);
+    if (at == text)
+        return not_a_size(text, err);
+    const char *suffix = at;
+    if (*at == '.')
+        suffix = at + 1 + strspn(at + 1, "0123456789");
+    int shift = suffix_shift(suffix);
+    if (shift < 0)
+        return not_a_size(text, err);
+    if (*at == '.') {
+        at++;
+        if (shift == 0 || parse_fraction(&at, shift, &fraction) < 0)
+            return not_a_size(text, err);
+    }
+    uint64_t bytes;
+    if (__builtin_mul_overflow(whole, UINT64_C(1) << shift, &bytes) ||
+        __builtin_add_overflow(bytes, fraction, &bytes))
+        return err_set(err, -EINVAL, "size '%.64s' does not fit 64 bits", text);
+    if (bytes == 0)
+        return err_set(err, -EINVAL, "size '%.64s' is nothing; write it like 512M", text);
+    *ret_bytes = bytes;
+    return 0;
+}
+
+int guest_check_memory(uint64_t bytes, struct err *err)
+{
+    if (bytes < GUEST_MEMORY_MIN)
+        return err_set(err, -EINVAL,
+                       "memory of %" PRIu64 " bytes is too little; a guest needs at least 16M",
+                       bytes);
+    if (bytes > GUEST_MEMORY_MAX)
+        return err_set(err, -EINVAL, "memory of %" PRIu64 " bytes is more than the largest, 1T",
+                       bytes);
+    if (bytes % 4096)
+        return err_set(err, -EINVAL,
+                       "memory of %" PRIu64 " bytes is no multiple of 4K; write it like 512M",
+                       bytes);
+    return 0;
+}
+
+int guest_check_cpus(uint64_t cpus, struct err *err)
+{
+    if (cpus < 1 || cpus > GUEST_CPUS_MAX)
+        return err_set(err, -EINVAL, "%" PRIu64 " CPUs: a guest has 1 to %d", cpus, GUEST_CPUS_MAX);
+    return 0;
+}
+
+int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err)
+{
+    uint64_t bytes;
+    int r = strspn(text, "0.") == strlen(text) && *text == '0' ? 0 : 1;
+    if (r == 0)
+        return guest_check_memory(0, err);
+    r = guest_parse_size(text, &bytes, err);
+    if (r >= 0)
+        r = guest_check_memory(bytes, err);
+    if (r >= 0)
+        conf->memory = bytes;
+    return r;
+}
+
+int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *err)
+{
+    uint64_t cpus = 0;
+    size_t length = strlen(text);
+    if (length == 0 || length > 9 || strspn(text, "0123456789") != length)
+        return err_set(err, -EINVAL, "'%.64s' is no number of CPUs; a guest has 1 to %d", text,
+                       GUEST_CPUS_MAX);
+    for (const char *at = text; *at; at++)
+        cpus = cpus * 10 + (uint64_t)(*at - '0');
+    int r = guest_check_cpus(cpus, err);
+    if (r >= 0)
+        conf->cpus = (unsigned)cpus;
+    return r;
+}
+
+int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err)
+{
+    for (enum guest_engine engine = 0; engine < GUEST_ENGINE_MAX; engine++)
+        if (!strcmp(text, engine_names[engine])) {
+            conf->engine = engine;
+            return 0;
+        }
+    return err_set(err, -EINVAL, "engine '%.64s' is unknown; there are auto, kvm and soft", text);
+}
+
+int guest_conf_check(const struct guest_conf *conf, struct err *err)
+{
+    int r = guest_check_memory(conf->memory, err);
+    if (r >= 0)
+        r = guest_check_cpus(conf->cpus, err);
+    if (r < 0)
+        return r;
+    if (!conf->kernel && conf->kernel_fd < 0)
+        return err_set(err, -EINVAL,
+                       "no kernel; name one with kernel = \"...\" or --kernel, "
+                       "or an image");
+    if (conf->console_count > GUEST_CONSOLES_MAX)
+        return err_set(err, -EINVAL, "%u consoles: a guest has at most %d", conf->console_count,
+                       GUEST_CONSOLES_MAX);
+    return 0;
+}

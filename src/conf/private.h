@@ -1,0 +1,24 @@
+/*
+ * private.h: what the readers of src/conf share with each other and with nobody else.
+ */
+#pragma once
+
+#include "conf/guest.h"
+
+/* A deep copy; `to` is empty after -ENOMEM. */
+int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from);
+
+int guest_check_memory(uint64_t bytes, struct err *err);
+int guest_check_cpus(uint64_t cpus, struct err *err);
+
+/* Where in a text: both count from 1, columns in bytes. */
+struct text_place {
+    unsigned line, column;
+};
+
+/* -EINVAL with "origin:line:column: phrase", the form that editors and compilers know. */
+int guest_text_error(struct err *err, const char *origin, struct text_place place,
+                     const char *format, ...) __attribute__((format(printf, 4, 5)));
+
+/* 0 where a reader may look at the text at all: not too long, no NUL byte. */
+int guest_text_check(const char *text, size_t length, const char *origin, struct err *err);

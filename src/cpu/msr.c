@@ -1,0 +1,67 @@
+#include "cpu/msr.h"
+
+const uint32_t cpu_msr_index[CPU_MSR_MAX] = {
+    [CPU_MSR_TSC] = 0x10,
+    [CPU_MSR_APIC_BASE] = 0x1b,
+    [CPU_MSR_SYSENTER_CS] = 0x174,
+    [CPU_MSR_SYSENTER_ESP] = 0x175,
+    [CPU_MSR_SYSENTER_EIP] = 0x176,
+    [CPU_MSR_STAR] = 0xc0000081,
+    [CPU_MSR_LSTAR] = 0xc0000082,
+    [CPU_MSR_CSTAR] = 0xc0000083,
+    [CPU_MSR_SYSCALL_MASK] = 0xc0000084,
+    [CPU_MSR_KERNEL_GS_BASE] = 0xc0000102,
+    [CPU_MSR_TSC_AUX] = 0xc0000103,
+    [CPU_MSR_PAT] = 0x277,
+    [CPU_MSR_MISC_ENABLE] = 0x1a0,
+    [CPU_MSR_TSC_DEADLINE] = 0x6e0,
+    [CPU_MSR_TSC_ADJUST] = 0x3b,
+    [CPU_MSR_SPEC_CTRL] = MSR_SPEC_CTRL,
+    [CPU_MSR_DEBUGCTL] = 0x1d9,
+    [CPU_MSR_MTRR_DEF_TYPE] = 0x2ff,
+    [CPU_MSR_MTRR_FIX64K_00000] = 0x250,
+    [CPU_MSR_MTRR_FIX16K_80000] = 0x258,
+    [CPU_MSR_MTRR_FIX16K_A0000] = 0x259,
+    [CPU_MSR_MTRR_FIX4K_C0000] = 0x268,
+    [CPU_MSR_MTRR_FIX4K_C0000 + 1] = 0x269,
+    [CPU_MSR_MTRR_FIX4K_C0000 + 2] = 0x26a,
+    [CPU_MSR_MTRR_FIX4K_C0000 + 3] = 0x26b,
+    [CPU_MSR_MTRR_FIX4K_C0000 + 4] = 0x26c,
+    [CPU_MSR_MTRR_FIX4K_C0000 + 5] = 0x26d,
+    [CPU_MSR_MTRR_FIX4K_C0000 + 6] = 0x26e,
+    [CPU_MSR_MTRR_FIX4K_F8000] = 0x26f,
+    [CPU_MSR_MTRR_PHYS_BASE0] = 0x200,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 1] = 0x201,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 2] = 0x202,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 3] = 0x203,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 4] = 0x204,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 5] = 0x205,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 6] = 0x206,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 7] = 0x207,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 8] = 0x208,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 9] = 0x209,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 10] = 0x20a,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 11] = 0x20b,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 12] = 0x20c,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 13] = 0x20d,
+    [CPU_MSR_MTRR_PHYS_BASE0 + 14] = 0x20e,
+    [CPU_MSR_MTRR_PHYS_MASK7] = 0x20f,
+    [CPU_MSR_KVM_WALL_CLOCK] = 0x4b564d00,
+    [CPU_MSR_KVM_SYSTEM_TIME] = 0x4b564d01,
+    [CPU_MSR_KVM_ASYNC_PF] = 0x4b564d02,
+    [CPU_MSR_KVM_STEAL_TIME] = 0x4b564d03,
+    [CPU_MSR_KVM_PV_EOI] = 0x4b564d04,
+    [CPU_MSR_KVM_POLL_CONTROL] = 0x4b564d05,
+};
+
+int cpu_msr_slot(uint32_t index)
+{
+    if (index == MSR_KVM_WALL_CLOCK_OLD)
+        return CPU_MSR_KVM_WALL_CLOCK;
+    if (index == MSR_KVM_SYSTEM_TIME_OLD)
+        return CPU_MSR_KVM_SYSTEM_TIME;
+    for (int slot = 0; slot < CPU_MSR_MAX; slot++)
+        if (cpu_msr_index[slot] == index)
+            return slot;
+    return -1;
+}

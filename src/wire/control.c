@@ -1,0 +1,132 @@
+#include "wire/control.h"
+
+#include "base/bytes.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum { AT_LENGTH = 0, AT_TYPE = 4, AT_ZERO = 6 };
+
+/* Payload of each type: a fixed part, then text where the type has one. */
+static const struct layout {
+    uint16_t type;
+    uint16_t fixed;
+    bool text;
+} layouts[] = {
+    {CONTROL_READY, 8 + CONTROL_NAME_MAX, true},
+    {CONTROL_CONSOLE_OPENED, 5, false},
+    {CONTROL_RESET, 0, false},
+    {CONTROL_POWER_OFF, 0, false},
+    {CONTROL_TRIPLE_FAULT, 0, true},
+    {CONTROL_DEBUG_EXIT, 4, false},
+    {CONTROL_PANICKED, 0, false},
+    {CONTROL_ERROR, 0, true},
+    {CONTROL_STATS, 24, false},
+    {CONTROL_POWER_BUTTON, 0, false},
+    {CONTROL_RESET_NOW, 0, false},
+    {CONTROL_PAUSE, 0, false},
+    {CONTROL_RESUME, 0, false},
+    {CONTROL_QUIT, 0, false},
+    {CONTROL_CONSOLE_SIZE, 8, false},
+    {CONTROL_STATS_ASK, 0, false},
+};
+
+static const struct layout *layout_find(unsigned type)
+{
+    for (size_t i = 0; i < ARRAY_LEN(layouts); i++)
+        if (layouts[i].type == type)
+            return &layouts[i];
+    return NULL;
+}
+
+static void fixed_write(const struct control_message *message, uint8_t *to)
+{
+    switch (message->type) {
+    case CONTROL_READY:
+        le64_write(to, message->time_ns);
+        memcpy(to + 8, message->engine, CONTROL_NAME_MAX);
+        break;
+    case CONTROL_CONSOLE_OPENED:
+        le32_write(to, message->port);
+        to[4] = message->open;
+        break;
+    case CONTROL_DEBUG_EXIT: le32_write(to, message->code); break;
+    case CONTROL_STATS:
+        le64_write(to, message->instructions);
+        le64_write(to + 8, message->resident);
+        le64_write(to + 16, message->guest_resident);
+        break;
+    case CONTROL_CONSOLE_SIZE:
+        le32_write(to, message->port);
+        le16_write(to + 4, message->cols);
+        le16_write(to + 6, message->rows);
+        break;
+    default: break;
+    }
+}
+
+/* False where a value is out of its range. */
+static bool fixed_read(const uint8_t *from, struct control_message *message)
+{
+    switch (message->type) {
+    case CONTROL_READY:
+        message->time_ns = le64_read(from);
+        memcpy(message->engine, from + 8, CONTROL_NAME_MAX);
+        return memchr(message->engine, 0, CONTROL_NAME_MAX) != NULL;
+    case CONTROL_CONSOLE_OPENED:
+        message->port = le32_read(from);
+        message->open = from[4];
+        return from[4] <= 1;
+    case CONTROL_DEBUG_EXIT: message->code = le32_read(from); return message->code <= 255;
+    case CONTROL_STATS:
+        message->instructions = le64_read(from);
+        message->resident = le64_read(from + 8);
+        message->guest_resident = le64_read(from + 16);
+        return true;
+    case CONTROL_CONSOLE_SIZE:
+        message->port = le32_read(from);
+        message->cols = le16_read(from + 4);
+        message->rows = le16_read(from + 6);
+        return true;
+    default: return true;
+    }
+}
+
+size_t control_encode(const struct control_message *message, uint8_t ret_bytes[CONTROL_MESSAGE_MAX])
+{
+    const struct layout *layout = layout_find(message->type);
+    uint8_t *payload = ret_bytes + CONTROL_HEADER_SIZE;
+    size_t text = layout->text ? strnlen(message->text, CONTROL_TEXT_MAX) : 0;
+    le32_write(ret_bytes + AT_LENGTH, (uint32_t)(layout->fixed + text));
+    le16_write(ret_bytes + AT_TYPE, layout->type);
+    le16_write(ret_bytes + AT_ZERO, 0);
+    fixed_write(message, payload);
+    memcpy(payload + layout->fixed, message->text, text);
+    return CONTROL_HEADER_SIZE + layout->fixed + text;
+}
+
+int control_decode(const uint8_t *bytes, size_t size, struct control_message *ret_message,
+                   struct err *err)
+{
+    if (size < CONTROL_HEADER_SIZE)
+        return 0;
+    uint32_t length = le32_read(bytes + AT_LENGTH);
+    unsigned type = le16_read(bytes + AT_TYPE);
+    const struct layout *layout = layout_find(type);
+    if (!layout || le16_read(bytes + AT_ZERO))
+        return err_set(err, -EBADMSG, "control message of unknown type %u", type);
+    if (length < layout->fixed ||
+        length - layout->fixed > (layout->text ? (uint32_t)CONTROL_TEXT_MAX : 0))
+        return err_set(err, -EBADMSG, "control message of type %u has %u bytes", type, length);
+    if (size - CONTROL_HEADER_SIZE < length)
+        return 0;
+
+    const uint8_t *payload = bytes + CONTROL_HEADER_SIZE;
+    struct control_message message = {.type = (enum control_type)type};
+    size_t text = length - layout->fixed;
+    if (!fixed_read(payload, &message) || memchr(payload + layout->fixed, 0, text))
+        return err_set(err, -EBADMSG, "control message of type %u has a value out of range", type);
+    memcpy(message.text, payload + layout->fixed, text);
+    *ret_message = message;
+    return (int)(CONTROL_HEADER_SIZE + length);
+}

@@ -1,0 +1,89 @@
+/*
+ * control.h: the messages between lodge-vmm and whoever owns it (lodge, later lodged).
+ *
+ * One connected Unix socket, SEQPACKET or STREAM. A message is a header of eight bytes (payload
+ * length, 32 bits; type, 16 bits; zero, 16 bits; all little-endian) and at most CONTROL_PAYLOAD_MAX
+ * bytes of payload. On a SEQPACKET socket one packet carries one message.
+ *
+ * Events, from the VMM:
+ *   READY           the first vCPU is about to execute the guest's first instruction; which engine
+ *                   runs it, why, and when that was (CLOCK_MONOTONIC)
+ *   CONSOLE_OPENED  the guest opened or closed a console port
+ *   RESET           the guest reset the machine; with on_reset = reboot it starts anew, and READY
+ *                   is not sent again
+ *   PANICKED        the guest's kernel said so through the panic port
+ *   STATS           the answer to STATS
+ * Events after which the process ends, with this exit status:
+ *   RESET           0 with on_reset = exit, CONTROL_EXIT_PANIC if PANICKED came before
+ *   POWER_OFF       0, CONTROL_EXIT_PANIC if PANICKED came before
+ *   DEBUG_EXIT      the code that the guest wrote to the isa-debug-exit port, as QEMU counts it:
+ *                   (value << 1 | 1) & 0xff
+ *   TRIPLE_FAULT    CONTROL_EXIT_FAILED; the text holds the registers
+ *   ERROR           CONTROL_EXIT_FAILED; the text is one phrase
+ *
+ * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME, QUIT (ends at once, status
+ * 0), CONSOLE_SIZE, STATS_ASK. When the socket is closed the owner is gone: the VMM ends at once.
+ *
+ * Encoding and decoding are pure; any thread. Errors: -EBADMSG for bytes that break these rules.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    CONTROL_HEADER_SIZE = 8,
+    CONTROL_PAYLOAD_MAX = 8184,
+    CONTROL_MESSAGE_MAX = CONTROL_HEADER_SIZE + CONTROL_PAYLOAD_MAX,
+    CONTROL_TEXT_MAX = 4096, /* bytes of text, without a final NUL */
+    CONTROL_NAME_MAX = 16,
+
+    CONTROL_EXIT_PANIC = 124,
+    CONTROL_EXIT_FAILED = 125,
+};
+
+enum control_type {
+    CONTROL_READY = 1,
+    CONTROL_CONSOLE_OPENED,
+    CONTROL_RESET,
+    CONTROL_POWER_OFF,
+    CONTROL_TRIPLE_FAULT,
+    CONTROL_DEBUG_EXIT,
+    CONTROL_PANICKED,
+    CONTROL_ERROR,
+    CONTROL_STATS,
+
+    CONTROL_POWER_BUTTON = 64,
+    CONTROL_RESET_NOW,
+    CONTROL_PAUSE,
+    CONTROL_RESUME,
+    CONTROL_QUIT,
+    CONTROL_CONSOLE_SIZE,
+    CONTROL_STATS_ASK,
+};
+
+struct control_message {
+    enum control_type type;
+    uint64_t time_ns;              /* READY: CLOCK_MONOTONIC of the first instruction */
+    char engine[CONTROL_NAME_MAX]; /* READY: "kvm", "soft" */
+    uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE */
+    bool open;                     /* CONSOLE_OPENED */
+    uint16_t cols, rows;           /* CONSOLE_SIZE */
+    uint32_t code;                 /* DEBUG_EXIT: the exit status */
+    uint64_t instructions;         /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
+    uint64_t resident;             /* STATS: bytes of the process, guest memory included */
+    uint64_t guest_resident;       /* STATS: bytes of guest memory that are resident */
+    char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR */
+};
+
+/* Writes the whole message and returns its size. A text that is too long is cut. */
+size_t control_encode(const struct control_message *message,
+                      uint8_t ret_bytes[CONTROL_MESSAGE_MAX]);
+
+/* Takes one message from the start of `bytes`: returns how many bytes it had, 0 while it is not
+ * whole yet, or -EBADMSG. */
+int control_decode(const uint8_t *bytes, size_t size, struct control_message *ret_message,
+                   struct err *err);

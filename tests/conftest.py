@@ -1,0 +1,25 @@
+"""Where the programs are, and what this machine can do."""
+import os
+
+import pytest
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "plain_only: the same under any build; run once")
+    config.addinivalue_line("markers", "torture: long; run by `make torture`")
+
+
+def pytest_collection_modifyitems(config, items):
+    if os.environ.get("LODGE_TORTURE"):
+        return
+    skip = pytest.mark.skip(reason="long: run by `make torture`")
+    for item in items:
+        if "torture" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def bin_folder():
+    return os.environ.get("LODGE_BIN", f"{TOP}/build/bin")
