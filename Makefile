@@ -25,6 +25,7 @@ test: deps
 	@tools/test
 
 torture: deps
+	@tools/install-deps torture
 	@tools/test --torture
 
 fuzz: deps

@@ -79,6 +79,8 @@ static void heap_remove(struct timers *timers, struct timer *timer)
 static void *timers_thread(void *opaque)
 {
     struct timers *timers = opaque;
+    /* By the thread itself: naming another one opens a file in /proc, which a jail may refuse. */
+    pthread_setname_np(pthread_self(), "timers");
     pthread_mutex_lock(&timers->lock);
     while (!timers->stop) {
         if (timers->paused || timers->count == 0) {
@@ -119,7 +121,6 @@ struct timers *timers_new(void)
         free(timers);
         return NULL;
     }
-    pthread_setname_np(timers->thread, "timers");
     return timers;
 }
 

@@ -7,7 +7,7 @@
  *
  * All of them lie from ACPI_AREA_START on, in the BIOS area below 1 MiB, where a guest without any
  * boot protocol's help finds the RSDP by its signature (5.2.5.1). There is no HPET and no processor
- * object; the DSDT names the PCI root bridge, COM1, the RTC and what ECAM takes.
+ * object; the DSDT names the PCI root bridge, COM1, the RTC, the panic port and what ECAM takes.
  *
  * acpi_build() is pure but for the memory it writes. Errors: -ENOMEM where the guest has no memory
  * there.
@@ -33,6 +33,7 @@ struct acpi_config {
     uint8_t s5_type;                           /* SLP_TYP of soft-off */
     uint16_t reset_port;                       /* a byte write of reset_value resets the machine */
     uint8_t reset_value;
+    uint16_t panic_port;                       /* 1 byte: pvpanic */
     uint8_t rtc_century; /* CMOS register; 0 = none */
 
     uint32_t ioapic, local_apic; /* MMIO addresses */

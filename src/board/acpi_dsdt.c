@@ -87,6 +87,18 @@ static void isa_device(struct aml *aml, const char *name, const char *id, uint16
     aml_close(aml, device);
 }
 
+/* The name that Linux's pvpanic driver looks for. */
+static void panic_port(struct aml *aml, const struct acpi_config *config)
+{
+    size_t device = aml_open_device(aml, "PEVT");
+    aml_name_string(aml, "_HID", "QEMU0001");
+    aml_name(aml, "_CRS");
+    struct aml_resources resources = aml_open_resources(aml);
+    aml_io(aml, config->panic_port, 1);
+    aml_close_resources(aml, resources);
+    aml_close(aml, device);
+}
+
 void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
 {
     soft_off(aml, config);
@@ -95,5 +107,6 @@ void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
     motherboard(aml, config);
     isa_device(aml, "COM1", "PNP0501", 0x3f8, 8, 4);
     isa_device(aml, "RTC0", "PNP0B00", 0x70, 2, 8);
+    panic_port(aml, config);
     aml_close(aml, scope);
 }

@@ -29,6 +29,7 @@ static const struct acpi_config config = {
     .s5_type = 5,
     .reset_port = 0xcf9,
     .reset_value = 6,
+    .panic_port = 0x505,
     .rtc_century = 0x32,
     .ioapic = 0xfec00000,
     .local_apic = 0xfee00000,

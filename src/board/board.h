@@ -19,8 +19,9 @@
  * machine back to its first instruction: devices reset, memory dropped, kernel loaded again from
  * the same descriptors. It works any number of times.
  *
- * Who owns what: descriptors stay the caller's, except console ports', which belong to the board
- * once board_new() has returned 0. board_free() stops everything and may be called at any time.
+ * Who owns what: descriptors stay the caller's, except console ports', which the board closes in
+ * board_free(); after a failed board_new() they may be closed. board_free() stops everything and
+ * may be called at any time.
  *
  * Errors: board_new() and board_reset() say what could not be had, or what is wrong with the kernel
  * (load.h).
@@ -115,9 +116,10 @@ bool board_power_button(struct board *board);
 /* The terminal behind a console port has this size. */
 void board_console_size(struct board *board, unsigned port, uint16_t cols, uint16_t rows);
 
-/* With the machine stopped: sends what the guest has written to COM1 and to its consoles on its
- * way, for at most `timeout_ms`. True when all is out, or nobody is there to take it. */
-bool board_drain(struct board *board, int timeout_ms);
+/* With the machine stopped: waits until what the guest has written to COM1, or to its consoles, is
+ * out, for at most `timeout_ms`. True when it is, or when nobody is there to take it. */
+bool board_drain_serial(struct board *board, int timeout_ms);
+bool board_drain_consoles(struct board *board, int timeout_ms);
 
 struct board_stats {
     uint64_t instructions;   /* by all vCPUs, 0 where the engine cannot tell */

@@ -16,13 +16,16 @@
  * themselves (their LVT entries are there, nothing raises them). The bus clock of the timer is
  * APIC_TIMER_HZ. xAPIC IDs cannot be changed by software. Writes of the performance LVT, focus
  * checking and arbitration registers are accepted as far as they are architectural. SMI messages
- * are dropped. Remote read answers 0.
+ * are dropped. Remote read answers 0. LINT pins are sampled at their rising edge, except that
+ * ExtINT follows the level.
  *
  * Interrupt visible first, then told: whatever makes something deliverable first updates what
  * apic_poll() reads and then calls `notify`, with no lock of the APICs held. An engine that sets a
  * sticky flag in notify and polls after clearing it therefore loses nothing, and one that checks
- * apic_poll() and its flag under the mutex that notify takes may sleep. apic_poll() takes no lock.
- * The others may; do not call them with a mutex held that `notify` or `signal` takes.
+ * apic_poll() and its flag under the mutex that notify takes may sleep. An answer that stands is
+ * not announced again: an engine that cannot deliver it yet (IF = 0) remembers to poll later.
+ * apic_poll() takes no lock. The others may; do not call them with a mutex held that `notify` or
+ * `signal` takes.
  *
  * Threads: the functions that take a vCPU number in the first and second group run on that vCPU's
  * thread (or any one thread while it does not run); lines and messages come from any thread.

@@ -7,8 +7,6 @@
  */
 #include "chip/ioapic.h"
 
-#include "base/bytes.h"
-
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -23,12 +21,9 @@ enum {
     INDEX_ENTRIES = 0x10,
 
     VERSION = 0x20,
-
-    MODE_EXTINT = 7,
 };
 
 /* A redirection entry. */
-#define ENTRY_STATUS     (1ull << 12)
 #define ENTRY_REMOTE_IRR (1ull << 14)
 #define ENTRY_LEVEL      (1ull << 15)
 #define ENTRY_MASKED     (1ull << 16)
@@ -40,7 +35,6 @@ struct ioapic {
     uint32_t select;
     uint32_t id;
     uint32_t lines;
-    uint32_t edges; /* edge-triggered requests that found their pin masked... never kept: see pin */
     uint64_t entry[IOAPIC_PINS];
 };
 
@@ -53,8 +47,7 @@ static bool send(struct ioapic *ioapic, uint64_t entry)
     /* Lowest priority asks for redirection; the destination is then a set. */
     address |= (uint32_t)(mode == 1) << 3;
     uint32_t data = (uint32_t)(entry & 0xff) | mode << 8 | 1u << 14 | (uint32_t)level << 15;
-    return ioapic->config.deliver &&
-           ioapic->config.deliver(ioapic->config.opaque, address, data);
+    return ioapic->config.deliver && ioapic->config.deliver(ioapic->config.opaque, address, data);
 }
 
 /* A level-triggered pin that is asserted, unmasked and not in service sends once. */

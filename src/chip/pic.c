@@ -39,7 +39,7 @@ struct half {
     uint8_t imr, isr, elcr;
     uint8_t first; /* the input of highest priority */
     uint8_t vector;
-    uint8_t icw;           /* the ICW expected next at the odd port, 2..4; 0 = none */
+    uint8_t icw; /* the ICW expected next at the odd port, 2..4; 0 = none */
     uint8_t icw1;
     bool auto_eoi, rotate_auto, nested, mask_mode, read_isr, poll;
 };
@@ -346,7 +346,8 @@ static void elcr_write(void *pic, uint64_t offset, unsigned size, uint64_t value
 
 const struct bus_ops pic_master_ops = {
     .name = "pic-master", .read = master_read, .write = master_write};
-const struct bus_ops pic_slave_ops = {.name = "pic-slave", .read = slave_read, .write = slave_write};
+const struct bus_ops pic_slave_ops = {
+    .name = "pic-slave", .read = slave_read, .write = slave_write};
 const struct bus_ops pic_elcr_ops = {.name = "pic-elcr", .read = elcr_read, .write = elcr_write};
 const struct device_ops pic_device = {.name = "pic", .reset = pic_reset, .free = pic_free};
 

@@ -20,6 +20,10 @@
 
 enum guest_engine { GUEST_ENGINE_AUTO, GUEST_ENGINE_KVM, GUEST_ENGINE_SOFT, GUEST_ENGINE_MAX };
 
+/* What lodge-vmm does when the guest resets its machine (reboot, or panic with panic=-1): start it
+ * anew, or end. JSON: "on_reset": "reboot" or "exit". */
+enum guest_on_reset { GUEST_ON_RESET_REBOOT, GUEST_ON_RESET_EXIT, GUEST_ON_RESET_MAX };
+
 enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
@@ -43,6 +47,8 @@ struct guest_conf {
     uint64_t
         memory;    /* bytes, a multiple of 4 KiB, >= 16 MiB... checked against the host by lodge */
     unsigned cpus; /* 1..GUEST_CPUS_MAX */
+
+    enum guest_on_reset on_reset;
 
     char *kernel, *initrd; /* paths, as written by people; NULL where a descriptor is given */
     char *append;          /* kernel command line, "root=" already joined; never NULL */

@@ -20,7 +20,7 @@ static void own_json(json_t **json)
 }
 #define _cleanup_json_ _cleanup_(own_json)
 
-enum kind { KIND_STRING, KIND_ENGINE, KIND_MEMORY, KIND_CPUS, KIND_FD, KIND_CONSOLES };
+enum kind { KIND_STRING, KIND_ENGINE, KIND_MEMORY, KIND_CPUS, KIND_FD, KIND_CONSOLES, KIND_ON_RESET };
 
 static const struct field {
     const char *name;
@@ -41,6 +41,7 @@ static const struct field {
     {"serial_out_fd", KIND_FD, offsetof(struct guest_conf, serial_out_fd)},
     {"control_fd", KIND_FD, offsetof(struct guest_conf, control_fd)},
     {"consoles", KIND_CONSOLES, 0},
+    {"on_reset", KIND_ON_RESET, 0},
 };
 
 struct scan {
@@ -175,6 +176,21 @@ static int get_consoles(const json_t *value, struct guest_conf *conf, struct err
     return 0;
 }
 
+static const char *const on_reset_names[GUEST_ON_RESET_MAX] = {
+    [GUEST_ON_RESET_REBOOT] = "reboot",
+    [GUEST_ON_RESET_EXIT] = "exit",
+};
+
+static int get_on_reset(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    for (unsigned i = 0; json_is_string(value) && i < GUEST_ON_RESET_MAX; i++)
+        if (!strcmp(json_string_value(value), on_reset_names[i])) {
+            conf->on_reset = (enum guest_on_reset)i;
+            return 0;
+        }
+    return err_set(why, -EINVAL, "must be \"reboot\" or \"exit\"");
+}
+
 static int get_field(const struct field *field, const json_t *value, struct guest_conf *conf,
                      struct err *why)
 {
@@ -186,6 +202,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_CPUS: return get_cpus(value, conf, why);
     case KIND_FD: return get_fd(value, at, why);
     case KIND_CONSOLES: return get_consoles(value, conf, why);
+    case KIND_ON_RESET: return get_on_reset(value, conf, why);
     }
     return -EINVAL;
 }
@@ -281,6 +298,7 @@ static int put_field(json_t *root, const struct field *field, const struct guest
         fd = *(const int *)at;
         return fd < 0 ? 0 : json_object_set_new(root, field->name, json_integer(fd));
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
+    case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);
     }
     return -1;
 }

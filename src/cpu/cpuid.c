@@ -319,10 +319,16 @@ static void soft_table(struct cpuid *cpuid, enum vendor vendor)
 
 static void kvm_table(struct cpuid *cpuid, const struct cpuid *supported)
 {
-    for (unsigned i = 0; i < supported->count; i++)
+    for (unsigned i = 0; i < supported->count; i++) {
+        struct cpuid_leaf leaf = supported->leaves[i];
+        unsigned subleaves = leaf.leaf == LEAF_XSAVE ? 63 : leaf.leaf == LEAF_EXTENDED ? 2 : 1;
+        leaf.by_subleaf = subleaves > 1;
+        if (!leaf.by_subleaf)
+            leaf.subleaf = 0;
         for (unsigned j = 0; j < ARRAY_LEN(kvm_shown); j++)
-            if (supported->leaves[i].leaf == kvm_shown[j])
-                put(cpuid, supported->leaves[i]);
+            if (leaf.leaf == kvm_shown[j] && leaf.subleaf < subleaves)
+                put(cpuid, leaf);
+    }
     for (unsigned i = 0; i < ARRAY_LEN(kvm_hidden); i++) {
         struct cpuid_leaf *leaf = look_up(cpuid, kvm_hidden[i].leaf, kvm_hidden[i].subleaf);
         if (leaf)

@@ -51,7 +51,8 @@ void cpu_state_reset(struct cpu_state *state, unsigned index)
     state->dr7 = 0x400;
     state->msr[CPU_MSR_APIC_BASE] = 0xfee00000 | 1 << 11 | (index == 0 ? 1 << 8 : 0);
     state->msr[CPU_MSR_PAT] = 0x0007040600070406;
-    state->msr[CPU_MSR_MISC_ENABLE] = 1; /* fast strings */
+    state->msr[CPU_MSR_MISC_ENABLE] = 1;      /* fast strings */
+    state->msr[CPU_MSR_KVM_POLL_CONTROL] = 1; /* the host may poll for us until we object */
     state->pending.exception = -1;
     state->pending.interrupt = -1;
     state->run_state = index == 0 ? CPU_RUNNING : CPU_WAIT_FOR_SIPI;

@@ -12,6 +12,8 @@ enum { STACK_SIZE = 256 * 1024 };
 static void *thread_main(void *opaque)
 {
     struct worker *worker = opaque;
+    /* By the thread itself: naming another one opens a file in /proc, which the jail refuses. */
+    pthread_setname_np(pthread_self(), worker->name);
     worker->run(worker->opaque);
     return NULL;
 }
@@ -33,6 +35,7 @@ static int thread_start(struct worker *worker)
 int worker_start(struct worker *worker, const char *name, void (*run)(void *opaque), void *opaque,
                  struct err *err)
 {
+    worker->name = name;
     worker->run = run;
     worker->opaque = opaque;
     worker->started = false;
@@ -47,7 +50,6 @@ int worker_start(struct worker *worker, const char *name, void (*run)(void *opaq
         return err_errno(err, number, "cannot start thread '%s'", name);
     }
     worker->started = true;
-    pthread_setname_np(worker->thread, name);
     return 0;
 }
 

@@ -17,6 +17,7 @@
 #include <stdbool.h>
 
 struct worker {
+    const char *name; /* borrowed */
     pthread_t thread;
     bool started;
     int wake_fd; /* an eventfd, non-blocking */

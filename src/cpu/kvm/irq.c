@@ -94,18 +94,16 @@ int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
 {
     if (!vm->has_irqchip)
         return -ENOTSUP;
-    struct kvm_msi message = {.address_lo = (uint32_t)address,
-                              .address_hi = (uint32_t)(address >> 32),
-                              .data = data};
+    struct kvm_msi message = {
+        .address_lo = (uint32_t)address, .address_hi = (uint32_t)(address >> 32), .data = data};
     int r = kvm_ioctl(vm->fd, KVM_SIGNAL_MSI, &message);
     return r < 0 ? r : 0; /* 0 and 1 tell a masked from a delivered message: both are fine */
 }
 
 static int bind(struct engine_vm *vm, int fd, unsigned slot, bool assign)
 {
-    struct kvm_irqfd irqfd = {.fd = (uint32_t)fd,
-                              .gsi = GSI_LINES + slot,
-                              .flags = assign ? 0 : KVM_IRQFD_FLAG_DEASSIGN};
+    struct kvm_irqfd irqfd = {
+        .fd = (uint32_t)fd, .gsi = GSI_LINES + slot, .flags = assign ? 0 : KVM_IRQFD_FLAG_DEASSIGN};
     return kvm_ioctl(vm->fd, KVM_IRQFD, &irqfd);
 }
 
@@ -162,10 +160,8 @@ int kvm_io_fd(struct engine_vm *vm, int fd, uint64_t gpa, unsigned size, bool as
 {
     if (size != 1 && size != 2 && size != 4 && size != 8)
         return err_set(err, -EINVAL, "notification of %u bytes", size);
-    struct kvm_ioeventfd event = {.addr = gpa,
-                                  .len = size,
-                                  .fd = fd,
-                                  .flags = assign ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN};
+    struct kvm_ioeventfd event = {
+        .addr = gpa, .len = size, .fd = fd, .flags = assign ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN};
     int r = kvm_ioctl(vm->fd, KVM_IOEVENTFD, &event);
     return r < 0 ? err_errno(err, -r, "KVM_IOEVENTFD") : 0;
 }

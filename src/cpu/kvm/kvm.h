@@ -32,8 +32,8 @@
 #define KICK_SIGNAL (SIGRTMIN + 5)
 
 enum {
-    GSI_LINES = 24,       /* pins of the I/O APIC */
-    IRQ_FD_SLOTS = 1024,  /* message routes; slot n is GSI 24 + n */
+    GSI_LINES = 24,      /* pins of the I/O APIC */
+    IRQ_FD_SLOTS = 1024, /* message routes; slot n is GSI 24 + n */
 };
 
 /* Intel only: where KVM puts four pages of its own for real mode, below the reset vector. A memory

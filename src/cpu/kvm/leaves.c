@@ -4,6 +4,7 @@
 #include "base/bytes.h"
 #include "base/own.h"
 
+#include <asm/kvm_para.h>
 #include <errno.h>
 #include <stdlib.h>
 

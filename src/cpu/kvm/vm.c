@@ -114,9 +114,9 @@ static int enable(struct engine_vm *vm, int kvm, struct err *err)
     }
     if (!vm->has_irqchip)
         return 0;
-    struct kvm_enable_cap cap = {.cap = KVM_CAP_X2APIC_API,
-                                 .args = {KVM_X2APIC_API_USE_32BIT_IDS |
-                                          KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK}};
+    struct kvm_enable_cap cap = {
+        .cap = KVM_CAP_X2APIC_API,
+        .args = {KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK}};
     int r = kvm_ioctl(vm->fd, KVM_ENABLE_CAP, &cap);
     if (r < 0)
         return err_errno(err, -r, "KVM_CAP_X2APIC_API");
@@ -202,7 +202,8 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm,
     r = kvm_kick_prepare(err);
     if (r < 0)
         return r;
-    _cleanup_(own_vm) struct engine_vm *vm = calloc(1, sizeof *vm);
+    _cleanup_(own_vm)
+    struct engine_vm *vm = calloc(1, sizeof *vm);
     if (!vm)
         return err_set(err, -ENOMEM, "no memory for a virtual machine");
     vm->fd = -1;

@@ -40,6 +40,8 @@ bool mmu_load_pdptes(struct soft_vcpu *v, uint64_t cr3);
 void mmu_configure(struct soft_vcpu *v);
 /* Atomically sets bits of the byte at `linear`, as the system (descriptor accessed and busy). */
 void soft_system_or8(struct soft_vcpu *v, const struct insn *insn, uint64_t linear, uint8_t bits);
+/* Raises what a read of one byte would; reads nothing (CLFLUSH). */
+void soft_probe_read(struct soft_vcpu *v, const struct insn *insn, uint64_t linear, unsigned seg);
 /* Raises what a write by the system would. */
 void soft_system_probe_write(struct soft_vcpu *v, const struct insn *insn, uint64_t linear,
                              unsigned size);
@@ -81,6 +83,27 @@ static inline void insn_done(struct soft_vcpu *v, const struct insn *insn)
     v->gpr[SOFT_RIP] = insn_next(v, insn);
     if (!(v->mode & MODE_64))
         v->gpr[SOFT_RIP] &= UINT32_MAX;
+}
+
+/* ---- operands ---- */
+
+/* The r/m operand: memory, or the register at insn->a. Sizes 1, 2, 4, 8. */
+uint64_t operand_load(struct soft_vcpu *v, const struct insn *insn, unsigned size);
+void operand_store(struct soft_vcpu *v, const struct insn *insn, unsigned size, uint64_t value);
+void register_write(struct soft_vcpu *v, unsigned offset, unsigned size, uint64_t value);
+/* Ends the block after `insn`, which is complete: the mode changed, or events must be looked at. */
+void insn_leave(struct soft_vcpu *v, const struct insn *insn);
+
+/* Common checks at the head of a handler. */
+static inline void need_cpl0(struct soft_vcpu *v, const struct insn *insn)
+{
+    if (vcpu_cpl(v) != 0)
+        soft_raise_error(v, insn, VECTOR_GP, 0);
+}
+
+static inline bool protected_mode(uint32_t mode)
+{
+    return (mode & (MODE_PROTECTED | MODE_VM86)) == MODE_PROTECTED;
 }
 
 /* ---- segment.c ---- */
@@ -146,6 +169,8 @@ void descriptor_fetch(struct soft_vcpu *v, const struct insn *insn, uint16_t sel
 /* The upper half of a 16-byte system descriptor in long mode. */
 void descriptor_fetch_high(struct soft_vcpu *v, const struct insn *insn, enum vector vector,
                            unsigned ext, struct descriptor *descriptor);
+/* Does an access of `size` bytes at `offset` stay inside the segment? */
+bool segment_inside(const struct cpu_segment *segment, uint64_t offset, unsigned size);
 /* Sets the accessed bit in memory, where it is not set. */
 void descriptor_touch(struct soft_vcpu *v, const struct insn *insn, struct descriptor *descriptor);
 
@@ -168,15 +193,72 @@ void segment_set_flat(struct soft_vcpu *v, unsigned seg, uint16_t selector, unsi
 void segment_check_target(struct soft_vcpu *v, const struct insn *insn, const struct descriptor *d,
                           uint64_t rip, unsigned ext);
 
+/* ---- stack.c ---- */
+
+/* A stack being pushed to or popped from, not yet the vCPU's: SP is written back with
+ * stack_commit() after every check has passed. */
+struct stack {
+    struct cpu_segment segment;
+    uint64_t sp;
+    uint64_t mask;  /* the bits of SP that move */
+    uint64_t base;  /* of the segment, 0 in 64-bit mode */
+    unsigned width; /* bytes per item: 2, 4, 8 */
+    bool flat;      /* 64-bit: no limit */
+    bool inner;     /* accessed by the system, not at the current privilege */
+    uint32_t error; /* error code of #SS when there is no room */
+};
+
+/* The vCPU's own stack. */
+struct stack stack_current(const struct soft_vcpu *v, unsigned width);
+/* Another one in a legacy mode: SS from `d`. */
+struct stack stack_other(const struct descriptor *d, uint16_t selector, uint64_t sp,
+                         unsigned width, unsigned ext);
+/* Another one in long mode, which has no segment. */
+struct stack stack_long(uint64_t sp, unsigned width, bool inner);
+void stack_push(struct soft_vcpu *v, const struct insn *insn, struct stack *stack, uint64_t value);
+uint64_t stack_pop(struct soft_vcpu *v, const struct insn *insn, struct stack *stack);
+/* Writes SP alone. */
+void stack_commit(struct soft_vcpu *v, const struct stack *stack);
+/* SS:SP for privilege `cpl` from the task state segment of a legacy mode. */
+void stack_from_task(struct soft_vcpu *v, const struct insn *insn, unsigned cpl, unsigned ext,
+                     uint16_t *ret_selector, uint32_t *ret_sp);
+/* RSP0..2 (`index` 0..2) or IST1..7 (`index` 4..10) from the 64-bit task state segment. */
+uint64_t stack_from_task_long(struct soft_vcpu *v, const struct insn *insn, unsigned index,
+                              unsigned ext);
+
+/* ---- task.c ---- */
+
+enum task_cause { TASK_CALL, TASK_JUMP, TASK_RETURN, TASK_EVENT };
+
+/* Hardware task switch to the TSS that `selector` names (legacy modes). `rip` is where the old task
+ * goes on; an event's error code is pushed on the new task's stack. */
+void task_switch(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
+                 enum task_cause cause, uint64_t rip, const struct event *event);
+
 /* ---- op_system.c ---- */
 
 /* CPUID as this vCPU sees it now, `v->cpuid` brought up to date. */
 void cpuid_refresh(struct soft_vcpu *v);
 /* What the CPUID table allows in CR4, EFER and XCR0: computed once the table is known. */
 void cpuid_configure(struct soft_vcpu *v);
-bool control_write(struct soft_vcpu *v, unsigned number, uint64_t value); /* false: #GP(0) */
-/* FLAGS images: which bits an operand of `size` bytes may change at the current CPL and IOPL. */
+
+/* op_control.c, op_flags.c, op_iret.c, op_syscall.c: bind functions of the tables. */
+enum control_op { CONTROL_LMSW, CONTROL_SMSW, CONTROL_CLTS, CONTROL_XGETBV, CONTROL_XSETBV };
+void control_bind(struct decoder *decoder); /* arg: enum control_op */
+enum flags_op { FLAGS_PUSH, FLAGS_POP, FLAGS_CLI, FLAGS_STI, FLAGS_STAC, FLAGS_CLAC };
+void flags_bind(struct decoder *decoder); /* arg: enum flags_op | size << 8 */
+void iret_bind(struct decoder *decoder);  /* arg: size */
+enum syscall_op { SYSCALL_CALL, SYSCALL_RETURN, SYSCALL_ENTER, SYSCALL_EXIT };
+void syscall_bind(struct decoder *decoder); /* arg: enum syscall_op */
+
+/* Which bits of RFLAGS POPF and IRET with `size` bytes may change at the current CPL and IOPL. */
 uint64_t flags_writable(const struct soft_vcpu *v, unsigned size);
+/* Changes the bits in `mask` to those of `value`, with all that follows from it. True: the mode
+ * changed or somebody waits, so the block must end. */
+bool flags_change(struct soft_vcpu *v, uint64_t mask, uint64_t value);
+/* MOV to CR0, CR3, CR4, CR8 and XCR0's setter: false is #GP(0), and nothing has changed. */
+bool control_write(struct soft_vcpu *v, unsigned number, uint64_t value);
+bool xcr0_write(struct soft_vcpu *v, uint64_t value);
 
 /* ---- op_io.c ---- */
 

@@ -256,10 +256,7 @@ struct soft_vcpu {
     struct cpuid cpuid;  /* as this vCPU sees it */
 
     /* Events (event.c). */
-    uint8_t shadow; /* interrupt shadow: 1 after STI, 2 after MOV SS; 0 none. Set by those two; the
-                       loop clears it as it starts the one instruction that it covers. */
-    bool step_trap; /* the instruction just executed began with TF set: #DB with DR6.BS is due. Set
-                       by the loop, taken by soft_deliver_pending(). */
+    uint8_t shadow; /* interrupt shadow: 1 after STI, 2 after MOV SS; 0 none */
     bool nmi_blocked;
     bool in_delivery;         /* an exception is being delivered: a second one makes #DF */
     uint8_t delivering;       /* its vector */
@@ -267,8 +264,7 @@ struct soft_vcpu {
     _Atomic uint32_t signals; /* bit 0 NMI, bit 1 INIT, bit 2 SIPI; bits 8..15 SIPI vector */
     struct engine_exit exit;
 
-    /* What soft_raise() leaves for the loop, which it reaches by longjmp(). The loop first makes RIP
-     * exact from `insn` and sets that to NULL, then calls soft_deliver_raised(). */
+    /* What soft_raise() leaves for the loop. */
     jmp_buf unwind;
     struct {
         const struct insn *insn; /* NULL: between blocks, RIP is exact */
@@ -445,15 +441,11 @@ void soft_mode_update(struct soft_vcpu *v);
 
 /* Delivers what soft_raise() left: through the IDT, #DF, or a triple fault (exit_reason). */
 void soft_deliver_raised(struct soft_vcpu *v);
-/* Interrupts, NMI, INIT, SIPI, single-step traps, instruction breakpoints: called by the loop
- * between instructions when `attention` said so, after every instruction bound as `alone`, and when
- * a halted vCPU may wake. The loop has already cleared ATTENTION_INTERRUPT and _SIGNAL, so look at
- * `signals`, apic->poll() and `step_trap` whatever `attention` holds; what cannot be delivered now
- * (IF, shadow, NMI blocked) comes back by itself after the `alone` instruction that allows it.
- * ATTENTION_STEP is the loop's: it follows TF, RF, `shadow` and DR7. The loop clears RF as it
- * starts an instruction. A halted vCPU that gets an event becomes CPU_RUNNING here; HLT itself only
- * sets run_state to CPU_HALTED with RIP past it, and is `alone`. Returns true when RIP or the exit
- * reason changed. */
+/* Interrupts, NMI, INIT, SIPI, single-step traps, breakpoints, kicks: called by the loop between
+ * instructions when `attention` says so or the vCPU is not running. Clears what it has dealt with.
+ * Returns true when RIP or the exit reason changed; false: the next instruction begins (just one
+ * while ATTENTION_STEP is set), or the vCPU sleeps (run_state). HLT itself only sets run_state to
+ * CPU_HALTED with RIP past it, and is `alone`. */
 bool soft_deliver_pending(struct soft_vcpu *v);
 
 /* ---- vCPUs together (exclusive.c) ---- */

@@ -1,0 +1,186 @@
+/*
+ * lodge-vmm: one process, one virtual machine.
+ *
+ *     lodge-vmm [--definition-fd N]           N is 3 unless said otherwise
+ *     lodge-vmm --unpack-kernel IN_FD OUT_FD
+ *
+ * The first form reads a guest's definition (conf/guest.h) as JSON from its descriptor, gives up
+ * every privilege, makes the machine and runs it. All files it will ever use are open when it
+ * starts. Its owner hears of it and steers it through the definition's control_fd; wire/control.h
+ * says how, and what the exit status means.
+ *
+ * The second form writes the uncompressed ELF image of a Linux kernel, so that a machine started
+ * with it need not unpack anything. It runs in the same confinement, for a kernel file is bytes from
+ * a stranger. Exit status 0, or 125 with one line on standard error.
+ */
+#include "base/bytes.h"
+#include "base/own.h"
+#include "board/board.h"
+#include "board/load.h"
+#include "conf/guest.h"
+#include "engine.h"
+#include "privileges.h"
+#include "session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX };
+
+/* More than any kernel of the field unpacks to. */
+#define UNPACK_LIMIT GIB(1)
+
+static int fail(const struct err *err)
+{
+    fprintf(stderr, "lodge-vmm: %s\n", err->text);
+    return CONTROL_EXIT_FAILED;
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: lodge-vmm [--definition-fd N]\n"
+                    "       lodge-vmm --unpack-kernel IN_FD OUT_FD\n"
+                    "lodge-vmm is started by lodge; see lodge(1).\n");
+    return CONTROL_EXIT_FAILED;
+}
+
+static bool parse_fd(const char *text, int *ret_fd)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (end == text || *end || errno || value < 0 || value > INT_MAX)
+        return false;
+    *ret_fd = (int)value;
+    return true;
+}
+
+static int definition_read(int fd, struct guest_conf *conf, struct err *err)
+{
+    _cleanup_free_ char *text = malloc(GUEST_TEXT_MAX + 1);
+    if (!text)
+        return err_set(err, -ENOMEM, "no memory for the definition");
+    size_t size = 0;
+    for (;;) {
+        ssize_t n = read(fd, text + size, GUEST_TEXT_MAX + 1 - size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return err_errno(err, errno, "cannot read the definition from descriptor %d", fd);
+        if (n == 0)
+            break;
+        size += (size_t)n;
+        if (size > GUEST_TEXT_MAX)
+            return err_set(err, -EINVAL, "the definition is longer than %d bytes", GUEST_TEXT_MAX);
+    }
+    int r = guest_conf_read_json(conf, text, size, "definition", err);
+    return r < 0 ? r : guest_conf_check(conf, err);
+}
+
+static int unpack(int in_fd, int out_fd)
+{
+    struct err err = {0};
+    const int keep[] = {in_fd, out_fd};
+    if (privileges_close_others(keep, ARRAY_LEN(keep), &err) < 0 || privileges_drop(&err) < 0 ||
+        load_unpack_kernel(in_fd, out_fd, UNPACK_LIMIT, &err) < 0)
+        return fail(&err);
+    return 0;
+}
+
+static int others_close(const struct guest_conf *conf, int statm_fd, struct err *err)
+{
+    int keep[FDS_MAX];
+    size_t count = 0;
+    const int named[] = {conf->kernel_fd,     conf->initrd_fd,  conf->kvm_fd, conf->serial_in_fd,
+                         conf->serial_out_fd, conf->control_fd, statm_fd};
+    for (size_t i = 0; i < ARRAY_LEN(named); i++)
+        keep[count++] = named[i];
+    for (unsigned i = 0; i < conf->console_count; i++)
+        keep[count++] = conf->consoles[i].fd;
+    return privileges_close_others(keep, count, err);
+}
+
+static int machine_make(const struct guest_conf *conf, struct session *session,
+                        char why[ENGINE_WHY_MAX], struct err *err)
+{
+    struct board_console consoles[GUEST_CONSOLES_MAX];
+    for (unsigned i = 0; i < conf->console_count; i++)
+        consoles[i] =
+            (struct board_console){.name = conf->consoles[i].name, .fd = conf->consoles[i].fd};
+    struct board_config config = {.kvm_fd = conf->kvm_fd,
+                                  .memory = conf->memory,
+                                  .cpus = conf->cpus,
+                                  .kernel_fd = conf->kernel_fd,
+                                  .initrd_fd = conf->initrd_fd,
+                                  .command_line = conf->append,
+                                  .serial_in_fd = conf->serial_in_fd,
+                                  .serial_out_fd = conf->serial_out_fd,
+                                  .consoles = consoles,
+                                  .console_count = conf->console_count};
+    int r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
+    if (r >= 0)
+        r = board_new(&config, &session->board, err);
+    if (r >= 0)
+        r = board_start(session->board, err);
+    if (r < 0)
+        return r;
+    session->engine = config.engine->name;
+    session->why = why;
+    return 0;
+}
+
+/* A terminal's signals go to the whole foreground group, but the guest's end is its owner's
+ * business, who tells us. Without an owner they end us as they end any program. */
+static void signals_set(bool owned)
+{
+    signal(SIGPIPE, SIG_IGN);
+    if (!owned)
+        return;
+    signal(SIGINT, SIG_IGN);
+    signal(SIGQUIT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+}
+
+static int run(int definition_fd)
+{
+    struct err err = {0};
+    struct guest_conf conf;
+    guest_conf_init(&conf);
+    if (definition_read(definition_fd, &conf, &err) < 0)
+        return fail(&err);
+    signals_set(conf.control_fd >= 0);
+
+    int statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    if (others_close(&conf, statm_fd, &err) < 0 || privileges_drop(&err) < 0)
+        return session_error(conf.control_fd, err.text);
+
+    char why[ENGINE_WHY_MAX];
+    struct session session = {.control_fd = conf.control_fd,
+                              .statm_fd = statm_fd,
+                              .exit_on_reset = conf.on_reset == GUEST_ON_RESET_EXIT};
+    if (machine_make(&conf, &session, why, &err) < 0)
+        return session_error(conf.control_fd, err.text);
+    return session_run(&session);
+}
+
+int main(int argc, char **argv)
+{
+    int definition_fd = DEFINITION_FD, in_fd, out_fd, status;
+    if (argc == 4 && strcmp(argv[1], "--unpack-kernel") == 0 && parse_fd(argv[2], &in_fd) &&
+        parse_fd(argv[3], &out_fd))
+        status = unpack(in_fd, out_fd);
+    else if (argc == 1 ||
+             (argc == 3 && strcmp(argv[1], "--definition-fd") == 0 &&
+              parse_fd(argv[2], &definition_fd)))
+        status = run(definition_fd);
+    else
+        status = usage();
+    /* Not exit(): the machine's threads still run, and nothing here waits to be written. */
+    _exit(status);
+}

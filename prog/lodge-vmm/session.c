@@ -1,0 +1,224 @@
+#include "session.h"
+
+#include "base/bytes.h"
+#include "chip/debug.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    DRAIN_SLICE_MS = 50,
+    DRAIN_CONSOLES_MS = 1000, /* whoever still wants those bytes is reading already */
+};
+
+/* Blocks while the owner does not read: it is not going to send requests either. An owner that is
+ * gone is noticed by the poll. */
+static void send_message(int control_fd, const struct control_message *message)
+{
+    uint8_t bytes[CONTROL_MESSAGE_MAX];
+    size_t size = control_encode(message, bytes), done = 0;
+    while (control_fd >= 0 && done < size) {
+        ssize_t n = send(control_fd, bytes + done, size - done, MSG_NOSIGNAL);
+        if (n < 0 && errno != EINTR)
+            return;
+        done += n > 0 ? (size_t)n : 0;
+    }
+}
+
+static void send_type(struct session *session, enum control_type type)
+{
+    send_message(session->control_fd, &(struct control_message){.type = type});
+}
+
+static void send_text(int control_fd, enum control_type type, const char *text)
+{
+    struct control_message message = {.type = type};
+    snprintf(message.text, sizeof message.text, "%s", text);
+    if (control_fd >= 0)
+        send_message(control_fd, &message);
+    else
+        fprintf(stderr, "lodge-vmm: %s\n", text);
+}
+
+int session_error(int control_fd, const char *text)
+{
+    send_text(control_fd, CONTROL_ERROR, text);
+    return CONTROL_EXIT_FAILED;
+}
+
+static void end(struct session *session, int status)
+{
+    session->over = true;
+    session->status = status;
+}
+
+static void stats_send(struct session *session)
+{
+    struct board_stats stats;
+    board_stats(session->board, &stats);
+    struct control_message message = {.type = CONTROL_STATS,
+                                      .instructions = stats.instructions,
+                                      .guest_resident = stats.guest_resident};
+    /* proc(5): size, then resident, in pages. */
+    char text[128] = "";
+    unsigned long long pages = 0;
+    if (session->statm_fd >= 0 && pread(session->statm_fd, text, sizeof text - 1, 0) > 0 &&
+        sscanf(text, "%*u %llu", &pages) == 1)
+        message.resident = pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    send_message(session->control_fd, &message);
+}
+
+static void guest_reset(struct session *session)
+{
+    struct err err = {0};
+    session->panicked = false;
+    if (board_reset(session->board, &err) < 0)
+        end(session, session_error(session->control_fd, err.text));
+}
+
+static void request_handle(struct session *session, const struct control_message *message)
+{
+    switch (message->type) {
+    case CONTROL_POWER_BUTTON: board_power_button(session->board); break;
+    case CONTROL_RESET_NOW: guest_reset(session); break;
+    case CONTROL_PAUSE: board_pause(session->board); break;
+    case CONTROL_RESUME: board_resume(session->board); break;
+    case CONTROL_QUIT: end(session, 0); break;
+    case CONTROL_CONSOLE_SIZE:
+        board_console_size(session->board, message->port, message->cols, message->rows);
+        break;
+    case CONTROL_STATS_ASK: stats_send(session); break;
+    default: /* an event, which is ours to send */
+        end(session, session_error(session->control_fd, "a control message in the wrong direction"));
+        break;
+    }
+}
+
+/* Takes what has come and handles whole messages. */
+static void control_receive(struct session *session)
+{
+    ssize_t n = recv(session->control_fd, session->buffer + session->received,
+                     sizeof session->buffer - session->received, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        session->control_fd = -1;
+        end(session, CONTROL_EXIT_FAILED);
+        return;
+    }
+    session->received += (size_t)n;
+    while (!session->over) {
+        struct control_message message;
+        struct err err = {0};
+        int took = control_decode(session->buffer, session->received, &message, &err);
+        if (took < 0)
+            end(session, session_error(session->control_fd, err.text));
+        if (took <= 0)
+            return;
+        session->received -= (size_t)took;
+        memmove(session->buffer, session->buffer + took, session->received);
+        request_handle(session, &message);
+    }
+}
+
+/* Waits for the guest's last words to be read. The owner may stop that by leaving or by QUIT. */
+static void drain(struct session *session)
+{
+    int consoles = DRAIN_CONSOLES_MS;
+    while (!session->over) {
+        bool serial = board_drain_serial(session->board, DRAIN_SLICE_MS);
+        bool console = consoles <= 0 || board_drain_consoles(session->board, DRAIN_SLICE_MS);
+        consoles -= DRAIN_SLICE_MS;
+        if (serial && console)
+            return;
+        struct pollfd control = {.fd = session->control_fd, .events = POLLIN};
+        if (poll(&control, 1, 0) > 0)
+            control_receive(session);
+    }
+}
+
+/* The machine has stopped for good; the owner hears of it when everything before is out. */
+static void final_handle(struct session *session, const struct board_event *event)
+{
+    int panic = session->panicked ? CONTROL_EXIT_PANIC : 0;
+    drain(session);
+    if (session->over)
+        return;
+    switch (event->kind) {
+    case BOARD_EVENT_RESET:
+        send_type(session, CONTROL_RESET);
+        end(session, panic);
+        break;
+    case BOARD_EVENT_POWER_OFF:
+        send_type(session, CONTROL_POWER_OFF);
+        end(session, panic);
+        break;
+    case BOARD_EVENT_DEBUG_EXIT: {
+        int code = debug_exit_status((uint32_t)event->value);
+        send_message(session->control_fd, &(struct control_message){.type = CONTROL_DEBUG_EXIT,
+                                                                    .code = (uint32_t)code});
+        end(session, code);
+        break;
+    }
+    case BOARD_EVENT_TRIPLE_FAULT:
+        send_text(session->control_fd, CONTROL_TRIPLE_FAULT, event->text);
+        end(session, CONTROL_EXIT_FAILED);
+        break;
+    default: end(session, session_error(session->control_fd, event->text)); break;
+    }
+}
+
+static void ready_send(struct session *session, uint64_t now)
+{
+    struct control_message message = {.type = CONTROL_READY, .time_ns = now};
+    snprintf(message.engine, sizeof message.engine, "%s", session->engine);
+    snprintf(message.text, sizeof message.text, "%s", session->why);
+    send_message(session->control_fd, &message);
+}
+
+static void event_handle(struct session *session, const struct board_event *event)
+{
+    switch (event->kind) {
+    case BOARD_EVENT_READY: ready_send(session, event->value); break;
+    case BOARD_EVENT_CONSOLE:
+        send_message(session->control_fd, &(struct control_message){.type = CONTROL_CONSOLE_OPENED,
+                                                                    .port = event->port,
+                                                                    .open = event->value != 0});
+        break;
+    case BOARD_EVENT_PANICKED:
+        session->panicked = true;
+        send_type(session, CONTROL_PANICKED);
+        break;
+    case BOARD_EVENT_RESET:
+        if (session->exit_on_reset) {
+            final_handle(session, event);
+        } else {
+            send_type(session, CONTROL_RESET);
+            guest_reset(session);
+        }
+        break;
+    default: final_handle(session, event); break;
+    }
+}
+
+int session_run(struct session *session)
+{
+    while (!session->over) {
+        struct pollfd polls[] = {
+            {.fd = board_event_fd(session->board), .events = POLLIN},
+            {.fd = session->control_fd, .events = POLLIN},
+        };
+        if (poll(polls, ARRAY_LEN(polls), -1) < 0)
+            continue;
+        if (polls[1].revents)
+            control_receive(session);
+        struct board_event event;
+        while (polls[0].revents && !session->over && board_event_next(session->board, &event))
+            event_handle(session, &event);
+    }
+    return session->status;
+}

@@ -1,0 +1,32 @@
+/*
+ * session.h: a running machine and its owner: events go out, requests come in (wire/control.h).
+ *
+ * One thread, the process's main one, waits with poll() for two descriptors, the board's events and
+ * the control socket. That is all there is to wait for, so there is no event loop library here.
+ *
+ * session_run() returns the process's exit status. The process is the machine: it then ends without
+ * taking the machine apart, for a thread may be writing to a terminal that stands still.
+ */
+#pragma once
+
+#include "board/board.h"
+#include "wire/control.h"
+
+struct session {
+    struct board *board;
+    int control_fd; /* -1 = nobody; the machine then runs until the guest ends it */
+    int statm_fd;   /* /proc/self/statm, or -1 */
+    bool exit_on_reset;
+    const char *engine, *why; /* for READY */
+
+    bool panicked; /* since the last reset */
+    bool over;
+    int status; /* where over */
+    size_t received;
+    uint8_t buffer[CONTROL_MESSAGE_MAX];
+};
+
+int session_run(struct session *session);
+
+/* Tells the owner, or standard error where there is none, and returns the status to exit with. */
+int session_error(int control_fd, const char *text);

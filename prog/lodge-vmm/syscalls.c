@@ -1,0 +1,148 @@
+#include "syscalls.h"
+
+#include "base/bytes.h"
+#include "base/own.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+
+static void own_filter(scmp_filter_ctx *filter)
+{
+    seccomp_release(*filter);
+}
+
+/* Calls whose arguments need no look: they work on what is open and mapped already. */
+static const int plain[] = {
+    /* Bytes of the guest's streams, of eventfds and of the control socket. */
+    SCMP_SYS(read),
+    SCMP_SYS(write),
+    SCMP_SYS(readv),
+    SCMP_SYS(writev),
+    SCMP_SYS(recvfrom),
+    SCMP_SYS(sendto),
+    SCMP_SYS(recvmsg),
+    SCMP_SYS(sendmsg),
+    SCMP_SYS(shutdown),    /* a console port that ends its output */
+    SCMP_SYS(getsockopt),  /* is a console's descriptor a stream socket? */
+    SCMP_SYS(pread64),     /* kernel and initrd, /proc/self/statm opened before */
+    SCMP_SYS(lseek),       /* --unpack-kernel's output; stdio on the definition */
+    SCMP_SYS(close),       /* console ports, the definition */
+    SCMP_SYS(fstat),       /* is the kernel a regular file? */
+
+    /* Waiting. */
+    SCMP_SYS(poll),
+    SCMP_SYS(ppoll),
+    SCMP_SYS(futex),           /* mutexes, conditions, thread ends; sleeping vCPUs */
+    SCMP_SYS(clock_nanosleep), /* the TSC's calibration */
+    SCMP_SYS(nanosleep),
+    SCMP_SYS(sched_yield),     /* the software engine while it waits for other vCPUs */
+
+    /* Clocks, where the vDSO has none. */
+    SCMP_SYS(clock_gettime),
+    SCMP_SYS(gettimeofday),
+
+    /* Memory, apart from what becomes executable (below). */
+    SCMP_SYS(munmap),
+    SCMP_SYS(mremap),       /* realloc() of large blocks */
+    SCMP_SYS(madvise),      /* huge pages, dropping memory at reset, thread stacks */
+    SCMP_SYS(mincore),      /* how much of guest memory is resident */
+    SCMP_SYS(brk),          /* malloc() */
+    SCMP_SYS(memfd_create), /* the software engine's code, mapped twice: to write, to execute */
+    SCMP_SYS(ftruncate),    /* its size */
+
+    /* Descriptors that name nothing outside. */
+    SCMP_SYS(eventfd2),
+
+    /* Threads: their start, end and kicks. */
+    SCMP_SYS(set_robust_list),
+    SCMP_SYS(rseq),
+    SCMP_SYS(set_tid_address),
+    SCMP_SYS(gettid),
+    SCMP_SYS(getpid),
+    SCMP_SYS(exit),
+    SCMP_SYS(exit_group),
+    SCMP_SYS(rt_sigaction), /* the KVM engine's kick, the software engine's faults */
+    SCMP_SYS(rt_sigprocmask),
+    SCMP_SYS(rt_sigreturn),
+    SCMP_SYS(sigaltstack),
+    SCMP_SYS(restart_syscall), /* by the kernel, after a stop */
+    SCMP_SYS(sched_getaffinity), /* how many CPUs there are: malloc()'s arenas */
+
+    SCMP_SYS(getrandom), /* virtio-rng; malloc()'s seed */
+};
+
+static int allow(scmp_filter_ctx filter, int call, struct scmp_arg_cmp compare)
+{
+    return seccomp_rule_add(filter, SCMP_ACT_ALLOW, call, 1, compare);
+}
+
+/* Memory is writable or executable, not both: three of the four combinations are listed. */
+static int allow_w_xor_x(scmp_filter_ctx filter, int call, unsigned protection_argument)
+{
+    static const int pairs[] = {0, PROT_WRITE, PROT_EXEC};
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_LEN(pairs) && r >= 0; i++)
+        r = allow(filter, call,
+                  SCMP_CMP(protection_argument, SCMP_CMP_MASKED_EQ,
+                           (scmp_datum_t)(PROT_WRITE | PROT_EXEC), (scmp_datum_t)pairs[i]));
+    return r;
+}
+
+static int allow_by_argument(scmp_filter_ctx filter)
+{
+    int r = allow_w_xor_x(filter, SCMP_SYS(mmap), 2);
+    if (r >= 0)
+        r = allow_w_xor_x(filter, SCMP_SYS(mprotect), 2);
+    /* fstat() of newer C libraries; AT_EMPTY_PATH says that the descriptor itself is meant. */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
+    /* Requests of KVM's own number space, on descriptors that came open. */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, KVMIO << 8));
+    /* Threads, never processes. clone3() hides its flags behind a pointer, so it does not exist
+     * here, and the C library falls back to clone(). */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(clone),
+                  SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM));
+    if (r >= 0)
+        r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    /* A kick: a signal to a thread of our own. The process was told apart when the filter was made;
+     * a thread's number alone could be anybody's. */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+    /* Thread names; how glibc names the memory of malloc(). */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
+    /* The flag O_NONBLOCK of console sockets. */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(fcntl), SCMP_A1(SCMP_CMP_EQ, F_GETFL));
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(fcntl), SCMP_A1(SCMP_CMP_EQ, F_SETFL));
+    return r;
+}
+
+int syscalls_confine(struct err *err)
+{
+    _cleanup_(own_filter) scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
+    if (!filter)
+        return err_set(err, -ENOMEM, "no memory for the system call filter");
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_LEN(plain) && r >= 0; i++)
+        r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, plain[i], 0);
+    if (r >= 0)
+        r = allow_by_argument(filter);
+    /* The kernel's search goes from calls to arguments by a balanced tree, not down the list. */
+    if (r >= 0)
+        r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+    if (r >= 0)
+        r = seccomp_load(filter);
+    if (r < 0)
+        return err_errno(err, -r, "cannot enter the system call filter");
+    return 0;
+}

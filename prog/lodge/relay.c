@@ -1,0 +1,510 @@
+#include "relay.h"
+
+#include "base/bytes.h"
+#include "base/own.h"
+#include "serial_log.h"
+#include "signals.h"
+#include "terminal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+enum {
+    ESCAPE = 0x1d,    /* Ctrl-] */
+    GUEST_LINES = 20, /* of the serial port, shown when a guest fails */
+    INTERRUPT_AGAIN_MS = 1000,
+    END_OF_INPUT_MS = 1000,
+    KILLED_BY_PIPE = 128 + SIGPIPE,
+};
+
+enum slot {
+    SLOT_SIGNALS,
+    SLOT_CONTROL,
+    SLOT_SERIAL,
+    SLOT_CHANNEL,
+    SLOT_INPUT,
+    SLOT_OUT,
+    SLOT_ERRORS,
+    SLOT_MAX
+};
+
+struct relay {
+    const struct relay_plan *plan;
+    struct machine *machine;
+    struct channel *channel; /* NULL where no agent is expected */
+    struct sink out, errors;
+    struct serial_log log;
+    int signals;
+
+    bool input_open;
+    bool escaped;       /* Ctrl-] came, the next key decides */
+    uint8_t keys[4096]; /* serial: input on its way to the guest */
+    size_t key_start, key_end;
+    int64_t next_end_of_input; /* serial: when to say again that input has ended; 0 = not yet */
+    int64_t last_interrupt;
+    int64_t started;
+
+    bool over;
+    int status;
+    bool panicked;
+    bool ended_by_guest; /* a final event came: the VMM's exit needs no other explanation */
+};
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void end(struct relay *relay, int status)
+{
+    if (relay->over)
+        return;
+    relay->over = true;
+    relay->status = status;
+}
+
+/* For messages while we hold the terminal: it is given back first, so that lines are lines. */
+static void say(struct relay *relay, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void say(struct relay *relay, const char *format, ...)
+{
+    va_list arguments;
+    terminal_restore();
+    sink_flush(&relay->out, 1000);
+    sink_flush(&relay->errors, 1000);
+    fputs("lodge: ", stderr);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+}
+
+static void show_guest(struct relay *relay)
+{
+    if (relay->plan->command && !relay->plan->verbose)
+        serial_log_print(&relay->log, GUEST_LINES, "lodge: guest: ", stderr);
+}
+
+/* The guest failed: says so, shows its last words. */
+static void fail(struct relay *relay, const char *what, const char *detail)
+{
+    if (relay->over)
+        return;
+    say(relay, "%s%s%s", what, *detail ? ": " : "", detail);
+    show_guest(relay);
+    end(relay, RELAY_FAILED);
+}
+
+/* --- the serial port --- */
+
+static void take_serial(struct relay *relay)
+{
+    uint8_t bytes[16384];
+    size_t room = sizeof bytes;
+    if (!relay->plan->command)
+        room = min(room, sink_room(&relay->out));
+    else if (relay->plan->verbose)
+        room = min(room, sink_room(&relay->errors));
+    ssize_t n = read(relay->machine->serial, bytes, room);
+    if (n <= 0)
+        return;
+    serial_log_put(&relay->log, bytes, (size_t)n);
+    if (!relay->plan->command)
+        sink_put(&relay->out, bytes, (size_t)n);
+    else if (relay->plan->verbose)
+        sink_put(&relay->errors, bytes, (size_t)n);
+}
+
+static void give_keys(struct relay *relay)
+{
+    size_t length = relay->key_end - relay->key_start;
+    if (length == 0)
+        return;
+    ssize_t n = send(relay->machine->serial, relay->keys + relay->key_start, length, MSG_NOSIGNAL);
+    if (n > 0)
+        relay->key_start += (size_t)n;
+    else if (n < 0 && errno != EAGAIN && errno != EINTR)
+        relay->key_start = relay->key_end;
+    if (relay->key_start == relay->key_end)
+        relay->key_start = relay->key_end = 0;
+}
+
+/* A serial line has no end of file. A shell on it takes Ctrl-D for one, but only when it happens to
+ * be reading, so this is said again until the guest is off. Only to guests of ours: a stranger's
+ * program could take it for anything. */
+static void end_of_input(struct relay *relay)
+{
+    if (relay->input_open || relay->plan->command || !relay->plan->agent || relay->plan->raw)
+        return;
+    if (relay->key_end != 0 || now_ms() < relay->next_end_of_input)
+        return;
+    relay->keys[relay->key_end++] = 4;
+    relay->next_end_of_input = now_ms() + END_OF_INPUT_MS;
+    give_keys(relay);
+}
+
+/* --- standard input --- */
+
+/* Takes Ctrl-] and what follows it out of `bytes`; returns how many are left for the guest. */
+static size_t take_escapes(struct relay *relay, uint8_t *bytes, size_t length)
+{
+    static const char help[] = "\r\nCtrl-] q  end the guest and leave\r\n"
+                               "Ctrl-] Ctrl-]  send Ctrl-]\r\nCtrl-] ?  this\r\n";
+    size_t kept = 0;
+    for (size_t i = 0; i < length; i++) {
+        if (!relay->escaped && bytes[i] == ESCAPE) {
+            relay->escaped = true;
+            continue;
+        }
+        if (relay->escaped) {
+            relay->escaped = false;
+            if (bytes[i] == 'q' || bytes[i] == 'Q') {
+                end(relay, 0);
+                return 0;
+            }
+            if (bytes[i] == '?' && sink_room(&relay->out) >= sizeof help) {
+                sink_put(&relay->out, (const uint8_t *)help, sizeof help - 1);
+                continue;
+            }
+        }
+        bytes[kept++] = bytes[i];
+    }
+    return kept;
+}
+
+/* How much input has a place to go now. */
+static size_t input_room(const struct relay *relay)
+{
+    if (relay->plan->command && relay->channel->state == CHANNEL_RUNNING)
+        return channel_input_room(relay->channel);
+    /* Before the command runs, only a person's keys are read: Ctrl-] must always work. What else
+     * they type then is lost, as on any machine that is not up yet. */
+    if (relay->plan->command)
+        return relay->plan->raw ? 64 : 0;
+    /* Nor is anything typed at a serial port that nobody has opened: Linux drops it then. */
+    if (relay->plan->agent && !relay->plan->raw && relay->channel->state == CHANNEL_GREETING)
+        return 0;
+    return relay->key_end == 0 ? sizeof relay->keys : 0;
+}
+
+static int input_over(struct relay *relay)
+{
+    relay->input_open = false;
+    return relay->plan->command ? channel_input_end(relay->channel) : 0;
+}
+
+static int take_input(struct relay *relay)
+{
+    uint8_t bytes[AGENT_DATA_MAX];
+    size_t room = min(input_room(relay), sizeof bytes);
+    if (room == 0)
+        return 0;
+    ssize_t n = read(STDIN_FILENO, bytes, room);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return 0;
+    if (n <= 0)
+        return input_over(relay);
+    size_t length = (size_t)n;
+    if (relay->plan->raw)
+        length = take_escapes(relay, bytes, length);
+    if (length == 0)
+        return 0;
+    if (relay->plan->command)
+        return relay->channel->state == CHANNEL_RUNNING
+                   ? channel_input(relay->channel, bytes, length)
+                   : 0;
+    memcpy(relay->keys, bytes, length);
+    relay->key_start = 0;
+    relay->key_end = length;
+    give_keys(relay);
+    return 0;
+}
+
+/* --- signals --- */
+
+/* A person's Ctrl-C is the command's affair; a second one soon after means us. */
+static void interrupt(struct relay *relay, int number)
+{
+    bool again = relay->last_interrupt && now_ms() - relay->last_interrupt < INTERRUPT_AGAIN_MS;
+    if (!relay->plan->command || relay->channel->state < CHANNEL_STARTING || again) {
+        end(relay, 128 + number);
+        return;
+    }
+    relay->last_interrupt = now_ms();
+    channel_signal(relay->channel, number);
+}
+
+static void tell_size(struct relay *relay)
+{
+    uint16_t columns, rows;
+    if (!relay->plan->command || !relay->plan->what.tty)
+        return;
+    terminal_size(STDOUT_FILENO, &columns, &rows);
+    channel_resize(relay->channel, columns, rows);
+}
+
+static void take_signals(struct relay *relay)
+{
+    for (int number = signals_next(relay->signals); number; number = signals_next(relay->signals))
+        switch (number) {
+        case SIGINT:
+        case SIGQUIT: interrupt(relay, number); break;
+        case SIGTERM:
+        case SIGHUP: end(relay, 128 + number); break;
+        case SIGWINCH: tell_size(relay); break;
+        case SIGCONT:
+            if (relay->plan->raw)
+                terminal_raw(STDIN_FILENO, NULL);
+            tell_size(relay);
+            break;
+        default: break;
+        }
+}
+
+/* --- the VMM --- */
+
+static void guest_reset(struct relay *relay)
+{
+    char reason[160];
+    take_serial(relay);
+    if (serial_log_panic(&relay->log, reason, sizeof reason))
+        fail(relay, "the guest's kernel panicked", reason);
+    else if (relay->panicked)
+        fail(relay, "the guest's kernel panicked", "");
+    else if (relay->plan->command && !relay->plan->shell)
+        fail(relay, "the guest reset its machine before the command ended", "");
+    else
+        end(relay, 0);
+}
+
+static void guest_powered_off(struct relay *relay)
+{
+    if (relay->plan->command && !relay->plan->shell)
+        fail(relay, "the guest powered off before the command ended", "");
+    else
+        end(relay, 0);
+}
+
+static void take_event(struct relay *relay, const struct control_message *event)
+{
+    switch (event->type) {
+    case CONTROL_READY:
+        if (relay->plan->verbose && !relay->plan->raw)
+            say(relay, "engine %s: %s", event->engine, event->text);
+        return;
+    case CONTROL_PANICKED: relay->panicked = true; return;
+    case CONTROL_RESET: break;
+    case CONTROL_POWER_OFF: break;
+    case CONTROL_TRIPLE_FAULT: break;
+    case CONTROL_DEBUG_EXIT: break;
+    case CONTROL_ERROR: break;
+    default: return;
+    }
+    relay->ended_by_guest = true;
+    /* What the guest said before it ended is in the socket already. */
+    for (int i = 0; i < 64; i++)
+        take_serial(relay);
+    if (event->type == CONTROL_RESET)
+        guest_reset(relay);
+    else if (event->type == CONTROL_POWER_OFF)
+        guest_powered_off(relay);
+    else if (event->type == CONTROL_TRIPLE_FAULT)
+        fail(relay, "the guest died of a triple fault", event->text);
+    else if (event->type == CONTROL_ERROR)
+        fail(relay, "cannot run the guest", event->text);
+    else
+        end(relay, (int)event->code);
+}
+
+/* The VMM went without a word: its exit status is all there is. */
+static void vmm_gone(struct relay *relay)
+{
+    int status = machine_end(relay->machine);
+    char text[64] = "";
+    if (WIFSIGNALED(status))
+        snprintf(text, sizeof text, "killed by signal %d (%s)", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)));
+    else
+        snprintf(text, sizeof text, "exit status %d", WEXITSTATUS(status));
+    fail(relay, "lodge-vmm ended", text);
+}
+
+static void take_events(struct relay *relay)
+{
+    static struct control_message event; /* large; this program has one relay */
+    struct err err = {0};
+    while (!relay->over) {
+        int r = machine_event(relay->machine, &event, &err);
+        if (r == 0)
+            return;
+        if (r == -EPIPE) {
+            vmm_gone(relay);
+            return;
+        }
+        if (r < 0) {
+            fail(relay, "lodge-vmm cannot be understood", err.text);
+            return;
+        }
+        take_event(relay, &event);
+    }
+}
+
+/* --- the command --- */
+
+static int step_channel(struct relay *relay, struct err *err)
+{
+    struct channel *channel = relay->channel;
+    if (!channel)
+        return 0;
+    int r = channel_step(channel, err);
+    if (r >= 0 && relay->plan->command && channel->state == CHANNEL_READY) {
+        struct channel_command command = relay->plan->what;
+        if (command.tty)
+            terminal_size(STDOUT_FILENO, &command.columns, &command.rows);
+        r = channel_exec(channel, &command, err);
+        if (r >= 0)
+            r = channel_step(channel, err); /* at once: the guest waits for it */
+    }
+    if (r < 0)
+        return r;
+    if (channel->state == CHANNEL_OVER && sink_empty(&relay->out) && sink_empty(&relay->errors)) {
+        if (*channel->failure)
+            say(relay, "%s", channel->failure);
+        end(relay, channel->status);
+    }
+    return 0;
+}
+
+static int pump_sinks(struct relay *relay, const struct pollfd *fds)
+{
+    int r = 0;
+    struct sink *sinks[] = {&relay->out, &relay->errors};
+    for (unsigned i = 0; i < 2; i++) {
+        size_t gone = sink_pump(sinks[i], fds[SLOT_OUT + i].revents);
+        if (r >= 0 && gone && relay->plan->command)
+            r = channel_drained(relay->channel, i, gone);
+    }
+    if (relay->out.broken)
+        end(relay, KILLED_BY_PIPE);
+    return r;
+}
+
+static void check_agent_timeout(struct relay *relay)
+{
+    const struct relay_plan *plan = relay->plan;
+    if (!plan->command || !plan->agent_timeout || relay->channel->state != CHANNEL_GREETING ||
+        now_ms() - relay->started < (int64_t)plan->agent_timeout * 1000)
+        return;
+    char text[128];
+    snprintf(text, sizeof text,
+             "no answer within %u s; does its initrd start lodge-agent? (--agent-timeout)",
+             plan->agent_timeout);
+    fail(relay, "the guest runs no agent that could start the command", text);
+}
+
+/* --- the loop --- */
+
+static void prepare(const struct relay *relay, struct pollfd *fds)
+{
+    const struct machine *machine = relay->machine;
+    bool serial_room = relay->plan->command ? !relay->plan->verbose || sink_room(&relay->errors) > 0
+                                            : sink_room(&relay->out) > 0;
+    short serial = (short)((serial_room ? POLLIN : 0) | (relay->key_end ? POLLOUT : 0));
+    fds[SLOT_SIGNALS] = (struct pollfd){.fd = relay->signals, .events = POLLIN};
+    fds[SLOT_CONTROL] = (struct pollfd){.fd = machine->control, .events = POLLIN};
+    fds[SLOT_SERIAL] = (struct pollfd){.fd = serial ? machine->serial : -1, .events = serial};
+    fds[SLOT_CHANNEL] = (struct pollfd){.fd = -1};
+    if (relay->channel && relay->channel->fd >= 0)
+        fds[SLOT_CHANNEL] =
+            (struct pollfd){.fd = relay->channel->fd, .events = channel_events(relay->channel)};
+    fds[SLOT_INPUT] = (struct pollfd){
+        .fd = relay->input_open && input_room(relay) ? STDIN_FILENO : -1, .events = POLLIN};
+    fds[SLOT_OUT] =
+        (struct pollfd){.fd = sink_empty(&relay->out) ? -1 : relay->out.fd, .events = POLLOUT};
+    fds[SLOT_ERRORS] = (struct pollfd){.fd = sink_empty(&relay->errors) ? -1 : relay->errors.fd,
+                                       .events = POLLOUT};
+}
+
+static void step(struct relay *relay)
+{
+    struct pollfd fds[SLOT_MAX];
+    struct err err = {0};
+    int r = 0;
+    prepare(relay, fds);
+    bool timed = (relay->plan->command && relay->channel->state == CHANNEL_GREETING) ||
+                 (!relay->input_open && !relay->plan->command && relay->plan->agent);
+    if (poll(fds, SLOT_MAX, timed ? 250 : -1) < 0 && errno != EINTR) {
+        fail(relay, "poll", strerror(errno));
+        return;
+    }
+    take_signals(relay);
+    if (fds[SLOT_SERIAL].revents & (POLLIN | POLLHUP))
+        take_serial(relay);
+    if (fds[SLOT_SERIAL].revents & POLLOUT)
+        give_keys(relay);
+    if (fds[SLOT_INPUT].revents)
+        r = take_input(relay);
+    if (r >= 0)
+        r = pump_sinks(relay, fds);
+    if (r >= 0 && !relay->over)
+        r = step_channel(relay, &err);
+    if (r < 0)
+        fail(relay, "the exec channel failed", *err.text ? err.text : strerror(-r));
+    if (fds[SLOT_CONTROL].revents && !relay->over)
+        take_events(relay);
+    end_of_input(relay);
+    check_agent_timeout(relay);
+}
+
+static int begin(struct relay *relay, struct err *err)
+{
+    relay->signals = signals_open(err);
+    if (relay->signals < 0)
+        return relay->signals;
+    sink_init(&relay->out, STDOUT_FILENO);
+    sink_init(&relay->errors, STDERR_FILENO);
+    relay->input_open = true;
+    relay->started = now_ms();
+    if (relay->plan->command || relay->plan->agent) {
+        relay->channel = channel_new(relay->machine->agent, &relay->out, &relay->errors);
+        if (!relay->channel)
+            return err_set(err, -ENOMEM, "no memory");
+    }
+    if (!relay->plan->raw)
+        return 0;
+    if (isatty(STDERR_FILENO))
+        fputs("Ctrl-] then q leaves the guest.\n", stderr);
+    return terminal_raw(STDIN_FILENO, err);
+}
+
+int relay_run(const struct relay_plan *plan, struct machine *machine)
+{
+    struct err err = {0};
+    struct relay *relay = calloc(1, sizeof *relay);
+    if (!relay) {
+        machine_end(machine);
+        fputs("lodge: no memory\n", stderr);
+        return RELAY_FAILED;
+    }
+    *relay = (struct relay){.plan = plan, .machine = machine, .signals = -1};
+    if (begin(relay, &err) < 0)
+        fail(relay, "cannot start", err.text);
+    while (!relay->over)
+        step(relay);
+    machine_end(machine);
+    sink_flush(&relay->out, 1000);
+    sink_flush(&relay->errors, 1000);
+    terminal_restore();
+    int status = relay->status;
+    own_close(&relay->signals);
+    channel_free(relay->channel);
+    free(relay);
+    return status;
+}

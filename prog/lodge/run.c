@@ -1,0 +1,401 @@
+/*
+ * lodge run: boots one guest, joins it to standard input and output, and ends with it.
+ */
+#include "base/bytes.h"
+#include "base/own.h"
+#include "conf/guest.h"
+#include "image/store.h"
+#include "machine.h"
+#include "relay.h"
+#include "terminal.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
+
+static const struct option_row options[] = {
+    {"engine", 0, "ENGINE", "auto, kvm or soft (auto: see lodge host)"},
+    {"memory", 'm', "SIZE", "memory of the guest, like 512M or 1.5G (512M)"},
+    {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
+    {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},
+    {"initrd", 'i', "FILE", "an initial RAM disk, instead of an image's"},
+    {"append", 'a', "WORDS", "more words for the kernel's command line"},
+    {"file", 'f', "FILE", "a guest's definition, vm.conf or JSON; options override it"},
+    {"name", 'n', "NAME", "the guest's name, its host name too"},
+    {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
+    {"env", 'e', "NAME=VALUE", "environment of the command; may be repeated"},
+    {"workdir", 'w', "FOLDER", "the folder the command starts in"},
+    {"tty", 't', NULL, "give the command a terminal even where ours is none"},
+    {"no-tty", 'T', NULL, "give it none even where ours is one"},
+    {"agent-timeout", 0, "SECONDS",
+     "how long a command waits for the guest's agent (300; 0: ever)"},
+    {"verbose", 'v', NULL, "show the engine, and the guest's kernel messages on standard error"},
+    {0},
+};
+
+/* One run, from words to descriptors. */
+struct plan {
+    const struct arguments *arguments;
+    struct guest_conf conf;
+    struct image image;
+    bool has_image;
+    struct relay_plan relay;
+    const char *argv[AGENT_STRINGS_MAX + 1];
+    const char *env[ARGUMENTS_GIVEN_MAX + 1];
+    char term[128];
+    int kernel, initrd, kvm; /* descriptors */
+};
+
+static int read_file(const char *path, char **ret_text, size_t *ret_length, struct err *err)
+{
+    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_errno(err, errno, "definition '%s'", path);
+    _cleanup_free_ char *text = malloc(GUEST_TEXT_MAX + 2);
+    size_t length = 0;
+    ssize_t n = text ? 1 : 0;
+    while (n > 0 && length <= GUEST_TEXT_MAX) {
+        n = read(fd, text + length, GUEST_TEXT_MAX + 1 - length);
+        if (n < 0)
+            return err_errno(err, errno, "definition '%s'", path);
+        length += (size_t)n;
+    }
+    if (!text)
+        return err_set(err, -ENOMEM, "no memory");
+    *ret_text = take_ptr(text);
+    *ret_length = length;
+    return 0;
+}
+
+/* Descriptors in a file would be numbers of nothing. */
+static int refuse_descriptors(const struct guest_conf *conf, const char *path, struct err *err)
+{
+    if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
+        conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
+        conf->console_count > 0)
+        return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
+    return 0;
+}
+
+static int read_definition(struct plan *plan, const char *path, struct err *err)
+{
+    _cleanup_free_ char *text = NULL;
+    size_t length = 0;
+    int r = read_file(path, &text, &length, err);
+    if (r < 0)
+        return r;
+    size_t blanks = 0;
+    while (blanks < length && strchr(" \t\r\n", text[blanks]))
+        blanks++;
+    bool json = blanks < length && (text[blanks] == '{' || text[blanks] == '[');
+    r = json ? guest_conf_read_json(&plan->conf, text, length, path, err)
+             : guest_conf_read_vmconf(&plan->conf, text, length, path, err);
+    return r < 0 ? r : refuse_descriptors(&plan->conf, path, err);
+}
+
+static int replace(char **field, const char *value, struct err *err)
+{
+    char *copy = strdup(value);
+    if (!copy)
+        return err_set(err, -ENOMEM, "no memory");
+    free(*field);
+    *field = copy;
+    return 0;
+}
+
+static int set_on_reset(struct guest_conf *conf, const char *text, struct err *err)
+{
+    if (text && strcmp(text, "exit") != 0 && strcmp(text, "reboot") != 0)
+        return err_set(err, -EINVAL, "--on-reset is exit or reboot, not '%.64s'", text);
+    conf->on_reset = text && !strcmp(text, "reboot") ? GUEST_ON_RESET_REBOOT : GUEST_ON_RESET_EXIT;
+    return 0;
+}
+
+static int set_option(struct plan *plan, const char *name, const char *value, struct err *err)
+{
+    struct guest_conf *conf = &plan->conf;
+    if (!strcmp(name, "engine"))
+        return guest_conf_set_engine(conf, value, err);
+    if (!strcmp(name, "memory"))
+        return guest_conf_set_memory(conf, value, err);
+    if (!strcmp(name, "cpus"))
+        return guest_conf_set_cpus(conf, value, err);
+    if (!strcmp(name, "kernel"))
+        return replace(&conf->kernel, value, err);
+    if (!strcmp(name, "initrd"))
+        return replace(&conf->initrd, value, err);
+    if (!strcmp(name, "name"))
+        return replace(&conf->name, value, err);
+    if (!strcmp(name, "append") && guest_conf_append(conf, value) < 0)
+        return err_set(err, -ENOMEM, "no memory");
+    return 0;
+}
+
+static int read_options(struct plan *plan, struct err *err)
+{
+    const struct arguments *arguments = plan->arguments;
+    const char *file = arguments_value(arguments, "file");
+    int r = file ? read_definition(plan, file, err) : 0;
+    if (r >= 0)
+        r = set_on_reset(&plan->conf, arguments_value(arguments, "on-reset"), err);
+    for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
+        if (arguments->given[i].value)
+            r = set_option(plan, arguments->given[i].row->name, arguments->given[i].value, err);
+    return r;
+}
+
+/* The image gives what was not given: kernel, initrd, and the words its kernel likes. */
+static int apply_image(struct plan *plan, struct err *err)
+{
+    struct guest_conf *conf = &plan->conf;
+    const char *name = plan->arguments->word_count ? plan->arguments->words[0] : NULL;
+    _cleanup_free_ char *store = NULL;
+    if (!name && conf->kernel)
+        return *conf->append || guest_conf_append(conf, "console=ttyS0") >= 0
+                   ? 0
+                   : err_set(err, -ENOMEM, "no memory");
+    int r = image_store_path(&store, err);
+    if (r >= 0)
+        r = image_find(store, name ? name : "default", &plan->image, err);
+    if (r < 0)
+        return r;
+    plan->has_image = true;
+    _cleanup_free_ char *given = take_ptr(conf->append);
+    conf->append = strdup(plan->image.append);
+    if (!conf->append || (given && guest_conf_append(conf, given) < 0))
+        return err_set(err, -ENOMEM, "no memory");
+    if (!conf->kernel)
+        r = replace(&conf->kernel, plan->image.kernel, err);
+    if (r >= 0 && !conf->initrd)
+        r = replace(&conf->initrd, plan->image.initrd, err);
+    return r;
+}
+
+static int check_memory(const struct guest_conf *conf, struct err *err)
+{
+    struct sysinfo info;
+    if (sysinfo(&info) < 0)
+        return err_errno(err, errno, "memory of this machine");
+    uint64_t total = (uint64_t)info.totalram * info.mem_unit;
+    if (conf->memory <= total)
+        return 0;
+    return err_set(err, -ENOMEM, "memory of %.1f GiB is more than this machine has (%.1f GiB)",
+                   (double)conf->memory / (double)GIB(1), (double)total / (double)GIB(1));
+}
+
+static int open_file(const char *what, const char *path, int *ret_fd, struct err *err)
+{
+    struct stat status;
+    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &status) < 0)
+        return err_errno(err, errno, "%s '%s'", what, path);
+    if (!S_ISREG(status.st_mode))
+        return err_set(err, -EINVAL, "%s '%s' is no regular file", what, path);
+    if (status.st_size == 0)
+        return err_set(err, -EINVAL, "%s '%s' is empty", what, path);
+    *ret_fd = take_fd(&fd);
+    return 0;
+}
+
+static int open_kvm(struct plan *plan, struct err *err)
+{
+    if (plan->conf.engine == GUEST_ENGINE_SOFT)
+        return 0;
+    plan->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (plan->kvm >= 0 || plan->conf.engine == GUEST_ENGINE_AUTO)
+        return 0;
+    if (errno == EACCES)
+        return err_set(err, -EACCES,
+                       "engine kvm: /dev/kvm may not be opened; join the group kvm (adduser NAME "
+                       "kvm), or use --engine soft");
+    return err_errno(err, errno,
+                     "engine kvm: no usable /dev/kvm; enable virtualization in the firmware and "
+                     "load kvm_intel or kvm_amd, or use --engine soft");
+}
+
+static int open_all(struct plan *plan, struct err *err)
+{
+    struct guest_conf *conf = &plan->conf;
+    int r = open_file("kernel", conf->kernel, &plan->kernel, err);
+    if (r >= 0 && conf->initrd)
+        r = open_file("initrd", conf->initrd, &plan->initrd, err);
+    if (r >= 0)
+        r = open_kvm(plan, err);
+    conf->kernel_fd = plan->kernel;
+    conf->initrd_fd = plan->initrd;
+    conf->kvm_fd = plan->kvm;
+    return r;
+}
+
+static int parse_timeout(const char *text, unsigned *ret_seconds, struct err *err)
+{
+    size_t length = text ? strlen(text) : 0;
+    *ret_seconds = 300;
+    if (!text)
+        return 0;
+    if (length == 0 || length > 6 || strspn(text, "0123456789") != length)
+        return err_set(err, -EINVAL, "--agent-timeout takes seconds, not '%.64s'", text);
+    *ret_seconds = (unsigned)strtoul(text, NULL, 10);
+    return 0;
+}
+
+static int collect_env(struct plan *plan, struct err *err)
+{
+    const struct arguments *arguments = plan->arguments;
+    unsigned count = 0;
+    for (unsigned i = 0; i < arguments->given_count; i++) {
+        const char *value = arguments->given[i].value;
+        if (strcmp(arguments->given[i].row->name, "env") != 0)
+            continue;
+        if (*value == '=' || !strchr(value, '='))
+            return err_set(err, -EINVAL, "--env takes NAME=VALUE, not '%.64s'", value);
+        plan->env[count++] = value;
+    }
+    const char *term = getenv("TERM");
+    if (plan->relay.what.tty && term && strlen(term) < 64) {
+        snprintf(plan->term, sizeof plan->term, "TERM=%s", term);
+        plan->env[count++] = plan->term;
+    }
+    plan->relay.what.env = plan->env;
+    plan->relay.what.env_count = count;
+    return 0;
+}
+
+static int collect_command(struct plan *plan, struct err *err)
+{
+    char *const *command = plan->arguments->command;
+    unsigned count = 0;
+    if (!command) {
+        plan->argv[count++] = "/bin/sh";
+        plan->argv[count++] = "-l";
+    }
+    for (; command && command[count]; count++) {
+        if (count == AGENT_STRINGS_MAX)
+            return err_set(err, -E2BIG, "a command has at most %d arguments", AGENT_STRINGS_MAX);
+        plan->argv[count] = command[count];
+    }
+    plan->relay.what.argv = plan->argv;
+    return 0;
+}
+
+/* How this run is joined to the guest (relay.h). */
+static int choose_relay(struct plan *plan, struct err *err)
+{
+    const struct arguments *arguments = plan->arguments;
+    struct relay_plan *relay = &plan->relay;
+    bool terminals = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    bool agent = plan->has_image && plan->image.agent;
+    const char *workdir = arguments_value(arguments, "workdir");
+    relay->shell =
+        !arguments->command && agent && terminals && !arguments_flag(arguments, "no-tty");
+    relay->command = arguments->command || relay->shell;
+    relay->agent = agent;
+    relay->verbose = arguments_flag(arguments, "verbose");
+    relay->what.cwd = workdir ? workdir : "";
+    relay->what.tty = relay->command && !arguments_flag(arguments, "no-tty") &&
+                      (terminals || arguments_flag(arguments, "tty"));
+    relay->raw = isatty(STDIN_FILENO) && (relay->command ? relay->what.tty : terminals);
+    int r = parse_timeout(arguments_value(arguments, "agent-timeout"), &relay->agent_timeout, err);
+    if (r >= 0)
+        r = collect_env(plan, err);
+    if (r >= 0)
+        r = collect_command(plan, err);
+    /* The agent then starts no shell on a console that nobody looks at. */
+    if (r >= 0 && relay->command && guest_conf_append(&plan->conf, "lodge.console=off") < 0)
+        r = err_set(err, -ENOMEM, "no memory");
+    if (r >= 0 && relay->command)
+        plan->conf.on_reset = GUEST_ON_RESET_EXIT;
+    return r;
+}
+
+/* The words after the name are init's; a name with a blank would be two. */
+static int append_name(struct plan *plan, struct err *err)
+{
+    _cleanup_free_ char *word = NULL;
+    const char *name = plan->conf.name;
+    if (!name)
+        return 0;
+    if (!image_name_valid(name))
+        return err_set(err, -EINVAL,
+                       "'%.64s' is no name for a guest; use letters, digits, '.', '_' and '-'",
+                       name);
+    if (asprintf(&word, "lodge.hostname=%s", name) < 0)
+        word = NULL;
+    return word && guest_conf_append(&plan->conf, word) >= 0 ? 0
+                                                             : err_set(err, -ENOMEM, "no memory");
+}
+
+static int make_plan(struct plan *plan, struct err *err)
+{
+    int r = read_options(plan, err);
+    if (r >= 0)
+        r = apply_image(plan, err);
+    if (r >= 0)
+        r = guest_conf_check(&plan->conf, err);
+    if (r >= 0)
+        r = check_memory(&plan->conf, err);
+    if (r >= 0)
+        r = choose_relay(plan, err);
+    if (r >= 0)
+        r = append_name(plan, err);
+    return r < 0 ? r : open_all(plan, err);
+}
+
+static int start(struct plan *plan, struct machine *machine, struct err *err)
+{
+    char program[4096];
+    int r = make_plan(plan, err);
+    if (r >= 0)
+        r = machine_find_program("lodge-vmm", "LODGE_VMM", program, sizeof program, err);
+    return r < 0 ? r : machine_start(machine, program, &plan->conf, err);
+}
+
+static int run(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct machine machine;
+    struct plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return RELAY_FAILED;
+    plan->arguments = arguments;
+    plan->kernel = plan->initrd = plan->kvm = -1;
+    guest_conf_init(&plan->conf);
+    int status = RELAY_FAILED;
+    if (start(plan, &machine, &err) >= 0)
+        status = relay_run(&plan->relay, &machine);
+    else
+        fprintf(stderr, "lodge: %s\n", err.text);
+    own_close(&plan->kernel);
+    own_close(&plan->initrd);
+    own_close(&plan->kvm);
+    guest_conf_free(&plan->conf);
+    image_free(&plan->image);
+    free(plan);
+    return status;
+}
+
+const struct verb verb_run = {
+    .name = "run",
+    .summary = "Boot a guest, and run a command in it",
+    .usage = "[IMAGE] [-- COMMAND ARG...]",
+    .details =
+        "With a command, lodge runs it in the guest as soon as user space is up, joins it to\n"
+        "standard input, output and error, and exits with its status. Without one, a terminal "
+        "gets\n"
+        "a shell in the guest (Ctrl-] then q leaves); elsewhere the serial console goes to "
+        "standard\n"
+        "output until the guest powers off. IMAGE is 'default' where neither it nor a kernel is\n"
+        "given.\n\n"
+        "Exit status: the command's own; 125 when lodge or the guest failed; 126 when the command\n"
+        "could not be executed, 127 when it was not found; 128 + n after signal n.",
+    .example = "lodge run --memory 1G -- uname -a",
+    .options = options,
+    .words_max = 1,
+    .takes_command = true,
+    .mistake_status = RELAY_FAILED,
+    .run = run,
+};

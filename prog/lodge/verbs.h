@@ -1,0 +1,11 @@
+/*
+ * verbs.h: the table of verbs; each is a row in a file of its own.
+ */
+#pragma once
+
+#include "arguments.h"
+
+enum { STATUS_FAILED = 1, STATUS_MISTAKE = 2 };
+
+extern const struct verb verb_root; /* "lodge" itself */
+extern const struct verb verb_run, verb_host, verb_image, verb_help, verb_version;

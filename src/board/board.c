@@ -1,0 +1,315 @@
+#include "board/board.h"
+
+#include "board/acpi.h"
+#include "board/board_private.h"
+#include "board/load.h"
+#include "chip/rtc.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+static struct acpi_config acpi_of(const struct board *board)
+{
+    struct acpi_config acpi = {
+        .cpus = board->cpus,
+        .pm1_event = MAP_POWER_PORT + POWER_PM1_EVENT,
+        .pm1_control = MAP_POWER_PORT + POWER_PM1_CONTROL,
+        .pm_timer = MAP_POWER_PORT + POWER_TIMER,
+        .sci = MAP_IRQ_SCI,
+        .s5_type = POWER_S5_TYPE,
+        .reset_port = MAP_RESET_PORT,
+        .reset_value = MAP_RESET_VALUE,
+        .panic_port = MAP_PANIC_PORT,
+        .rtc_century = RTC_CENTURY,
+        .ioapic = IOAPIC_ADDRESS,
+        .local_apic = APIC_ADDRESS,
+        .ecam = MAP_ECAM,
+        .ecam_size = MAP_ECAM_SIZE,
+        .window32 = (uint32_t)MAP_WINDOW32,
+        .window32_size = (uint32_t)MAP_WINDOW32_SIZE,
+        .window64 = map_window64(board->mem),
+        .window64_size = MAP_WINDOW64_SIZE,
+    };
+    for (unsigned i = 0; i < PCI_LINES; i++)
+        acpi.pci_gsi[i] = (uint8_t)(MAP_GSI_PCI + i);
+    return acpi;
+}
+
+/* Local vector table of the boot processor as firmware leaves it: the PIC comes in at LINT0, NMI at
+ * LINT1 (SDM vol. 3, 11.5.1; virtual wire mode of the MultiProcessor Specification, 3.6.2.2). */
+static void apic_page_boot(uint8_t *page)
+{
+    enum { LVT_LINT0 = 0x350, LVT_LINT1 = 0x360, LVT_EXTINT = 7 << 8, LVT_NMI = 4 << 8 };
+    le32_write(page + LVT_LINT0, LVT_EXTINT);
+    le32_write(page + LVT_LINT1, LVT_NMI);
+}
+
+static int vcpus_boot(struct board *board, const struct load_entry *entry, struct err *err)
+{
+    _cleanup_free_ struct cpu_state *state = malloc(sizeof *state);
+    if (!state)
+        return err_set(err, -ENOMEM, "no memory for a vCPU's state");
+    for (unsigned i = 0; i < board->cpus; i++) {
+        cpu_state_reset(state, i);
+        if (i == 0)
+            load_entry_state(entry, state);
+        if (board->apic)
+            apic_save(board->apic, i, state->apic);
+        else if (i == 0)
+            apic_page_boot(state->apic);
+        int r = board->engine->vcpu_set_state(board->vcpus[i].vcpu, state, err);
+        if (r < 0)
+            return err_prefix(err, r, "cannot set vCPU %u to its start", i);
+    }
+    return 0;
+}
+
+/* Memory, tables and vCPUs as a boot loader leaves them. RAM is zero, devices are reset. */
+static int machine_boot(struct board *board, struct err *err)
+{
+    struct load_range ranges[LOAD_RANGES_MAX];
+    struct load_request request = {.mem = board->mem,
+                                   .kernel_fd = board->kernel_fd,
+                                   .initrd_fd = board->initrd_fd,
+                                   .command_line = board->command_line,
+                                   .ranges = ranges,
+                                   .range_count = map_ranges(board->mem, ranges)};
+    struct acpi_config acpi = acpi_of(board);
+    struct load_entry entry;
+    int r = acpi_build(board->mem, &acpi, &request.rsdp, err);
+    if (r >= 0)
+        r = load_kernel(&request, &entry, err);
+    if (r >= 0)
+        r = board_pci_assign(board, err);
+    if (r >= 0)
+        r = vcpus_boot(board, &entry, err);
+    return r;
+}
+
+static int memory_make(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (config->memory < BOARD_MEMORY_MIN || config->memory % MEM_PAGE_SIZE)
+        return err_set(err, -EINVAL, "a machine needs at least %d MiB of memory, in whole pages",
+                       BOARD_MEMORY_MIN >> 20);
+    board->mem = mem_new();
+    if (!board->mem)
+        return err_set(err, -ENOMEM, "no memory for the memory map");
+    return map_add_ram(board->mem, config->memory, err);
+}
+
+static int engine_make(struct board *board, const struct board_config *config, struct err *err)
+{
+    bool chips = board->engine->irqchip == ENGINE_IRQCHIP_BOARD;
+    const struct engine_config engine = {.mem = board->mem,
+                                         .vcpus = board->cpus,
+                                         .irqchip = board->engine->irqchip,
+                                         .io = &board->io,
+                                         .apic = chips ? &board->apic_row : NULL,
+                                         .tsc = chips ? board_tsc : NULL,
+                                         .tsc_opaque = board,
+                                         .kvm_fd = config->kvm_fd};
+    int r = board->engine->vm_new(&engine, &board->vm, err);
+    for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
+        r = board->engine->vcpu_new(board->vm, i, &board->vcpus[i].vcpu, err);
+    return r;
+}
+
+static int board_fill(struct board *board, const struct board_config *config, struct err *err)
+{
+    int r = memory_make(board, config, err);
+    if (r < 0)
+        return r;
+    board->command_line = strdup(config->command_line);
+    board->final = calloc(1, sizeof *board->final);
+    board->bus = bus_new();
+    board->timers = timers_new();
+    if (!board->command_line || !board->final || !board->bus || !board->timers)
+        return err_set(err, -ENOMEM, "no memory or no thread for a machine");
+    board_clock_stop(board);
+    board->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (board->event_fd < 0)
+        return err_errno(err, errno, "cannot make an eventfd");
+    board_io_init(board);
+    r = board_devices_make(board, config, true, err);
+    if (r >= 0)
+        r = engine_make(board, config, err);
+    if (r >= 0)
+        r = board_devices_make(board, config, false, err);
+    if (r < 0)
+        return r;
+    board_devices_reset(board);
+    return machine_boot(board, err);
+}
+
+int board_new(const struct board_config *config, struct board **ret_board, struct err *err)
+{
+    if (config->cpus < 1 || config->cpus > ENGINE_VCPUS_MAX)
+        return err_set(err, -EINVAL, "a machine has 1 to %d CPUs", ENGINE_VCPUS_MAX);
+    struct board *board = calloc(1, sizeof *board);
+    if (!board)
+        return err_set(err, -ENOMEM, "no memory for a machine");
+    board->engine = config->engine;
+    board->cpus = config->cpus;
+    board->kernel_fd = config->kernel_fd;
+    board->initrd_fd = config->initrd_fd;
+    board->event_fd = -1;
+    for (unsigned i = 0; i < board->cpus; i++)
+        board->vcpus[i] = (struct board_vcpu){.board = board, .index = i};
+    pthread_mutex_init(&board->lock, NULL);
+    pthread_cond_init(&board->parked, NULL);
+    pthread_cond_init(&board->go, NULL);
+
+    int r = board_fill(board, config, err);
+    if (r < 0) {
+        board_free(board);
+        return r;
+    }
+    *ret_board = board;
+    return 0;
+}
+
+static void threads_end(struct board *board)
+{
+    pthread_mutex_lock(&board->lock);
+    board_stop_locked(board);
+    board->run = BOARD_LEAVING;
+    pthread_cond_broadcast(&board->go);
+    pthread_mutex_unlock(&board->lock);
+    for (unsigned i = 0; i < board->cpus; i++)
+        if (board->vcpus[i].has_thread)
+            pthread_join(board->vcpus[i].thread, NULL);
+}
+
+void board_free(struct board *board)
+{
+    if (!board)
+        return;
+    threads_end(board);
+    timers_free(board->timers);
+    board_devices_free(board);
+    for (unsigned i = 0; i < board->cpus; i++)
+        if (board->vcpus[i].vcpu)
+            board->engine->vcpu_free(board->vcpus[i].vcpu);
+    if (board->vm)
+        board->engine->vm_free(board->vm);
+    bus_free(board->bus);
+    mem_free(board->mem);
+    if (board->event_fd >= 0)
+        close(board->event_fd);
+    pthread_cond_destroy(&board->go);
+    pthread_cond_destroy(&board->parked);
+    pthread_mutex_destroy(&board->lock);
+    free(board->command_line);
+    free(board->final);
+    free(board);
+}
+
+int board_start(struct board *board, struct err *err)
+{
+    for (unsigned i = 0; i < board->cpus; i++) {
+        struct board_vcpu *vcpu = &board->vcpus[i];
+        int number = pthread_create(&vcpu->thread, NULL, board_vcpu_main, vcpu);
+        if (number)
+            return err_errno(err, number, "cannot start the thread of vCPU %u", i);
+        vcpu->has_thread = true;
+    }
+    board->started = true;
+    board_resume(board);
+    return 0;
+}
+
+void board_pause(struct board *board)
+{
+    pthread_mutex_lock(&board->lock);
+    board_stop_locked(board);
+    while (board->started && board->parked_count < board->cpus)
+        pthread_cond_wait(&board->parked, &board->lock);
+    pthread_mutex_unlock(&board->lock);
+    board_clock_stop(board);
+}
+
+void board_resume(struct board *board)
+{
+    pthread_mutex_lock(&board->lock);
+    if (!board->ended && board->started && board->run == BOARD_STOPPED) {
+        board_clock_run(board);
+        board->run = BOARD_RUNNING;
+        pthread_cond_broadcast(&board->go);
+    }
+    pthread_mutex_unlock(&board->lock);
+}
+
+/* Gives all RAM back to the host: it reads as zero again, and nothing of the old guest remains. */
+static void memory_drop(struct mem *mem)
+{
+    for (unsigned i = 0; i < mem->count; i++) {
+        madvise(mem->regions[i].host, mem->regions[i].size, MADV_DONTNEED);
+        mem_written(mem, mem->regions[i].start, mem->regions[i].size);
+    }
+}
+
+int board_reset(struct board *board, struct err *err)
+{
+    board_pause(board);
+    board_devices_reset(board);
+    memory_drop(board->mem);
+    board_clock_zero(board);
+    int r = machine_boot(board, err);
+    if (r < 0)
+        return err_prefix(err, r, "cannot boot the guest again");
+    pthread_mutex_lock(&board->lock);
+    board->ended = false;
+    board->final->kind = BOARD_EVENT_NONE;
+    pthread_mutex_unlock(&board->lock);
+    board_resume(board);
+    return 0;
+}
+
+bool board_power_button(struct board *board)
+{
+    return power_button(board->power);
+}
+
+void board_console_size(struct board *board, unsigned port, uint16_t cols, uint16_t rows)
+{
+    if (board->console)
+        virtio_console_resize(board->console, port, cols, rows);
+}
+
+bool board_drain_serial(struct board *board, int timeout_ms)
+{
+    serial_flush(board->com1);
+    return board_serial_drain(board->serial, timeout_ms);
+}
+
+bool board_drain_consoles(struct board *board, int timeout_ms)
+{
+    return !board->console || virtio_console_drain(board->console, timeout_ms) >= 0;
+}
+
+/* Resident bytes of a region, asked for in pieces so that a large guest needs no large answer. */
+static uint64_t region_resident(const struct mem_region *region)
+{
+    enum { PAGES = 4096 };
+    unsigned char pages[PAGES];
+    uint64_t resident = 0;
+    for (uint64_t at = 0; at < region->size; at += PAGES * MEM_PAGE_SIZE) {
+        uint64_t size = min(region->size - at, (uint64_t)PAGES * MEM_PAGE_SIZE);
+        if (mincore(region->host + at, size, pages) < 0)
+            return resident;
+        for (uint64_t i = 0; i < size / MEM_PAGE_SIZE; i++)
+            resident += (pages[i] & 1) * MEM_PAGE_SIZE;
+    }
+    return resident;
+}
+
+void board_stats(struct board *board, struct board_stats *ret_stats)
+{
+    *ret_stats = (struct board_stats){0};
+    for (unsigned i = 0; i < board->cpus; i++)
+        ret_stats->instructions += board->engine->vcpu_instructions(board->vcpus[i].vcpu);
+    for (unsigned i = 0; i < board->mem->count; i++)
+        ret_stats->guest_resident += region_resident(&board->mem->regions[i]);
+}

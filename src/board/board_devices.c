@@ -1,0 +1,323 @@
+/*
+ * The machine's devices. One row is one device: made in this order, reset in this order, freed
+ * backwards. A row's make() leaves what it made on the board's list, so that whatever happens
+ * later frees it.
+ */
+#include "board/board_private.h"
+#include "chip/debug.h"
+#include "chip/i8042.h"
+#include "chip/pit.h"
+#include "chip/port92.h"
+#include "chip/rtc.h"
+#include "virtio/pci.h"
+#include "virtio/rng.h"
+
+#include <assert.h>
+#include <errno.h>
+
+/* Puts the device on the list; -ENOMEM where its constructor gave NULL. */
+static int device_add(struct board *board, const struct device_ops *ops, void *device,
+                      struct err *err)
+{
+    if (!device)
+        return err_set(err, -ENOMEM, "no memory");
+    assert(board->device_count < BOARD_DEVICES_MAX);
+    board->devices[board->device_count++] = (struct board_device){.ops = ops, .device = device};
+    return 0;
+}
+
+static int claim(struct board *board, uint16_t port, unsigned ports, const struct bus_ops *ops,
+                 void *device, struct err *err)
+{
+    return bus_claim(board->bus, BUS_PORT, port, ports, ops, device, err);
+}
+
+static void reset_asked(void *opaque)
+{
+    board_tell_final(opaque, BOARD_EVENT_RESET, 0, "");
+}
+
+static void power_off_asked(void *opaque)
+{
+    board_tell_final(opaque, BOARD_EVENT_POWER_OFF, 0, "");
+}
+
+static void exit_asked(void *opaque, uint32_t value)
+{
+    board_tell_final(opaque, BOARD_EVENT_DEBUG_EXIT, value, "");
+}
+
+static int make_apic(struct board *board, const struct board_config *config, struct err *err)
+{
+    board->apic = board_apic_new(board);
+    return device_add(board, &apic_device, board->apic, err);
+}
+
+static int make_ioapic(struct board *board, const struct board_config *config, struct err *err)
+{
+    board->ioapic =
+        ioapic_new(&(struct ioapic_config){.deliver = apic_message, .opaque = board->apic});
+    int r = device_add(board, &ioapic_device, board->ioapic, err);
+    if (r < 0)
+        return r;
+    return bus_claim(board->bus, BUS_MMIO, IOAPIC_ADDRESS, IOAPIC_SIZE, &ioapic_ops, board->ioapic,
+                     err);
+}
+
+static int make_pic(struct board *board, const struct board_config *config, struct err *err)
+{
+    board->pic = pic_new(&(struct pic_config){.output = {apic_lint0, board->apic, 0}});
+    int r = device_add(board, &pic_device, board->pic, err);
+    if (r >= 0)
+        r = claim(board, PIC_MASTER_PORT, 2, &pic_master_ops, board->pic, err);
+    if (r >= 0)
+        r = claim(board, PIC_SLAVE_PORT, 2, &pic_slave_ops, board->pic, err);
+    if (r >= 0)
+        r = claim(board, PIC_ELCR_PORT, 2, &pic_elcr_ops, board->pic, err);
+    return r;
+}
+
+static int make_pit(struct board *board, const struct board_config *config, struct err *err)
+{
+    struct pit *pit = pit_new(&(struct pit_config){.timers = board->timers,
+                                                   .irq = board_line(board, MAP_IRQ_TIMER)});
+    int r = device_add(board, &pit_device, pit, err);
+    if (r >= 0)
+        r = claim(board, PIT_PORT, PIT_PORTS, &pit_ops, pit, err);
+    if (r >= 0)
+        r = claim(board, PIT_SPEAKER_PORT, 1, &pit_speaker_ops, pit, err);
+    return r;
+}
+
+static int make_rtc(struct board *board, const struct board_config *config, struct err *err)
+{
+    struct rtc *rtc = rtc_new(
+        &(struct rtc_config){.timers = board->timers, .irq = board_line(board, MAP_IRQ_RTC)});
+    int r = device_add(board, &rtc_device, rtc, err);
+    return r < 0 ? r : claim(board, RTC_PORT, RTC_PORTS, &rtc_ops, rtc, err);
+}
+
+static int make_i8042(struct board *board, const struct board_config *config, struct err *err)
+{
+    struct i8042 *i8042 =
+        i8042_new(&(struct i8042_config){.keyboard_irq = board_line(board, MAP_IRQ_KEYBOARD),
+                                         .reset = reset_asked,
+                                         .opaque = board});
+    int r = device_add(board, &i8042_device, i8042, err);
+    if (r >= 0)
+        r = claim(board, I8042_DATA_PORT, 1, &i8042_data_ops, i8042, err);
+    if (r >= 0)
+        r = claim(board, I8042_COMMAND_PORT, 1, &i8042_command_ops, i8042, err);
+    return r;
+}
+
+static int make_port92(struct board *board, const struct board_config *config, struct err *err)
+{
+    struct port92 *port92 =
+        port92_new(&(struct port92_config){.reset = reset_asked, .opaque = board});
+    int r = device_add(board, &port92_device, port92, err);
+    return r < 0 ? r : claim(board, PORT92_PORT, 1, &port92_ops, port92, err);
+}
+
+static int make_serial(struct board *board, const struct board_config *config, struct err *err)
+{
+    int r = board_serial_new(config->serial_in_fd, config->serial_out_fd, &board->serial, err);
+    if (r < 0)
+        return r;
+    board->com1 = serial_new(&(struct serial_config){.timers = board->timers,
+                                                     .irq = board_line(board, MAP_IRQ_COM1),
+                                                     .output = board_serial_output,
+                                                     .room = board_serial_room,
+                                                     .opaque = board->serial});
+    r = device_add(board, &serial_device, board->com1, err);
+    if (r >= 0)
+        r = claim(board, MAP_COM1_PORT, SERIAL_PORTS, &serial_ops, board->com1, err);
+    return r < 0 ? r : board_serial_start(board->serial, board->com1, err);
+}
+
+static int make_power(struct board *board, const struct board_config *config, struct err *err)
+{
+    board->power = power_new(&(struct power_config){.timers = board->timers,
+                                                    .sci = board_line(board, MAP_IRQ_SCI),
+                                                    .power_off = power_off_asked,
+                                                    .reset = reset_asked,
+                                                    .opaque = board});
+    int r = device_add(board, &power_device, board->power, err);
+    return r < 0 ? r : claim(board, MAP_POWER_PORT, POWER_PORTS, &power_ops, board->power, err);
+}
+
+static int make_debug(struct board *board, const struct board_config *config, struct err *err)
+{
+    struct debug *debug =
+        debug_new(&(struct debug_config){.exit = exit_asked, .opaque = board});
+    int r = device_add(board, &debug_device, debug, err);
+    if (r >= 0)
+        r = claim(board, DEBUG_EXIT_PORT, 4, &debug_exit_ops, debug, err);
+    if (r >= 0)
+        r = claim(board, DEBUG_POST_PORT, 1, &debug_post_ops, debug, err);
+    return r;
+}
+
+/* The pvpanic port as Linux's driver knows it: reads say which events are understood. */
+enum { PANIC_PANICKED = 1 << 0 };
+
+static uint64_t panic_read(void *opaque, uint64_t offset, unsigned size)
+{
+    return PANIC_PANICKED;
+}
+
+static void panic_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+    if (value & PANIC_PANICKED)
+        board_tell_panicked(opaque);
+}
+
+static int make_panic(struct board *board, const struct board_config *config, struct err *err)
+{
+    static const struct bus_ops ops = {.name = "panic", .read = panic_read, .write = panic_write};
+    return claim(board, MAP_PANIC_PORT, 1, &ops, board, err);
+}
+
+static void reset_pci(void *pci)
+{
+    pci_host_reset(pci);
+}
+
+static void free_pci(void *pci)
+{
+    pci_host_free(pci);
+}
+
+static int make_pci(struct board *board, const struct board_config *config, struct err *err)
+{
+    static const struct device_ops ops = {.name = "pci", .reset = reset_pci, .free = free_pci};
+    struct pci_host_config host = {.bus = board->bus,
+                                   .ecam_base = MAP_ECAM,
+                                   .ecam_size = MAP_ECAM_SIZE,
+                                   .msi = board_msi(board),
+                                   .reset_asked = reset_asked,
+                                   .reset_opaque = board};
+    for (unsigned i = 0; i < PCI_LINES; i++) {
+        host.lines[i] = board_line(board, MAP_GSI_PCI + i);
+        host.line_numbers[i] = (uint8_t)(MAP_GSI_PCI + i);
+    }
+    int r = pci_host_new(&host, &board->pci, err);
+    return r < 0 ? r : device_add(board, &ops, board->pci, err);
+}
+
+static void free_virtio(void *transport)
+{
+    virtio_pci_free(transport);
+}
+
+/* The transport takes the device over, and frees it here where there is no transport. The host
+ * bridge resets it. */
+static int add_virtio(struct board *board, struct virtio_device *device, struct err *err)
+{
+    static const struct device_ops ops = {.name = "virtio", .free = free_virtio};
+    struct virtio_pci *transport;
+    int r = virtio_pci_new(board->pci, PCI_SLOT_ANY, device, &transport, err);
+    if (r < 0) {
+        device->ops->free(device);
+        return r;
+    }
+    return device_add(board, &ops, transport, err);
+}
+
+static int make_rng(struct board *board, const struct board_config *config, struct err *err)
+{
+    struct virtio_device *rng;
+    int r = virtio_rng_new(board->mem, &rng, err);
+    return r < 0 ? r : add_virtio(board, rng, err);
+}
+
+/* Port 0 is the hvc console, there or not; the named ports follow in the definition's order. */
+static int make_console(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (config->console_count == 0)
+        return 0;
+    struct virtio_console_port ports[BOARD_CONSOLES_MAX + 1] = {{.fd = -1}};
+    unsigned count = 1;
+    for (unsigned i = 0; i < config->console_count; i++) {
+        const struct board_console *console = &config->consoles[i];
+        struct virtio_console_port *port = console->name ? &ports[count++] : &ports[0];
+        if (!console->name && port->fd >= 0)
+            return err_set(err, -EINVAL, "more than one console without a name");
+        *port = (struct virtio_console_port){.name = console->name, .fd = console->fd};
+    }
+    int r = virtio_console_new(board->mem,
+                               &(struct virtio_console_config){.ports = ports,
+                                                               .port_count = count,
+                                                               .guest_opened = board_tell_console,
+                                                               .opaque = board},
+                               &board->console, err);
+    if (r < 0)
+        return r;
+    r = add_virtio(board, virtio_console_device(board->console), err);
+    if (r < 0)
+        board->console = NULL;
+    return r;
+}
+
+static const struct row {
+    const char *name;
+    bool irqchip; /* part of the interrupt controller: only where the engine has none */
+    int (*make)(struct board *board, const struct board_config *config, struct err *err);
+} rows[] = {
+    {"local APIC", true, make_apic},
+    {"I/O APIC", true, make_ioapic},
+    {"PIC", true, make_pic},
+    {"PIT", true, make_pit},
+    {"RTC", false, make_rtc},
+    {"i8042", false, make_i8042},
+    {"port 92", false, make_port92},
+    {"serial", false, make_serial},
+    {"power", false, make_power},
+    {"debug ports", false, make_debug},
+    {"panic port", false, make_panic},
+    {"PCI", false, make_pci},
+    {"virtio-rng", false, make_rng},
+    {"virtio-console", false, make_console},
+};
+
+int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,
+                       struct err *err)
+{
+    if (irqchip && board->engine->irqchip != ENGINE_IRQCHIP_BOARD)
+        return 0;
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        if (rows[i].irqchip != irqchip)
+            continue;
+        int r = rows[i].make(board, config, err);
+        if (r < 0)
+            return err_prefix(err, r, "cannot make the machine's %s", rows[i].name);
+    }
+    return 0;
+}
+
+int board_pci_assign(struct board *board, struct err *err)
+{
+    const struct pci_windows windows = {
+        .mmio32 = {MAP_WINDOW32, MAP_WINDOW32_SIZE},
+        .mmio64 = {map_window64(board->mem), MAP_WINDOW64_SIZE},
+        .io = {MAP_PCI_IO_WINDOW, MAP_PCI_IO_WINDOW_SIZE},
+    };
+    return pci_assign_bars(board->pci, &windows, err);
+}
+
+void board_devices_reset(struct board *board)
+{
+    for (unsigned i = 0; i < board->device_count; i++)
+        if (board->devices[i].ops->reset)
+            board->devices[i].ops->reset(board->devices[i].device);
+}
+
+/* The streams' thread uses the UART, so it goes first. */
+void board_devices_free(struct board *board)
+{
+    board_serial_free(take_ptr(board->serial));
+    while (board->device_count > 0) {
+        struct board_device *device = &board->devices[--board->device_count];
+        device->ops->free(device->device);
+    }
+}

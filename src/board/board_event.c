@@ -1,0 +1,92 @@
+#include "board/board_private.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+static void event_fd_raise(struct board *board)
+{
+    eventfd_write(board->event_fd, 1);
+}
+
+void board_tell_ready(struct board *board, uint64_t now)
+{
+    pthread_mutex_lock(&board->lock);
+    if (!board->ready_told) {
+        board->ready_told = board->ready_due = true;
+        board->ready_ns = now;
+        event_fd_raise(board);
+    }
+    pthread_mutex_unlock(&board->lock);
+}
+
+void board_tell_console(void *opaque, unsigned port, bool open)
+{
+    struct board *board = opaque;
+    uint32_t bit = UINT32_C(1) << port;
+    pthread_mutex_lock(&board->lock);
+    board->console_open = open ? board->console_open | bit : board->console_open & ~bit;
+    board->console_due |= bit;
+    event_fd_raise(board);
+    pthread_mutex_unlock(&board->lock);
+}
+
+void board_tell_panicked(struct board *board)
+{
+    pthread_mutex_lock(&board->lock);
+    board->panicked_due = true;
+    event_fd_raise(board);
+    pthread_mutex_unlock(&board->lock);
+}
+
+void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
+                      const char *text)
+{
+    pthread_mutex_lock(&board->lock);
+    if (!board->ended) {
+        board->ended = true;
+        *board->final = (struct board_event){.kind = kind, .value = value};
+        snprintf(board->final->text, sizeof board->final->text, "%s", text);
+        board_stop_locked(board);
+        event_fd_raise(board);
+    }
+    pthread_mutex_unlock(&board->lock);
+}
+
+int board_event_fd(struct board *board)
+{
+    return board->event_fd;
+}
+
+static bool next_locked(struct board *board, struct board_event *event)
+{
+    *event = (struct board_event){.kind = BOARD_EVENT_NONE};
+    if (board->ready_due) {
+        board->ready_due = false;
+        event->kind = BOARD_EVENT_READY;
+        event->value = board->ready_ns;
+    } else if (board->console_due) {
+        event->kind = BOARD_EVENT_CONSOLE;
+        event->port = (unsigned)__builtin_ctz(board->console_due);
+        event->value = board->console_open >> event->port & 1;
+        board->console_due &= board->console_due - 1;
+    } else if (board->panicked_due) {
+        board->panicked_due = false;
+        event->kind = BOARD_EVENT_PANICKED;
+    } else if (board->final->kind != BOARD_EVENT_NONE) {
+        *event = *board->final;
+        board->final->kind = BOARD_EVENT_NONE;
+    }
+    return event->kind != BOARD_EVENT_NONE;
+}
+
+bool board_event_next(struct board *board, struct board_event *ret_event)
+{
+    pthread_mutex_lock(&board->lock);
+    bool any = next_locked(board, ret_event);
+    eventfd_t count;
+    if (!any)
+        eventfd_read(board->event_fd, &count);
+    pthread_mutex_unlock(&board->lock);
+    return any;
+}

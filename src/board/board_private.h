@@ -1,0 +1,133 @@
+/*
+ * board_private.h: the board from inside. Rooms:
+ *
+ *   board.c          life: new, reset, free
+ *   board_devices.c  the table of devices
+ *   board_lines.c    interrupts, for both arrangements of engine.h
+ *   board_vcpu.c     vCPU threads: run, park, stop
+ *   board_event.c    what the owner is told
+ *   board_serial.c   the host's streams behind COM1
+ *
+ * Locks, from the outside in: a device's own; `lock` below; nothing under it but the kicking of
+ * vCPUs. Interrupt lines take no lock of the board.
+ */
+#pragma once
+
+#include "base/own.h"
+#include "base/timer.h"
+#include "board/board.h"
+#include "board/board_map.h"
+#include "board/board_serial.h"
+#include "bus/bus.h"
+#include "bus/pci.h"
+#include "chip/apic.h"
+#include "chip/ioapic.h"
+#include "chip/pic.h"
+#include "chip/power.h"
+#include "virtio/console.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum { BOARD_DEVICES_MAX = 32 };
+
+enum board_run {
+    BOARD_STOPPED, /* vCPUs are parked or on their way */
+    BOARD_RUNNING,
+    BOARD_LEAVING, /* vCPU threads end */
+};
+
+struct board_vcpu {
+    struct board *board;
+    unsigned index;
+    struct engine_vcpu *vcpu;
+    pthread_t thread;
+    bool has_thread;
+};
+
+struct board_device {
+    const struct device_ops *ops;
+    void *device;
+};
+
+struct board {
+    const struct engine_ops *engine;
+    struct engine_vm *vm;
+    struct engine_io io;
+    struct engine_apic apic_row;
+    unsigned cpus;
+    struct board_vcpu vcpus[ENGINE_VCPUS_MAX];
+
+    struct mem *mem;
+    struct bus *bus;
+    struct timers *timers;
+    struct board_device devices[BOARD_DEVICES_MAX]; /* in the order of making; freed backwards */
+    unsigned device_count;
+
+    /* Borrowed from the list above. ENGINE_IRQCHIP_BOARD only: */
+    struct apic *apic;
+    struct ioapic *ioapic;
+    struct pic *pic;
+    /* Always: */
+    struct pci_host *pci;
+    struct power *power;
+    struct virtio_console *console; /* NULL without ports */
+    struct serial *com1;
+    struct board_serial *serial; /* owned: the streams behind COM1 */
+
+    /* What a reset loads again. */
+    int kernel_fd, initrd_fd;
+    char *command_line;
+
+    /* Guest TSC = host's minus tsc_base while running; tsc_frozen while not. */
+    _Atomic uint64_t tsc_base;
+    _Atomic uint64_t tsc_frozen;
+    _Atomic bool tsc_runs;
+
+    pthread_mutex_t lock;
+    pthread_cond_t parked, go;
+    enum board_run run;
+    unsigned parked_count;
+    bool started; /* there are vCPU threads */
+    bool ended;   /* a final event happened: resume() does nothing until reset() */
+
+    /* Events, under `lock`; the descriptor counts up when something is added. */
+    int event_fd;
+    bool ready_told, ready_due, panicked_due;
+    uint64_t ready_ns;
+    uint32_t console_due, console_open; /* a bit per port */
+    struct board_event *final;          /* kind NONE = no final event due */
+};
+
+/* board_devices.c */
+/* `irqchip`: those that the engine's VM is made with, if they are ours; else all the others. */
+int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,
+                       struct err *err);
+/* Where the PCI devices answer, as firmware would set it. */
+int board_pci_assign(struct board *board, struct err *err);
+void board_devices_reset(struct board *board);
+void board_devices_free(struct board *board);
+
+/* board_lines.c */
+struct apic *board_apic_new(struct board *board); /* and fills apic_row */
+struct irq_line board_line(struct board *board, unsigned gsi);
+struct msi_target board_msi(struct board *board);
+uint64_t board_tsc(void *board);
+/* The clocks: the devices' and the TSC. */
+void board_clock_stop(struct board *board);
+void board_clock_run(struct board *board);
+void board_clock_zero(struct board *board); /* while stopped: the TSC as after power-on */
+
+/* board_vcpu.c */
+void board_io_init(struct board *board);
+void *board_vcpu_main(void *vcpu);
+/* Asks all vCPUs to park; any thread, with `lock` held. */
+void board_stop_locked(struct board *board);
+
+/* board_event.c: any thread, `lock` not held. */
+void board_tell_ready(struct board *board, uint64_t now);
+void board_tell_console(void *board, unsigned port, bool open);
+void board_tell_panicked(struct board *board);
+/* Stops the machine. The first final event counts, later ones are dropped. */
+void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
+                      const char *text);

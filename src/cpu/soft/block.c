@@ -1,0 +1,498 @@
+#include "cpu/soft/block.h"
+#include "cpu/soft/native.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+/* ---- code pages of the VM ---- */
+
+/* Bits of the 64-byte granules that [offset, offset + size) of a page touches. */
+static uint64_t granules_of(uint64_t offset, uint64_t size)
+{
+    unsigned first = (unsigned)(offset >> 6);
+    unsigned last = (unsigned)((offset + size - 1) >> 6);
+    return UINT64_MAX << first & UINT64_MAX >> (63 - last);
+}
+
+static void *zeroed_lazily(size_t size)
+{
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+static void code_observer(void *opaque, uint64_t gpa, uint64_t size)
+{
+    soft_code_written(opaque, NULL, NULL, gpa, size);
+}
+
+int block_vm_init(struct soft_vm *vm, struct err *err)
+{
+    pthread_mutex_init(&vm->code_lock, NULL);
+    for (unsigned i = 0; i < vm->mem->count; i++) {
+        size_t pages = vm->mem->regions[i].size >> MEM_PAGE_SHIFT;
+        vm->code_generation[i] = zeroed_lazily(pages * sizeof *vm->code_generation[i]);
+        vm->code_granules[i] = zeroed_lazily(pages * sizeof *vm->code_granules[i]);
+        if (!vm->code_generation[i] || !vm->code_granules[i])
+            return err_set(err, -ENOMEM, "no memory to note %zu code pages", pages);
+    }
+    mem_observe_code(vm->mem, code_observer, vm);
+    return 0;
+}
+
+void block_vm_fini(struct soft_vm *vm)
+{
+    mem_observe_code(vm->mem, NULL, NULL);
+    for (unsigned i = 0; i < vm->mem->count; i++) {
+        size_t pages = vm->mem->regions[i].size >> MEM_PAGE_SHIFT;
+        if (vm->code_generation[i])
+            munmap(vm->code_generation[i], pages * sizeof *vm->code_generation[i]);
+        if (vm->code_granules[i])
+            munmap(vm->code_granules[i], pages * sizeof *vm->code_granules[i]);
+        /* A mark means "somebody holds decoded code": nobody does now. */
+        for (size_t page = 0; page < pages; page++)
+            if (vm->mem->regions[i].marks[page] & MEM_PAGE_CODE)
+                __atomic_fetch_and(&vm->mem->regions[i].marks[page], (uint8_t)~MEM_PAGE_CODE,
+                                   __ATOMIC_RELAXED);
+    }
+    pthread_mutex_destroy(&vm->code_lock);
+}
+
+/* The page of a guest-physical address as the code notes see it. */
+struct code_page {
+    uint8_t *mark;
+    uint32_t *generation;
+    uint64_t *granules;
+};
+
+static bool code_page_of(struct soft_vm *vm, uint64_t gpa, struct code_page *ret_page)
+{
+    const struct mem_region *region = mem_find(vm->mem, gpa);
+    if (!region)
+        return false;
+    size_t index = (size_t)(region - vm->mem->regions);
+    size_t page = (gpa - region->start) >> MEM_PAGE_SHIFT;
+    *ret_page = (struct code_page){.mark = &region->marks[page],
+                                   .generation = &vm->code_generation[index][page],
+                                   .granules = &vm->code_granules[index][page]};
+    return true;
+}
+
+/* Makes [gpa, gpa + size), inside one page, known as code, and returns the page's generation from
+ * the same moment: whoever reads the bytes after this sees them change through the generation. */
+static uint32_t code_claim(struct soft_vcpu *v, const struct code_page *page, uint64_t gpa,
+                           uint64_t size)
+{
+    struct soft_vm *vm = v->vm;
+    pthread_mutex_lock(&vm->code_lock);
+    bool exclusive = !(__atomic_load_n(page->mark, __ATOMIC_RELAXED) & MEM_PAGE_CODE);
+    if (exclusive) {
+        pthread_mutex_unlock(&vm->code_lock);
+        exclusive_begin(v);
+        pthread_mutex_lock(&vm->code_lock);
+        __atomic_fetch_or(page->mark, (uint8_t)MEM_PAGE_CODE, __ATOMIC_SEQ_CST);
+        for (unsigned i = 0; i < ENGINE_VCPUS_MAX; i++) {
+            struct soft_vcpu *other = __atomic_load_n(&vm->vcpus[i], __ATOMIC_ACQUIRE);
+            if (other)
+                soft_tlb_protect(other, align_down(gpa, MEM_PAGE_SIZE));
+        }
+    }
+    uint64_t bits = granules_of(gpa & SOFT_PAGE_MASK, size);
+    __atomic_fetch_or(page->granules, bits, __ATOMIC_SEQ_CST);
+    uint32_t generation = __atomic_load_n(page->generation, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&vm->code_lock);
+    if (exclusive)
+        exclusive_end(v);
+    return generation;
+}
+
+/* Runs in place of the instruction after the one that changed the block. */
+static void op_changed(struct soft_vcpu *v, const struct insn *insn)
+{
+    v->gpr[SOFT_RIP] = insn_address(v, insn);
+    v->instructions -= (uint64_t)(v->block->insns + v->block->count - insn);
+    LEAVE;
+}
+
+static bool ranges_meet(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
+{
+    return a < b + b_size && b < a + a_size;
+}
+
+static void spoil_running(struct soft_vcpu *v, const struct insn *insn, uint64_t gpa, uint64_t size)
+{
+    struct soft_block *block = v->block;
+    if (!block || insn < block->insns || insn >= block->insns + block->count)
+        return;
+    bool hit = ranges_meet(block->gpa, block->size, gpa, size);
+    if (block->flags & BLOCK_STRADDLES)
+        hit |= ranges_meet(block->gpa2, block->size2, gpa, size);
+    if (!hit)
+        return;
+    block->flags |= BLOCK_SPOILED;
+    block->insns[insn - block->insns + 1].run = op_changed;
+}
+
+void soft_code_written(struct soft_vm *vm, struct soft_vcpu *v, const struct insn *insn,
+                       uint64_t gpa, uint64_t size)
+{
+    /* The bytes must be seen before we look whether somebody decoded them (code_claim). */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (v && insn)
+        spoil_running(v, insn, gpa, size);
+    uint64_t end = gpa + size;
+    while (gpa < end) {
+        uint64_t part = min(end - gpa, MEM_PAGE_SIZE - (gpa & SOFT_PAGE_MASK));
+        uint64_t bits = granules_of(gpa & SOFT_PAGE_MASK, part);
+        struct code_page page;
+        if (code_page_of(vm, gpa, &page) &&
+            (__atomic_load_n(page.granules, __ATOMIC_RELAXED) & bits)) {
+            pthread_mutex_lock(&vm->code_lock);
+            if (__atomic_fetch_and(page.granules, ~bits, __ATOMIC_SEQ_CST) & bits)
+                __atomic_fetch_add(page.generation, 1, __ATOMIC_SEQ_CST);
+            if (*page.granules == 0)
+                __atomic_fetch_and(page.mark, (uint8_t)~MEM_PAGE_CODE, __ATOMIC_SEQ_CST);
+            pthread_mutex_unlock(&vm->code_lock);
+        }
+        gpa += part;
+    }
+}
+
+/* ---- the cache of one vCPU ---- */
+
+int block_cache_new(struct soft_vcpu *v, struct err *err)
+{
+    struct soft_cache *cache = aligned_alloc(64, align_up(sizeof *cache, 64));
+    if (!cache)
+        return err_set(err, -ENOMEM, "no memory for decoded code");
+    memset(cache, 0, sizeof *cache);
+    v->cache = cache;
+    cache->nowhere.generation_at = &cache->never;
+    cache->nowhere.generation = 1;
+    cache->tables = decode_tables_new(v);
+    cache->single = calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) +
+                                  ZYDIS_MAX_INSTRUCTION_LENGTH);
+    if (!cache->tables || !cache->single)
+        return err_set(err, -ENOMEM, "no memory for the decoder's tables");
+    return 0;
+}
+
+void block_cache_free(struct soft_vcpu *v)
+{
+    struct soft_cache *cache = v->cache;
+    if (!cache)
+        return;
+    for (unsigned i = 0; i < BLOCK_CHUNKS_MAX; i++)
+        free(cache->chunks[i]);
+    decode_tables_free(cache->tables);
+    free(cache->single);
+    free(cache);
+    v->cache = NULL;
+}
+
+void block_forget_all(struct soft_vcpu *v)
+{
+    struct soft_cache *cache = v->cache;
+    memset(cache->hash, 0, sizeof cache->hash);
+    memset(cache->jumps, 0, sizeof cache->jumps);
+    cache->chunk = 0;
+    cache->used = 0;
+    cache->forgotten++;
+    v->link = NULL;
+    v->block = NULL;
+    native_reset(v);
+}
+
+/* Space in the arena, or NULL when it is full (or the host has no more). */
+static void *arena_take(struct soft_cache *cache, size_t size)
+{
+    size = align_up(size, 16);
+    if (cache->used + size > BLOCK_CHUNK) {
+        if (cache->chunk + 1 == BLOCK_CHUNKS_MAX)
+            return NULL;
+        cache->chunk++;
+        cache->used = 0;
+    }
+    if (!cache->chunks[cache->chunk]) {
+        cache->chunks[cache->chunk] = malloc(BLOCK_CHUNK);
+        if (!cache->chunks[cache->chunk])
+            return NULL;
+    }
+    void *at = cache->chunks[cache->chunk] + cache->used;
+    cache->used += size;
+    return at;
+}
+
+static struct soft_block **hash_chain(struct soft_cache *cache, uint64_t gpa, uint32_t mode)
+{
+    uint64_t mixed = (gpa ^ (uint64_t)mode << 32) * UINT64_C(0x9e3779b97f4a7c15);
+    return &cache->hash[mixed >> 51];
+}
+_Static_assert(BLOCK_HASH == 1 << (64 - 51), "hash_chain");
+
+/* ---- fetching ---- */
+
+struct fetched {
+    uint64_t linear;
+    uint64_t gpa, gpa2;
+    const uint8_t *host, *host2; /* NULL: not memory */
+    unsigned first;              /* bytes in the first page */
+    bool second;                 /* gpa2 and host2 are known */
+};
+
+static uint64_t next_page(const struct soft_vcpu *v, uint64_t linear)
+{
+    linear = align_down(linear, MEM_PAGE_SIZE) + MEM_PAGE_SIZE;
+    return v->mode & MODE_64 ? linear : (uint32_t)linear;
+}
+
+static void fetch_start(struct soft_vcpu *v, struct fetched *fetched)
+{
+    if (!(v->mode & MODE_64)) {
+        v->gpr[SOFT_RIP] &= UINT32_MAX;
+        if (v->gpr[SOFT_RIP] > v->segment[CPU_CS].limit)
+            soft_raise_error(v, NULL, VECTOR_GP, 0);
+    }
+    uint64_t linear = v->gpr[SOFT_RIP] + v->ea_base[CPU_CS];
+    if (!(v->mode & MODE_64))
+        linear &= UINT32_MAX;
+    fetched->linear = linear;
+    fetched->first = MEM_PAGE_SIZE - (unsigned)(linear & SOFT_PAGE_MASK);
+    fetched->second = false;
+    fetched->gpa = soft_fetch_translate(v, linear, &fetched->host);
+}
+
+static void fetch_second(struct soft_vcpu *v, struct fetched *fetched)
+{
+    fetched->gpa2 = soft_fetch_translate(v, next_page(v, fetched->linear), &fetched->host2);
+    fetched->second = true;
+}
+
+/* Code in a device: read byte by byte, as hardware would fetch it, or all ones. */
+static void fetch_device(struct soft_vcpu *v, uint64_t gpa, uint8_t *to, unsigned size)
+{
+    const struct engine_io *io = &v->vm->io;
+    memset(to, 0xff, size);
+    if (!io->mmio_read)
+        return;
+    exclusive_leave(v);
+    for (unsigned i = 0; i < size; i++)
+        to[i] = (uint8_t)io->mmio_read(io->opaque, v->index, gpa + i, 1);
+    exclusive_enter(v);
+}
+
+static void fetch_bytes(struct soft_vcpu *v, const uint8_t *host, uint64_t gpa, uint8_t *to,
+                        unsigned size)
+{
+    if (host)
+        memcpy(to, host, size);
+    else
+        fetch_device(v, gpa, to, size);
+}
+
+/* Decodes at most `max` instructions at `fetched`; asks for the second page when the first
+ * instruction reaches into it. */
+static struct decode_result decode_fetched(struct soft_vcpu *v, struct fetched *fetched,
+                                           unsigned max)
+{
+    struct soft_cache *cache = v->cache;
+    unsigned limit = max == 1 || !fetched->host ? ZYDIS_MAX_INSTRUCTION_LENGTH : BLOCK_TEXT;
+    unsigned size = min(fetched->first, limit);
+    fetch_bytes(v, fetched->host, fetched->gpa, cache->text, size);
+    struct decode_result result = decode_text(v, size, max);
+    if (result.count > 0)
+        return result;
+    fetch_second(v, fetched);
+    fetch_bytes(v, fetched->host2, fetched->gpa2, cache->text + size,
+                ZYDIS_MAX_INSTRUCTION_LENGTH - size);
+    return decode_text(v, ZYDIS_MAX_INSTRUCTION_LENGTH, 1);
+}
+
+/* CS ends inside an instruction: #GP, as the fetch of its last byte would. */
+static void check_limit(struct soft_vcpu *v, unsigned size)
+{
+    if (!(v->mode & MODE_64) && v->gpr[SOFT_RIP] + size - 1 > v->segment[CPU_CS].limit)
+        soft_raise_error(v, NULL, VECTOR_GP, 0);
+}
+
+/* ---- building ---- */
+
+static void block_fill(struct soft_block *block, const struct soft_cache *cache,
+                       const struct decode_result *result, const struct fetched *fetched,
+                       uint32_t mode)
+{
+    uint8_t *bytes = (uint8_t *)(block->insns + result->count + 1);
+    *block = (struct soft_block){
+        .generation_at = &cache->never,
+        .count = (uint16_t)result->count,
+        .size = (uint8_t)min(result->size, fetched->first),
+        .flags = result->alone ? BLOCK_ALONE : 0,
+        .mode = mode,
+        .generation2_at = &cache->never,
+        .gpa = fetched->gpa,
+        .bytes = bytes,
+    };
+    if (fetched->second) {
+        block->flags |= BLOCK_STRADDLES;
+        block->gpa2 = fetched->gpa2;
+        block->size2 = (uint8_t)(result->size - fetched->first);
+    }
+    memcpy(block->insns, cache->insns, (result->count + 1) * sizeof(struct insn));
+    memcpy(bytes, cache->text, result->size);
+}
+
+/* Claims the block's pages and compares its bytes with memory. True: it is valid from here on. */
+static bool block_validate(struct soft_vcpu *v, struct soft_block *block,
+                           const struct fetched *fetched)
+{
+    struct code_page page;
+    if (block->flags & BLOCK_SPOILED || !code_page_of(v->vm, block->gpa, &page))
+        return false;
+    uint32_t generation = code_claim(v, &page, block->gpa, block->size);
+    if (memcmp(fetched->host, block->bytes, block->size) != 0)
+        return false;
+    if (block->flags & BLOCK_STRADDLES) {
+        struct code_page second;
+        if (!code_page_of(v->vm, block->gpa2, &second))
+            return false;
+        block->generation2 = code_claim(v, &second, block->gpa2, block->size2);
+        block->generation2_at = second.generation;
+        if (memcmp(fetched->host2, block->bytes + block->size, block->size2) != 0)
+            return false;
+    }
+    block->generation_at = page.generation;
+    block->generation = generation;
+    return true;
+}
+
+struct soft_block *block_single(struct soft_vcpu *v)
+{
+    struct soft_cache *cache = v->cache;
+    struct fetched fetched;
+    if (native_full(v))
+        block_forget_all(v);
+    fetch_start(v, &fetched);
+    struct decode_result result = decode_fetched(v, &fetched, 1);
+    check_limit(v, result.size);
+    block_fill(cache->single, cache, &result, &fetched, v->mode);
+    return cache->single;
+}
+
+static struct soft_block *block_build(struct soft_vcpu *v, struct fetched *fetched, uint32_t mode)
+{
+    struct soft_cache *cache = v->cache;
+    if (native_full(v))
+        block_forget_all(v);
+    unsigned max = mode & BLOCK_MODE_STEP ? 1 : INSN_BLOCK_MAX;
+    struct decode_result result = decode_fetched(v, fetched, max);
+    if (fetched->second && !fetched->host2)
+        return block_single(v);
+    size_t size =
+        sizeof(struct soft_block) + (result.count + 1) * sizeof(struct insn) + result.size;
+    struct soft_block *block = arena_take(cache, size);
+    if (!block) {
+        /* Stubs are forgotten too, so what has just been bound is bound again. */
+        block_forget_all(v);
+        result = decode_fetched(v, fetched, max);
+        block = arena_take(cache, size);
+        if (!block)
+            return block_single(v);
+    }
+    block_fill(block, cache, &result, fetched, mode);
+    if (!block_validate(v, block, fetched))
+        return block_single(v); /* somebody writes to it right now */
+    struct soft_block **chain = hash_chain(cache, block->gpa, mode);
+    block->next = *chain;
+    *chain = block;
+    cache->blocks++;
+    return block;
+}
+
+/* A block of the hash is good when its bytes are; a straddling one also when its second page is
+ * still where it was. Others leave the chain. */
+static bool block_still_good(struct soft_vcpu *v, struct soft_block *block, struct fetched *fetched)
+{
+    if (block->flags & BLOCK_STRADDLES) {
+        if (!fetched->second)
+            fetch_second(v, fetched);
+        if (fetched->gpa2 != block->gpa2)
+            return false;
+        if (block->generation2 !=
+            __atomic_load_n(block->generation2_at, __ATOMIC_RELAXED))
+            return block_validate(v, block, fetched);
+    }
+    if (block_valid(block))
+        return true;
+    v->cache->revalidated++;
+    return block_validate(v, block, fetched);
+}
+
+static struct soft_block *block_find(struct soft_vcpu *v, struct fetched *fetched, uint32_t mode)
+{
+    struct soft_block **at = hash_chain(v->cache, fetched->gpa, mode);
+    while (*at) {
+        struct soft_block *block = *at;
+        if (block->gpa == fetched->gpa && block->mode == mode) {
+            if (block_still_good(v, block, fetched))
+                return block;
+            *at = block->next;
+        } else {
+            at = &block->next;
+        }
+    }
+    return NULL;
+}
+
+/* Two neighbours in one page, and neither reaches out of it: what maps one maps the other. */
+static bool may_link(const struct soft_block *from, const struct soft_block *to, uint64_t linear,
+                     uint64_t to_linear)
+{
+    return ((from->gpa ^ to->gpa) | (linear ^ to_linear)) >> MEM_PAGE_SHIFT == 0 &&
+           !((from->flags | to->flags) & BLOCK_STRADDLES) && from->mode == to->mode &&
+           !(to->mode & (BLOCK_MODE_STEP | MODE_SEGCHECK));
+}
+
+static void block_link(struct soft_vcpu *v, struct insn *insn, struct soft_block *to)
+{
+    uint64_t here = v->gpr[SOFT_RIP];
+    if (may_link(v->block, to, here - insn->imm, here))
+        insn->data = to;
+}
+
+void block_unlinked(struct soft_vcpu *v, const struct insn *insn)
+{
+    if (block_attention(v))
+        LEAVE;
+    uint64_t linear = v->gpr[SOFT_RIP] + v->ea_base[CPU_CS];
+    struct soft_jump *jump = block_jump_slot(v->cache, linear);
+    if (jump->linear == linear && jump->stamp == block_stamp(v) && block_usable(jump->block)) {
+        block_link(v, (struct insn *)insn, jump->block);
+        return block_enter(v, jump->block);
+    }
+    v->link = (struct insn *)insn;
+    LEAVE;
+}
+
+struct soft_block *block_lookup(struct soft_vcpu *v, bool step)
+{
+    struct fetched fetched;
+    uint32_t mode = v->mode | (step ? BLOCK_MODE_STEP : 0);
+    fetch_start(v, &fetched);
+    if (!fetched.host)
+        return block_single(v);
+    struct soft_block *block = block_find(v, &fetched, mode);
+    if (!block)
+        block = block_build(v, &fetched, mode);
+    if (block == v->cache->single)
+        return block;
+    if (!(v->mode & MODE_64) &&
+        v->gpr[SOFT_RIP] + block->size + block->size2 - 1 > v->segment[CPU_CS].limit)
+        return block_single(v);
+    if (v->link)
+        block_link(v, v->link, block);
+    if (!(mode & (BLOCK_MODE_STEP | MODE_SEGCHECK)))
+        *block_jump_slot(v->cache, fetched.linear) = (struct soft_jump){
+            .linear = fetched.linear, .stamp = block_stamp(v), .block = block};
+    return block;
+}

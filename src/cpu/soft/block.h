@@ -1,0 +1,232 @@
+/*
+ * block.h: decoded blocks, how one leads to the next, and the loop's private door.
+ *
+ * A block is a run of instructions of one guest page, decoded once and kept by guest-physical
+ * address and mode. It ends with a terminator that is no guest instruction: it goes on at the
+ * address after the block (a full block, or a branch not taken).
+ *
+ * VALID. A block is valid while `generation` equals the counter of its page. Whoever wants to run
+ * one looks first (block_valid). A stale block is compared with memory (it keeps a copy of its
+ * bytes): the same bytes make it valid again, others are decoded anew. The invariant that makes
+ * this safe: a valid block's 64-byte granules are set in vm->code_granules and its page carries
+ * MEM_PAGE_CODE, both changed only under vm->code_lock, together with the counter.
+ *
+ * NEXT BLOCK. A direct branch remembers its successor in insn->data, when both lie in the same
+ * page: whatever maps the running instruction maps that too. Everything else goes through the jump
+ * cache, by linear address, mode and count of TLB flushes; then through the loop, which translates
+ * and decodes. Blocks are freed all at once only (block_forget_all), from the loop, so that no link
+ * ever dangles. A block whose one instruction straddles two pages is never linked to by pointer.
+ * With MODE_SEGCHECK on (real mode, odd segments) every block goes through the loop, which checks
+ * the limit of CS.
+ *
+ * Each entry of a block looks at v->attention once, so that no loop of the guest escapes.
+ *
+ * Threads: blocks belong to their vCPU's thread; soft_code_written() (vcpu.h) is for any.
+ */
+#pragma once
+
+#include "cpu/soft/insn.h"
+
+enum {
+    BLOCK_JUMPS = 2048,       /* jump cache entries */
+    BLOCK_HASH = 8192,        /* chains */
+    BLOCK_CHUNK = 256 * 1024, /* the arena grows by this */
+    BLOCK_CHUNKS_MAX = 64,    /* 16 MiB a vCPU, then everything is forgotten */
+    BLOCK_BYTES_MAX = 255,    /* struct insn.end is one byte */
+    BLOCK_TEXT = 272,         /* bytes looked at for one block: one instruction more */
+};
+
+enum soft_block_flag {
+    BLOCK_ALONE = 1 << 0,     /* the loop looks at events after it */
+    BLOCK_STRADDLES = 1 << 1, /* its one instruction lies in two pages */
+    BLOCK_SPOILED = 1 << 2,   /* its instructions were changed: never valid again */
+};
+
+struct soft_block {
+    const uint32_t *generation_at;
+    uint32_t generation;
+    uint16_t count; /* guest instructions */
+    uint8_t size;   /* their bytes (in the first page) */
+    uint8_t flags;  /* enum soft_block_flag */
+    uint32_t mode;  /* enum soft_mode, and BLOCK_MODE_STEP */
+    uint32_t generation2;
+    uint64_t gpa;
+    uint64_t gpa2; /* of the second page, with BLOCK_STRADDLES */
+    uint8_t size2; /* bytes there */
+    const uint32_t *generation2_at;
+    struct soft_block *next; /* in the hash chain */
+    const uint8_t *bytes;
+    struct insn insns[]; /* count, and the terminator */
+};
+
+/* In soft_block.mode beside enum soft_mode: one instruction only (single-stepping). */
+#define BLOCK_MODE_STEP (1u << 31)
+
+struct soft_jump {
+    uint64_t linear;
+    uint64_t stamp; /* block_stamp() */
+    struct soft_block *block;
+    uint64_t reserved; /* two entries a cache line */
+};
+
+/* One instruction as Zydis gave it, between the passes of decode.c. */
+struct decoded {
+    ZydisDecodedInstruction zydis;
+    ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
+    uint8_t end;
+    uint32_t flags_needed; /* after it */
+    bool undefined;        /* #UD */
+    bool too_long;  /* #GP */
+};
+
+struct soft_cache {
+    struct soft_jump jumps[BLOCK_JUMPS] __attribute__((aligned(64)));
+    struct soft_block *hash[BLOCK_HASH];
+    struct soft_block *next;   /* without SOFT_TAIL_CALLS: what the loop runs next */
+    struct soft_block nowhere; /* never valid: what a branch without a link points to */
+    uint32_t never;            /* its counter */
+    uint8_t *chunks[BLOCK_CHUNKS_MAX];
+    unsigned chunk;                          /* the one being filled */
+    size_t used;                             /* of it */
+    uint64_t blocks, forgotten, revalidated; /* for those who measure */
+
+    /* decode.c */
+    struct decode_tables *tables;
+    uint8_t text[BLOCK_TEXT];
+    struct decoded decoded[INSN_BLOCK_MAX];
+    struct insn insns[INSN_BLOCK_MAX + 1];
+
+    /* One instruction that is not kept: fetched from MMIO, or soft_step(). */
+    struct soft_block *single;
+};
+
+/* ---- decode.c ---- */
+
+/* Tables that depend on v->vm->cpuid. NULL: no memory. */
+struct decode_tables *decode_tables_new(const struct soft_vcpu *v);
+void decode_tables_free(struct decode_tables *tables);
+
+struct decode_result {
+    unsigned count; /* instructions; 0: the first one needs more bytes than there are */
+    unsigned size;  /* bytes */
+    bool alone;
+};
+
+/* Decodes and binds up to `max` instructions of cache->text[0, size) into cache->insns, with the
+ * terminator. With `size` of 15 and more the count is never 0: what is longer raises #GP. */
+struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned max);
+
+/* Handler of the terminator. */
+void op_continue(struct soft_vcpu *v, const struct insn *insn);
+
+/* ---- block.c ---- */
+
+int block_cache_new(struct soft_vcpu *v, struct err *err);
+void block_cache_free(struct soft_vcpu *v);
+int block_vm_init(struct soft_vm *vm, struct err *err);
+void block_vm_fini(struct soft_vm *vm);
+void block_forget_all(struct soft_vcpu *v);
+/* The block at SOFT_RIP for the current mode, valid; `step`: of one instruction. Raises #PF or #GP
+ * of the fetch. */
+struct soft_block *block_lookup(struct soft_vcpu *v, bool step);
+/* One instruction at SOFT_RIP, decoded anew and not kept. */
+struct soft_block *block_single(struct soft_vcpu *v);
+
+/* ---- run.c ---- */
+
+int soft_run(struct soft_vcpu *v, struct engine_exit *ret_exit);
+/* Executes exactly one instruction at RIP, decoded anew, no event delivered before or after it.
+ * Returns -1, or the vector it raised: v->raised has the rest, nothing is delivered, and RIP is at
+ * the instruction. For comparison with the host CPU. TF is ignored. */
+int soft_step(struct soft_vcpu *v);
+/* Sets bits of `attention` and wakes the vCPU when it sleeps. Any thread. */
+void soft_attend(struct soft_vcpu *v, uint32_t bits);
+
+/* ---- exclusive.c ---- */
+
+/* As exclusive_begin() and _end(), for a thread that is no vCPU's. */
+void exclusive_begin_outside(struct soft_vm *vm);
+void exclusive_end_outside(struct soft_vm *vm);
+
+/* ---- going on ---- */
+
+static inline bool block_valid(const struct soft_block *block)
+{
+    return block->generation == *(volatile const uint32_t *)block->generation_at;
+}
+
+/* Also for a block that straddles. */
+static inline bool block_usable(const struct soft_block *block)
+{
+    return block_valid(block) &&
+           block->generation2 == *(volatile const uint32_t *)block->generation2_at;
+}
+
+static inline uint64_t block_stamp(const struct soft_vcpu *v)
+{
+    _Static_assert(offsetof(struct soft_vcpu, tlb_flushes) ==
+                       offsetof(struct soft_vcpu, mode) + sizeof(uint32_t),
+                   "one look");
+    uint64_t stamp;
+    memcpy(&stamp, &v->mode, sizeof stamp);
+    return stamp;
+}
+
+static inline struct soft_jump *block_jump_slot(struct soft_cache *cache, uint64_t linear)
+{
+    return &cache->jumps[(linear ^ (linear >> 11)) % BLOCK_JUMPS];
+}
+
+static inline bool block_attention(struct soft_vcpu *v)
+{
+    return unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed) != 0);
+}
+
+static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
+{
+    v->block = block;
+    v->instructions += block->count;
+#ifdef SOFT_TAIL_CALLS
+    return block->insns[0].run(v, block->insns);
+#else
+    v->cache->next = block;
+#endif
+}
+
+/* Goes on at gpr[SOFT_RIP], just changed. Through the jump cache, or the loop. */
+static inline void block_jump(struct soft_vcpu *v)
+{
+    uint64_t linear = v->gpr[SOFT_RIP] + v->ea_base[CPU_CS];
+    struct soft_jump *jump = block_jump_slot(v->cache, linear);
+    if (likely(jump->linear == linear && jump->stamp == block_stamp(v))) {
+        struct soft_block *block = jump->block;
+        if (likely(block_usable(block)) && !block_attention(v))
+            return block_enter(v, block);
+    }
+    LEAVE;
+}
+
+/* Missed its link: jump cache or loop, which then makes the link. */
+void block_unlinked(struct soft_vcpu *v, const struct insn *insn);
+
+/* Goes on at gpr[SOFT_RIP], just changed to a place that `insn` always leads to. */
+static inline void block_follow(struct soft_vcpu *v, const struct insn *insn)
+{
+    struct soft_block *block = insn->data;
+    if (likely(block_valid(block)) && !block_attention(v))
+        return block_enter(v, block);
+    return block_unlinked(v, insn);
+}
+
+/* A branch to the constant target in insn->imm; and past the block. */
+static inline void block_branch(struct soft_vcpu *v, const struct insn *insn)
+{
+    v->gpr[SOFT_RIP] += insn->imm;
+    return block_follow(v, insn);
+}
+
+/* Bind functions of direct branches call this; `imm` must be set. */
+static inline void block_linkable(struct decoder *decoder)
+{
+    decoder->insn->data = &decoder->v->cache->nowhere;
+}

@@ -1,0 +1,175 @@
+/*
+ * The loop of one vCPU.
+ *
+ *            +--> attention or asleep? --> soft_deliver_pending() --> exit, sleep, or go on --+
+ *            |                                                                              |
+ *            +-- block at RIP: jump cache, hash, or decode <---------------------------------+
+ *            |        |
+ *            |        +--> its handlers, then the blocks they lead to, as long as links hold
+ *            |                 |
+ *            +-----------------+      soft_raise() and soft_unwind() come back through setjmp()
+ *
+ * Handlers leave v->link behind when they found no link to their successor; the look-up makes it.
+ * Anything else that changes RIP in between forgets it.
+ */
+#include "cpu/soft/block.h"
+#include "cpu/soft/native.h"
+#include "cpu/soft/system.h"
+
+enum { RAISED_NOTHING = 0xff }; /* in raised.vector, as soft_unwind() leaves it */
+
+static void enter_block(struct soft_vcpu *v, struct soft_block *block)
+{
+#ifdef SOFT_TAIL_CALLS
+    block_enter(v, block);
+#else
+    /* Handlers do not call the next block, they name it. */
+    struct soft_cache *cache = v->cache;
+    block_enter(v, block);
+    while ((block = cache->next)) {
+        cache->next = NULL;
+        block->insns[0].run(v, block->insns);
+    }
+#endif
+}
+
+/* Instructions of the block that were counted at its entry and not executed. */
+static void uncount(struct soft_vcpu *v, const struct insn *insn)
+{
+    const struct soft_block *block = v->block;
+    if (block && insn >= block->insns && insn < block->insns + block->count)
+        v->instructions -= (uint64_t)(block->insns + block->count - insn);
+}
+
+/* After longjmp(): what a handler may have left half done. */
+static void recover(struct soft_vcpu *v, int how)
+{
+    v->link = NULL;
+    v->cache->next = NULL;
+    if (v->vm->exclusive_owner == v) /* only we set it to ourselves, so no lock is needed */
+        exclusive_end(v);
+    if (how != SOFT_UNWOUND_RAISED)
+        return;
+    if (v->raised.insn)
+        uncount(v, v->raised.insn);
+    soft_deliver_raised(v);
+}
+
+static void sleep_until_attention(struct soft_vcpu *v)
+{
+    exclusive_leave(v);
+    pthread_mutex_lock(&v->sleep_lock);
+    while (atomic_load(&v->attention) == 0)
+        pthread_cond_wait(&v->sleep_wake, &v->sleep_lock);
+    pthread_mutex_unlock(&v->sleep_lock);
+    exclusive_enter(v);
+}
+
+static void exit_with(struct soft_vcpu *v, enum engine_exit_reason reason)
+{
+    v->exit.reason = reason;
+    v->exit.detail[0] = 0;
+    v->exit_reason = reason + 1;
+}
+
+/* HLT, or waiting for SIPI, and nothing to wake it. */
+static void rest(struct soft_vcpu *v)
+{
+    if (v->run_state == CPU_HALTED && v->vm->config.irqchip == ENGINE_IRQCHIP_NONE) {
+        v->run_state = CPU_RUNNING;
+        exit_with(v, ENGINE_EXIT_HALT);
+        return;
+    }
+    sleep_until_attention(v);
+}
+
+/* Handles whatever is to be handled between two instructions. True: run one now. */
+static bool between(struct soft_vcpu *v)
+{
+    if (likely(!block_attention(v) && v->run_state == CPU_RUNNING))
+        return true;
+    v->link = NULL;
+    if (soft_deliver_pending(v))
+        return false;
+    if (v->run_state == CPU_RUNNING)
+        return true;
+    rest(v);
+    return false;
+}
+
+static void loop(struct soft_vcpu *v)
+{
+    int how = setjmp(v->unwind);
+    if (how)
+        recover(v, how);
+    while (!v->exit_reason) {
+        if (!between(v))
+            continue;
+        bool step =
+            atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
+        struct soft_block *block = block_lookup(v, step);
+        v->link = NULL;
+        enter_block(v, block);
+    }
+}
+
+int soft_run(struct soft_vcpu *v, struct engine_exit *ret_exit)
+{
+    v->exit_reason = 0;
+    v->link = NULL;
+    v->block = NULL;
+    exclusive_enter(v);
+    native_enter(v);
+    loop(v);
+    native_leave(v);
+    exclusive_leave(v);
+    *ret_exit = v->exit;
+    return 0;
+}
+
+static int step(struct soft_vcpu *v)
+{
+    if (setjmp(v->unwind) == 0) {
+        struct soft_block *block = block_single(v);
+        enter_block(v, block);
+        return -1;
+    }
+    uint8_t vector = v->raised.vector;
+    v->cache->next = NULL;
+    if (v->vm->exclusive_owner == v)
+        exclusive_end(v);
+    if (v->raised.insn) {
+        uncount(v, v->raised.insn);
+        v->gpr[SOFT_RIP] = insn_address(v, v->raised.insn);
+        v->raised.insn = NULL;
+        return vector;
+    }
+    return vector == RAISED_NOTHING ? -1 : vector;
+}
+
+int soft_step(struct soft_vcpu *v)
+{
+    v->exit_reason = 0;
+    v->link = NULL;
+    v->block = NULL;
+    v->raised.insn = NULL;
+    v->raised.vector = RAISED_NOTHING;
+    exclusive_enter(v);
+    native_enter(v);
+    uint32_t before = atomic_fetch_or(&v->attention, ATTENTION_STEP);
+    int vector = step(v);
+    if (!(before & ATTENTION_STEP))
+        atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_STEP);
+    native_leave(v);
+    exclusive_leave(v);
+    return vector;
+}
+
+void soft_attend(struct soft_vcpu *v, uint32_t bits)
+{
+    atomic_fetch_or(&v->attention, bits);
+    /* With the lock, since the sleeper may be between its look and its sleep. */
+    pthread_mutex_lock(&v->sleep_lock);
+    pthread_cond_broadcast(&v->sleep_wake);
+    pthread_mutex_unlock(&v->sleep_lock);
+}

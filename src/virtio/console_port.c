@@ -1,0 +1,158 @@
+#include "virtio/console_device.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+bool console_port_host_open(const struct console_port *port)
+{
+    return port->fd >= 0 && !(port->input_ended && port->output_ended);
+}
+
+static void tell_if_closed(struct console_port *port)
+{
+    if (port->guest_ready && !console_port_host_open(port))
+        port->pending |= CONSOLE_SAY_OPEN;
+}
+
+static void input_ends(struct console_port *port)
+{
+    port->input_ended = true;
+    port->wants_input = false;
+    tell_if_closed(port);
+}
+
+static void output_ends(struct console_port *port)
+{
+    port->output_ended = true;
+    port->wants_output = false;
+    tell_if_closed(port);
+}
+
+void console_port_hung_up(struct console_port *port)
+{
+    port->hung_up = true;
+    /* Bytes left in the socket still go to the guest; where there are none, this is the end. */
+    uint8_t byte;
+    if (!port->input_ended && recv(port->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0)
+        port->input_ended = true;
+    output_ends(port);
+}
+
+/* Sends the rest of the held chain. False where the socket is full. */
+static bool send_held(struct virtio_console *console, struct console_port *port)
+{
+    const struct queue_chain *chain = &port->transmit;
+    while (port->transmit_done < chain->readable_bytes && port->fd >= 0 && !port->output_ended) {
+        struct msghdr message = {.msg_iov = console->iov};
+        message.msg_iovlen =
+            queue_chain_readable(chain, port->transmit_done, console->iov, QUEUE_CHAIN_MAX);
+        ssize_t sent = sendmsg(port->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent >= 0)
+            port->transmit_done += (uint64_t)sent;
+        else if (errno == EAGAIN)
+            return false;
+        else if (errno != EINTR)
+            output_ends(port);
+    }
+    return true;
+}
+
+/* The next chain of the queue. With none left, the driver has been asked to notify. */
+static bool pop_or_await(struct virtio_console *console, unsigned queue,
+                         struct queue_chain *ret_chain)
+{
+    return virtio_pop(&console->device, queue, ret_chain) ||
+           (queue_notifications_start(&console->device.queues[queue]) &&
+            virtio_pop(&console->device, queue, ret_chain));
+}
+
+static bool hold_next(struct virtio_console *console, struct console_port *port)
+{
+    if (!pop_or_await(console, console_transmit_queue(port), &port->transmit))
+        return false;
+    port->transmit_held = true;
+    port->transmit_done = 0;
+    return true;
+}
+
+bool console_port_transmit(struct virtio_console *console, struct console_port *port)
+{
+    unsigned queue = console_transmit_queue(port);
+    unsigned moved = 0;
+    port->wants_output = false;
+    while (moved < CONSOLE_BATCH && (port->transmit_held || hold_next(console, port))) {
+        if (!send_held(console, port)) {
+            port->wants_output = true;
+            queue_notifications_stop(&console->device.queues[queue]);
+            break;
+        }
+        virtio_push(&console->device, queue, &port->transmit, 0);
+        port->transmit_held = false;
+        moved++;
+    }
+    if (moved)
+        virtio_notify(&console->device, queue);
+    return moved == CONSOLE_BATCH;
+}
+
+/* One recvmsg() into console->chain, which is popped: it is pushed or given back here. True where
+ * bytes have come. */
+static bool receive_chain(struct virtio_console *console, struct console_port *port)
+{
+    struct queue *queue = &console->device.queues[console_receive_queue(port)];
+    struct queue_chain *chain = &console->chain;
+    if (chain->writable_bytes == 0) { /* legal and useless */
+        queue_push(queue, chain, 0);
+        return true;
+    }
+    struct msghdr message = {.msg_iov = console->iov};
+    message.msg_iovlen = queue_chain_writable(chain, 0, console->iov, QUEUE_CHAIN_MAX);
+    ssize_t got;
+    do
+        got = recvmsg(port->fd, &message, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got > 0) {
+        queue_push(queue, chain, (uint64_t)got);
+        return true;
+    }
+    int number = errno;
+    queue_unpop(queue);
+    if (got < 0 && number == EAGAIN) {
+        port->wants_input = true;
+        queue_notifications_stop(queue); /* buffers are not what we lack */
+        return false;
+    }
+    input_ends(port); /* end of file, or an error that means the same */
+    return false;
+}
+
+bool console_port_receive(struct virtio_console *console, struct console_port *port)
+{
+    unsigned queue = console_receive_queue(port);
+    unsigned moved = 0;
+    port->wants_input = false;
+    /* A closed port's driver would throw the bytes away: they wait in the socket. */
+    while (moved < CONSOLE_BATCH && port->fd >= 0 && port->guest_open && !port->input_ended) {
+        if (!pop_or_await(console, queue, &console->chain) || !receive_chain(console, port))
+            break;
+        moved++;
+    }
+    if (moved)
+        virtio_notify(&console->device, queue);
+    return moved == CONSOLE_BATCH;
+}
+
+/* 5.3.4: one character, before or instead of any queue; lost where the socket is full. */
+void console_port_emergency(struct console_port *port, uint8_t byte)
+{
+    if (port->fd >= 0 && !port->output_ended)
+        send(port->fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void console_port_reset(struct console_port *port)
+{
+    port->guest_ready = port->guest_open = false;
+    port->pending = 0;
+    port->wants_input = port->wants_output = false;
+    port->transmit_held = false;
+}
