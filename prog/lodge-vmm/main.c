@@ -10,8 +10,8 @@
  * says how, and what the exit status means.
  *
  * The second form writes the uncompressed ELF image of a Linux kernel, so that a machine started
- * with it need not unpack anything. It runs in the same confinement, for a kernel file is bytes from
- * a stranger. Exit status 0, or 125 with one line on standard error.
+ * with it need not unpack anything. It runs in the same confinement, for a kernel file is bytes
+ * from a stranger. Exit status 0, or 125 with one line on standard error.
  */
 #include "base/bytes.h"
 #include "base/own.h"
@@ -152,8 +152,9 @@ static int run(int definition_fd)
     struct err err = {0};
     struct guest_conf conf;
     guest_conf_init(&conf);
-    if (definition_read(definition_fd, &conf, &err) < 0)
-        return fail(&err);
+    int r = definition_read(definition_fd, &conf, &err);
+    if (r < 0)
+        return session_error(conf.control_fd, err.text);
     signals_set(conf.control_fd >= 0);
 
     int statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
@@ -175,9 +176,8 @@ int main(int argc, char **argv)
     if (argc == 4 && strcmp(argv[1], "--unpack-kernel") == 0 && parse_fd(argv[2], &in_fd) &&
         parse_fd(argv[3], &out_fd))
         status = unpack(in_fd, out_fd);
-    else if (argc == 1 ||
-             (argc == 3 && strcmp(argv[1], "--definition-fd") == 0 &&
-              parse_fd(argv[2], &definition_fd)))
+    else if (argc == 1 || (argc == 3 && strcmp(argv[1], "--definition-fd") == 0 &&
+                           parse_fd(argv[2], &definition_fd)))
         status = run(definition_fd);
     else
         status = usage();

@@ -61,7 +61,8 @@ static int capabilities_drop(void)
     for (int cap = 0; cap_get_bound(cap) > 0; cap++)
         prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    _cleanup_(own_caps) cap_t none = cap_init();
+    _cleanup_(own_caps)
+    cap_t none = cap_init();
     if (!none)
         return -ENOMEM;
     return cap_set_proc(none) < 0 ? -errno : 0;

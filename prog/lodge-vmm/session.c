@@ -93,7 +93,8 @@ static void request_handle(struct session *session, const struct control_message
         break;
     case CONTROL_STATS_ASK: stats_send(session); break;
     default: /* an event, which is ours to send */
-        end(session, session_error(session->control_fd, "a control message in the wrong direction"));
+        end(session,
+            session_error(session->control_fd, "a control message in the wrong direction"));
         break;
     }
 }
@@ -159,8 +160,8 @@ static void final_handle(struct session *session, const struct board_event *even
         break;
     case BOARD_EVENT_DEBUG_EXIT: {
         int code = debug_exit_status((uint32_t)event->value);
-        send_message(session->control_fd, &(struct control_message){.type = CONTROL_DEBUG_EXIT,
-                                                                    .code = (uint32_t)code});
+        send_message(session->control_fd,
+                     &(struct control_message){.type = CONTROL_DEBUG_EXIT, .code = (uint32_t)code});
         end(session, code);
         break;
     }

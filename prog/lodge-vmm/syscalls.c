@@ -20,39 +20,30 @@ static void own_filter(scmp_filter_ctx *filter)
 /* Calls whose arguments need no look: they work on what is open and mapped already. */
 static const int plain[] = {
     /* Bytes of the guest's streams, of eventfds and of the control socket. */
-    SCMP_SYS(read),
-    SCMP_SYS(write),
-    SCMP_SYS(readv),
-    SCMP_SYS(writev),
-    SCMP_SYS(recvfrom),
-    SCMP_SYS(sendto),
-    SCMP_SYS(recvmsg),
-    SCMP_SYS(sendmsg),
-    SCMP_SYS(shutdown),    /* a console port that ends its output */
-    SCMP_SYS(getsockopt),  /* is a console's descriptor a stream socket? */
-    SCMP_SYS(pread64),     /* kernel and initrd, /proc/self/statm opened before */
-    SCMP_SYS(lseek),       /* --unpack-kernel's output; stdio on the definition */
-    SCMP_SYS(close),       /* console ports, the definition */
-    SCMP_SYS(fstat),       /* is the kernel a regular file? */
+    SCMP_SYS(read), SCMP_SYS(write), SCMP_SYS(readv), SCMP_SYS(writev), SCMP_SYS(recvfrom),
+    SCMP_SYS(sendto), SCMP_SYS(recvmsg), SCMP_SYS(sendmsg),
+    SCMP_SYS(shutdown),   /* a console port that ends its output */
+    SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
+    SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
+    SCMP_SYS(lseek),      /* --unpack-kernel's output; stdio on the definition */
+    SCMP_SYS(close),      /* console ports, the definition */
+    SCMP_SYS(fstat),      /* is the kernel a regular file? */
 
     /* Waiting. */
-    SCMP_SYS(poll),
-    SCMP_SYS(ppoll),
+    SCMP_SYS(poll), SCMP_SYS(ppoll),
     SCMP_SYS(futex),           /* mutexes, conditions, thread ends; sleeping vCPUs */
     SCMP_SYS(clock_nanosleep), /* the TSC's calibration */
     SCMP_SYS(nanosleep),
-    SCMP_SYS(sched_yield),     /* the software engine while it waits for other vCPUs */
+    SCMP_SYS(sched_yield), /* the software engine while it waits for other vCPUs */
 
     /* Clocks, where the vDSO has none. */
-    SCMP_SYS(clock_gettime),
-    SCMP_SYS(gettimeofday),
+    SCMP_SYS(clock_gettime), SCMP_SYS(gettimeofday),
 
     /* Memory, apart from what becomes executable (below). */
-    SCMP_SYS(munmap),
-    SCMP_SYS(mremap),       /* realloc() of large blocks */
-    SCMP_SYS(madvise),      /* huge pages, dropping memory at reset, thread stacks */
-    SCMP_SYS(mincore),      /* how much of guest memory is resident */
-    SCMP_SYS(brk),          /* malloc() */
+    SCMP_SYS(munmap), SCMP_SYS(mremap), /* realloc() of large blocks */
+    SCMP_SYS(madvise),                  /* huge pages, dropping memory at reset, thread stacks */
+    SCMP_SYS(mincore),                  /* how much of guest memory is resident */
+    SCMP_SYS(brk),                      /* malloc() */
     SCMP_SYS(memfd_create), /* the software engine's code, mapped twice: to write, to execute */
     SCMP_SYS(ftruncate),    /* its size */
 
@@ -60,18 +51,11 @@ static const int plain[] = {
     SCMP_SYS(eventfd2),
 
     /* Threads: their start, end and kicks. */
-    SCMP_SYS(set_robust_list),
-    SCMP_SYS(rseq),
-    SCMP_SYS(set_tid_address),
-    SCMP_SYS(gettid),
-    SCMP_SYS(getpid),
-    SCMP_SYS(exit),
-    SCMP_SYS(exit_group),
+    SCMP_SYS(set_robust_list), SCMP_SYS(rseq), SCMP_SYS(set_tid_address), SCMP_SYS(gettid),
+    SCMP_SYS(getpid), SCMP_SYS(exit), SCMP_SYS(exit_group),
     SCMP_SYS(rt_sigaction), /* the KVM engine's kick, the software engine's faults */
-    SCMP_SYS(rt_sigprocmask),
-    SCMP_SYS(rt_sigreturn),
-    SCMP_SYS(sigaltstack),
-    SCMP_SYS(restart_syscall), /* by the kernel, after a stop */
+    SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn), SCMP_SYS(sigaltstack),
+    SCMP_SYS(restart_syscall),   /* by the kernel, after a stop */
     SCMP_SYS(sched_getaffinity), /* how many CPUs there are: malloc()'s arenas */
 
     SCMP_SYS(getrandom), /* virtio-rng; malloc()'s seed */
@@ -129,7 +113,8 @@ static int allow_by_argument(scmp_filter_ctx filter)
 
 int syscalls_confine(struct err *err)
 {
-    _cleanup_(own_filter) scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
+    _cleanup_(own_filter)
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
     if (!filter)
         return err_set(err, -ENOMEM, "no memory for the system call filter");
     int r = 0;

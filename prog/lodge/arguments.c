@@ -28,8 +28,9 @@ static unsigned distance(const char *a, const char *b)
         row[0] = i;
         for (unsigned j = 1; j <= length; j++) {
             unsigned changed = diagonal + (a[i - 1] != b[j - 1]);
+            unsigned shifted = min(row[j], row[j - 1]) + 1;
             diagonal = row[j];
-            row[j] = min(changed, min(row[j], row[j - 1]) + 1);
+            row[j] = min(changed, shifted);
         }
     }
     return row[length];

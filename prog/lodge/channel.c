@@ -127,7 +127,8 @@ int channel_input_end(struct channel *channel)
     if (channel->input_ended || channel->state != CHANNEL_RUNNING)
         return 0;
     channel->input_ended = true;
-    return agent_put(&channel->writer, &(struct agent_message){AGENT_STDIN, STREAM}, NULL);
+    return agent_put(&channel->writer,
+                     &(struct agent_message){AGENT_STDIN, STREAM, .data = {NULL, 0}}, NULL);
 }
 
 int channel_signal(struct channel *channel, int number)

@@ -122,12 +122,12 @@ static uint64_t fadt_build(struct area *area, const struct acpi_config *config, 
     table[88] = 4;
     table[89] = 2;
     table[91] = 4;
-    le16_write(table + 96, 101);   /* C2 and C3 are not there: latencies past the limits */
+    le16_write(table + 96, 101); /* C2 and C3 are not there: latencies past the limits */
     le16_write(table + 98, 1001);
     table[108] = config->rtc_century;
     le16_write(table + 109, BOOT_LEGACY_DEVICES | BOOT_NO_VGA | BOOT_NO_ASPM);
-    le32_write(table + 112, FLAG_WBINVD | FLAG_C1 | FLAG_NO_SLEEP_BUTTON | FLAG_TIMER_32 |
-                                FLAG_RESET_REGISTER);
+    le32_write(table + 112,
+               FLAG_WBINVD | FLAG_C1 | FLAG_NO_SLEEP_BUTTON | FLAG_TIMER_32 | FLAG_RESET_REGISTER);
     gas_port(table + 116, config->reset_port, 1);
     table[128] = config->reset_value;
     table[131] = 5; /* minor version: 6.5 */
@@ -140,12 +140,14 @@ static uint64_t fadt_build(struct area *area, const struct acpi_config *config, 
     return at;
 }
 
-/* 5.2.12. Overrides: the PIT's IRQ 0 comes in at GSI 2 as on every PC; the SCI is level-triggered. */
+/* 5.2.12. Overrides: the PIT's IRQ 0 comes in at GSI 2 as on every PC; the SCI is level-triggered.
+ */
 static uint64_t madt_build(struct area *area, const struct acpi_config *config)
 {
     enum { LOCAL_APIC = 8, IO_APIC = 12, OVERRIDE = 10, NMI = 6, ISA_TIMER_GSI = 2 };
     enum { HIGH_LEVEL = 1 | 3 << 2 };
-    size_t size = HEADER_SIZE + 8 + LOCAL_APIC * (size_t)config->cpus + IO_APIC + 2 * OVERRIDE + NMI;
+    size_t size =
+        HEADER_SIZE + 8 + LOCAL_APIC * (size_t)config->cpus + IO_APIC + 2 * OVERRIDE + NMI;
     uint64_t at;
     uint8_t *table = table_begin(area, "APIC", 5, size, &at);
     le32_write(table + 36, config->local_apic);

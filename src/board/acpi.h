@@ -33,11 +33,11 @@ struct acpi_config {
     uint8_t s5_type;                           /* SLP_TYP of soft-off */
     uint16_t reset_port;                       /* a byte write of reset_value resets the machine */
     uint8_t reset_value;
-    uint16_t panic_port;                       /* 1 byte: pvpanic */
+    uint16_t panic_port; /* 1 byte: pvpanic */
     uint8_t rtc_century; /* CMOS register; 0 = none */
 
-    uint32_t ioapic, local_apic; /* MMIO addresses */
-    uint64_t ecam, ecam_size;    /* below 4 GiB; 1 MiB a bus */
+    uint32_t ioapic, local_apic;      /* MMIO addresses */
+    uint64_t ecam, ecam_size;         /* below 4 GiB; 1 MiB a bus */
     uint32_t window32, window32_size; /* where PCI BARs may lie */
     uint64_t window64, window64_size; /* size 0 = none */
     uint8_t pci_gsi[ACPI_PCI_LINES];  /* pin P of slot S is line (S + P) % 4 */

@@ -205,8 +205,7 @@ void aml_close_resources(struct aml *aml, struct aml_resources resources)
 {
     byte(aml, 0x79); /* end tag; a checksum of 0 counts as right */
     byte(aml, 0);
-    le16_write(aml->bytes + resources.length_at,
-               (uint16_t)(aml->size - resources.length_at - 2));
+    le16_write(aml->bytes + resources.length_at, (uint16_t)(aml->size - resources.length_at - 2));
     aml_close(aml, resources.open);
 }
 
@@ -239,8 +238,8 @@ void aml_memory_fixed(struct aml *aml, uint32_t start, uint32_t size)
 /* 6.4.3.5: address space descriptors. `flags` of the type are below. */
 enum { SPACE_MEMORY, SPACE_IO, SPACE_BUS };
 enum {
-    GENERAL_FIXED = 0x0c,    /* minimum and maximum are fixed; the bridge decodes positively */
-    MEMORY_WRITABLE = 0x01,  /* and not cacheable */
+    GENERAL_FIXED = 0x0c,   /* minimum and maximum are fixed; the bridge decodes positively */
+    MEMORY_WRITABLE = 0x01, /* and not cacheable */
     IO_ENTIRE_RANGE = 0x03,
 };
 

@@ -51,7 +51,8 @@ static void pci_root(struct aml *aml, const struct acpi_config *config)
         aml_memory64_window(aml, config->window64, config->window64_size);
     aml_close_resources(aml, windows);
 
-    /* _OSC (6.2.11): whatever the system asks to control, it may: there is no firmware that does. */
+    /* _OSC (6.2.11): whatever the system asks to control, it may: there is no firmware that does.
+     */
     size_t control = aml_open_method(aml, "_OSC", 4);
     aml_return_argument(aml, 3);
     aml_close(aml, control);

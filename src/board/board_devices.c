@@ -79,8 +79,8 @@ static int make_pic(struct board *board, const struct board_config *config, stru
 
 static int make_pit(struct board *board, const struct board_config *config, struct err *err)
 {
-    struct pit *pit = pit_new(&(struct pit_config){.timers = board->timers,
-                                                   .irq = board_line(board, MAP_IRQ_TIMER)});
+    struct pit *pit = pit_new(
+        &(struct pit_config){.timers = board->timers, .irq = board_line(board, MAP_IRQ_TIMER)});
     int r = device_add(board, &pit_device, pit, err);
     if (r >= 0)
         r = claim(board, PIT_PORT, PIT_PORTS, &pit_ops, pit, err);
@@ -148,8 +148,7 @@ static int make_power(struct board *board, const struct board_config *config, st
 
 static int make_debug(struct board *board, const struct board_config *config, struct err *err)
 {
-    struct debug *debug =
-        debug_new(&(struct debug_config){.exit = exit_asked, .opaque = board});
+    struct debug *debug = debug_new(&(struct debug_config){.exit = exit_asked, .opaque = board});
     int r = device_add(board, &debug_device, debug, err);
     if (r >= 0)
         r = claim(board, DEBUG_EXIT_PORT, 4, &debug_exit_ops, debug, err);
@@ -264,20 +263,13 @@ static const struct row {
     bool irqchip; /* part of the interrupt controller: only where the engine has none */
     int (*make)(struct board *board, const struct board_config *config, struct err *err);
 } rows[] = {
-    {"local APIC", true, make_apic},
-    {"I/O APIC", true, make_ioapic},
-    {"PIC", true, make_pic},
-    {"PIT", true, make_pit},
-    {"RTC", false, make_rtc},
-    {"i8042", false, make_i8042},
-    {"port 92", false, make_port92},
-    {"serial", false, make_serial},
-    {"power", false, make_power},
-    {"debug ports", false, make_debug},
-    {"panic port", false, make_panic},
-    {"PCI", false, make_pci},
-    {"virtio-rng", false, make_rng},
-    {"virtio-console", false, make_console},
+    {"local APIC", true, make_apic},   {"I/O APIC", true, make_ioapic},
+    {"PIC", true, make_pic},           {"PIT", true, make_pit},
+    {"RTC", false, make_rtc},          {"i8042", false, make_i8042},
+    {"port 92", false, make_port92},   {"serial", false, make_serial},
+    {"power", false, make_power},      {"debug ports", false, make_debug},
+    {"panic port", false, make_panic}, {"PCI", false, make_pci},
+    {"virtio-rng", false, make_rng},   {"virtio-console", false, make_console},
 };
 
 int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,

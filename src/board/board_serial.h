@@ -3,8 +3,8 @@
  *
  * Out: the UART hands over bytes with board_serial_output() and must not wait, so they go to a ring
  * here. When it is half full board_serial_crowded() turns true, and the vCPU that wrote waits, with
- * no lock held, until the host has taken some: a slow reader holds the guest back and loses nothing.
- * When the reader is gone, output is discarded.
+ * no lock held, until the host has taken some: a slow reader holds the guest back and loses
+ * nothing. When the reader is gone, output is discarded.
  *
  * In: bytes are read only when the UART has taken all earlier ones. End of input ends only that.
  *

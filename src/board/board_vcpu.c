@@ -1,7 +1,7 @@
 /*
  * A vCPU's thread: parked while the machine does not run, else inside the engine. A stop sets
- * `run`, kicks everybody and is complete when all are counted in `parked_count`. A kick is sticky in
- * the engine, so one that comes between the look at `run` and vcpu_run() is not lost; one that
+ * `run`, kicks everybody and is complete when all are counted in `parked_count`. A kick is sticky
+ * in the engine, so one that comes between the look at `run` and vcpu_run() is not lost; one that
  * comes too late costs an extra turn of the loop.
  */
 #include "board/board_private.h"
@@ -99,9 +99,7 @@ static void exit_handle(struct board_vcpu *vcpu, const struct engine_exit *exit)
 {
     switch (exit->reason) {
     case ENGINE_EXIT_KICK: break;
-    case ENGINE_EXIT_SHUTDOWN:
-        tell_fault(vcpu, BOARD_EVENT_TRIPLE_FAULT, "triple fault");
-        break;
+    case ENGINE_EXIT_SHUTDOWN: tell_fault(vcpu, BOARD_EVENT_TRIPLE_FAULT, "triple fault"); break;
     case ENGINE_EXIT_FAULT: tell_fault(vcpu, BOARD_EVENT_ERROR, exit->detail); break;
     default: tell_fault(vcpu, BOARD_EVENT_ERROR, "the engine stopped for no known reason"); break;
     }

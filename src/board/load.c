@@ -15,6 +15,8 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
+#include <sys/types.h>
 
 static int elf_load(const struct load_request *request, const struct load_source *file,
                     const struct load_bzimage *bzimage, struct load_entry *ret_entry,
@@ -27,9 +29,10 @@ static int elf_load(const struct load_request *request, const struct load_source
     if (elf.has_pvh && !(elf.is_64 && elf.is_linux))
         return load_pvh(request, file, &elf, bzimage, ret_entry, err);
     if (!elf.is_64)
-        return err_set(err, -ENOEXEC,
-                       "the kernel is a 32-bit ELF image without a PVH entry or a multiboot header: "
-                       "use a 64-bit Linux, or give it one of the two");
+        return err_set(
+            err, -ENOEXEC,
+            "the kernel is a 32-bit ELF image without a PVH entry or a multiboot header: "
+            "use a 64-bit Linux, or give it one of the two");
     return load_linux64(request, file, &elf, bzimage, ret_entry, err);
 }
 
@@ -37,7 +40,8 @@ static int bzimage_load(const struct load_request *request, const struct load_so
                         struct load_entry *ret_entry, struct err *err)
 {
     struct load_bzimage header;
-    _cleanup_(load_source_free) struct load_source kernel = {.fd = -1};
+    _cleanup_(load_source_free)
+    struct load_source kernel = {.fd = -1};
     int r = load_bzimage_open(file, mem_size(request->mem), &header, &kernel, err);
     if (r < 0)
         return r;
@@ -92,28 +96,44 @@ int load_kernel(const struct load_request *request, struct load_entry *ret_entry
     return 0;
 }
 
+static int chunk_write(int fd, const uint8_t *chunk, size_t size, struct err *err)
+{
+    for (size_t out = 0; out < size;) {
+        ssize_t n = write(fd, chunk + out, size - out);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return err_errno(err, errno, "cannot write the unpacked kernel");
+        out += (size_t)n;
+    }
+    return 0;
+}
+
+static bool all_zero(const uint8_t *bytes, size_t size)
+{
+    return size > 0 && bytes[0] == 0 && memcmp(bytes, bytes + 1, size - 1) == 0;
+}
+
+/* Pages of zeros become holes where the output can have them: a quarter of a vmlinux is BSS that
+ * its file spells out, and a machine's start need not read it (load_source_read_sparse()). */
 static int all_write(int fd, const struct load_source *image, struct err *err)
 {
-    enum { CHUNK = 1 << 20 };
-    _cleanup_free_ uint8_t *chunk = malloc(CHUNK);
-    if (!chunk)
-        return err_set(err, -ENOMEM, "no memory to copy the kernel");
-    uint64_t done = 0;
-    while (done < image->size) {
+    enum { CHUNK = 4096 };
+    uint8_t chunk[CHUNK];
+    off_t start = lseek(fd, 0, SEEK_CUR);
+    for (uint64_t done = 0; done < image->size; done += CHUNK) {
         uint64_t size = min(image->size - done, (uint64_t)CHUNK);
         int r = load_source_read(image, done, chunk, size, err);
         if (r < 0)
             return r;
-        for (uint64_t out = 0; out < size;) {
-            ssize_t n = write(fd, chunk + out, size - out);
-            if (n < 0 && errno == EINTR)
-                continue;
-            if (n < 0)
-                return err_errno(err, errno, "cannot write the unpacked kernel");
-            out += (uint64_t)n;
-        }
-        done += size;
+        if (start >= 0 && all_zero(chunk, size) && lseek(fd, (off_t)size, SEEK_CUR) >= 0)
+            continue;
+        r = chunk_write(fd, chunk, size, err);
+        if (r < 0)
+            return r;
     }
+    if (start >= 0 && ftruncate(fd, start + (off_t)image->size) < 0)
+        return err_errno(err, errno, "cannot write the unpacked kernel");
     return 0;
 }
 
@@ -131,7 +151,8 @@ int load_unpack_kernel(int in_fd, int out_fd, uint64_t limit, struct err *err)
     struct load_elf elf;
     if (load_bzimage_probe(start, size)) {
         struct load_bzimage header;
-        _cleanup_(load_source_free) struct load_source kernel = {.fd = -1};
+        _cleanup_(load_source_free)
+        struct load_source kernel = {.fd = -1};
         r = load_bzimage_open(&file, limit, &header, &kernel, err);
         if (r >= 0)
             r = load_elf_parse(&kernel, &elf, err);

@@ -76,5 +76,6 @@ int load_kernel(const struct load_request *request, struct load_entry *ret_entry
 void load_entry_state(const struct load_entry *entry, struct cpu_state *state);
 
 /* Writes the uncompressed ELF image of the kernel in `in_fd` to `out_fd`, from its current offset
- * on. A bzImage is unpacked, an ELF image copied. `limit` bounds the output in bytes. */
+ * on, and makes it end there. A bzImage is unpacked, an ELF image copied; pages of zeros become
+ * holes. `limit` bounds the output in bytes. */
 int load_unpack_kernel(int in_fd, int out_fd, uint64_t limit, struct err *err);

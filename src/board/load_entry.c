@@ -82,9 +82,7 @@ void load_entry_state(const struct load_entry *entry, struct cpu_state *state)
         state->efer = EFER_LME | EFER_LMA;
         state->gpr[CPU_RSI] = entry->info;
         break;
-    case LOAD_PROTOCOL_PVH:
-        state->gpr[CPU_RBX] = entry->info;
-        break;
+    case LOAD_PROTOCOL_PVH: state->gpr[CPU_RBX] = entry->info; break;
     case LOAD_PROTOCOL_MULTIBOOT:
         state->gpr[CPU_RAX] = MULTIBOOT_MAGIC;
         state->gpr[CPU_RBX] = entry->info;

@@ -75,8 +75,9 @@ static int addresses_image(const struct load_source *file, const struct load_mul
     uint64_t length = available;
     if (header->load_end_addr) {
         if (header->load_end_addr < header->load_addr)
-            return err_set(err, -ENOEXEC, "the kernel is damaged: its multiboot load address range "
-                                          "ends before it starts");
+            return err_set(err, -ENOEXEC,
+                           "the kernel is damaged: its multiboot load address range "
+                           "ends before it starts");
         length = header->load_end_addr - header->load_addr;
     }
     if (length > available)

@@ -20,8 +20,7 @@ int load_place_kernel(const struct load_request *request, uint64_t low, uint64_t
 
 /* Writes the command line to LOAD_AT_COMMAND_LINE; `longest` is what the kernel takes, without the
  * final NUL. */
-int load_place_command_line(const struct load_request *request, uint64_t longest,
-                            struct err *err);
+int load_place_command_line(const struct load_request *request, uint64_t longest, struct err *err);
 
 /* Reads the initrd to the highest pages of the kernel's stretch of RAM that end at or below
  * `last` + 1 and start at or above `kernel_end`. */

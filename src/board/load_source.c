@@ -71,3 +71,31 @@ int load_source_read(const struct load_source *source, uint64_t offset, void *to
     }
     return 0;
 }
+
+int load_source_read_sparse(const struct load_source *source, uint64_t offset, void *to,
+                            uint64_t size, struct err *err)
+{
+    if (source->bytes || !range_fits(offset, size, source->size))
+        return load_source_read(source, offset, to, size, err);
+    uint64_t at = offset, end = offset + size;
+    while (at < end) {
+        off_t data = lseek(source->fd, (off_t)at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            return 0; /* nothing but a hole to the end of the file */
+        off_t hole = data < 0 ? -1 : lseek(source->fd, data, SEEK_HOLE);
+        if (hole < 0) { /* a file system that cannot tell */
+            data = (off_t)at;
+            hole = (off_t)end;
+        }
+        uint64_t from = max((uint64_t)data, at), until = min((uint64_t)hole, end);
+        if (from >= end)
+            return 0;
+        if (until <= from) /* the file changes under our hands */
+            until = end;
+        int r = load_source_read(source, from, (char *)to + (from - offset), until - from, err);
+        if (r < 0)
+            return r;
+        at = until;
+    }
+    return 0;
+}

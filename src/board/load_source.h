@@ -34,3 +34,8 @@ void load_source_free(struct load_source *source);
  * truncated. */
 int load_source_read(const struct load_source *source, uint64_t offset, void *to, uint64_t size,
                      struct err *err);
+
+/* The same into memory that is zero already: what the file system knows to be a hole is left out.
+ */
+int load_source_read_sparse(const struct load_source *source, uint64_t offset, void *to,
+                            uint64_t size, struct err *err);

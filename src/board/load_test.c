@@ -11,6 +11,7 @@
 
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <lz4.h>
 #include <lzma.h>
 #include <setjmp.h>
@@ -97,16 +98,16 @@ static uint8_t text_byte(size_t i)
 static void elf_make(uint8_t image[ELF_SIZE])
 {
     memset(image, 0, ELF_SIZE);
-    Elf64_Ehdr header = {.e_ident = {ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB,
-                                     EV_CURRENT},
-                         .e_type = ET_EXEC,
-                         .e_machine = EM_X86_64,
-                         .e_version = EV_CURRENT,
-                         .e_entry = KERNEL_AT + 16,
-                         .e_phoff = sizeof header,
-                         .e_ehsize = sizeof header,
-                         .e_phentsize = sizeof(Elf64_Phdr),
-                         .e_phnum = 2};
+    Elf64_Ehdr header = {
+        .e_ident = {ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
+        .e_type = ET_EXEC,
+        .e_machine = EM_X86_64,
+        .e_version = EV_CURRENT,
+        .e_entry = KERNEL_AT + 16,
+        .e_phoff = sizeof header,
+        .e_ehsize = sizeof header,
+        .e_phentsize = sizeof(Elf64_Phdr),
+        .e_phnum = 2};
     Elf64_Phdr segments[2] = {{.p_type = PT_LOAD,
                                .p_offset = 4096,
                                .p_vaddr = 0xffffffff81000000,
@@ -154,10 +155,8 @@ enum packing { GZIP, XZ, LZMA, LZ4, ZSTD, PLAIN, PACKING_MAX };
 
 static size_t pack_gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
-    z_stream stream = {.next_in = (Bytef *)from,
-                       .avail_in = (uInt)size,
-                       .next_out = to,
-                       .avail_out = (uInt)room};
+    z_stream stream = {
+        .next_in = (Bytef *)from, .avail_in = (uInt)size, .next_out = to, .avail_out = (uInt)room};
     deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
     assert_int_equal(deflate(&stream, Z_FINISH), Z_STREAM_END);
     deflateEnd(&stream);
@@ -611,9 +610,16 @@ static void segments_may_lie_only_where_ram_is(void **state)
     uint8_t image[ELF_SIZE];
     struct guest guest;
     guest_make(&guest, MIB(32));
-    static const uint64_t places[] = {0,         0x8000,          0x9f000,        MIB(1) - 4096,
-                                      MIB(32),   MIB(32) - 4096,  UINT64_MAX - 8, GIB(4),
-                                      GIB(4) - 1, UINT64_MAX / 2 + 1};
+    static const uint64_t places[] = {0,
+                                      0x8000,
+                                      0x9f000,
+                                      MIB(1) - 4096,
+                                      MIB(32),
+                                      MIB(32) - 4096,
+                                      UINT64_MAX - 8,
+                                      GIB(4),
+                                      GIB(4) - 1,
+                                      UINT64_MAX / 2 + 1};
     for (size_t i = 0; i < ARRAY_LEN(places); i++) {
         elf_make(image);
         elf_segment(image, 0)->p_paddr = places[i];
@@ -654,6 +660,47 @@ static void unpack_writes_the_elf_image(void **state)
     assert_memory_equal(back, elf, ELF_SIZE);
 }
 
+/* Zeros in the middle and at the end: the file gets holes and loads to the same bytes. */
+static void holes_are_written_and_skipped(void **state)
+{
+    (void)state;
+    enum { DATA = 3 * 65536, SIZE = 4096 + DATA };
+    _cleanup_free_ uint8_t *image = calloc(1, SIZE);
+    _cleanup_free_ uint8_t *back = malloc(SIZE);
+    elf_make(image);
+    elf_segment(image, 0)->p_filesz = DATA;
+    elf_segment(image, 0)->p_memsz = DATA;
+    memset(image + 4096, 0x11, 65536);
+    memset(image + 4096 + 65536, 0, 65536);
+    memset(image + 4096 + 131072, 0x33, 5000);
+    _cleanup_fd_ int in = file_of(image, SIZE);
+    _cleanup_fd_ int out = file_of("", 0);
+    assert_int_equal(load_unpack_kernel(in, out, MIB(1), NULL), 0);
+    assert_int_equal(pread(out, back, SIZE, 0), SIZE);
+    assert_memory_equal(back, image, SIZE);
+    assert_true(lseek(out, 0, SEEK_HOLE) < SIZE);
+
+    struct guest guest;
+    guest_make(&guest, MIB(32));
+    guest.request.kernel_fd = out;
+    assert_int_equal(load_kernel(&guest.request, &guest.entry, NULL), 0);
+    assert_memory_equal(at(&guest, KERNEL_AT, DATA), image + 4096, DATA);
+    mem_free(guest.mem);
+
+    /* Into what has no holes, a pipe, the bytes are written out. */
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(fcntl(ends[1], F_SETPIPE_SZ, 1 << 20), 1 << 20);
+    assert_int_equal(load_unpack_kernel(in, ends[1], MIB(1), NULL), 0);
+    close(ends[1]);
+    size_t size = 0;
+    for (ssize_t n; (n = read(ends[0], back + size, SIZE - size)) > 0;)
+        size += (size_t)n;
+    close(ends[0]);
+    assert_int_equal(size, SIZE);
+    assert_memory_equal(back, image, SIZE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -672,6 +719,7 @@ int main(void)
         cmocka_unit_test(what_does_not_fit_is_said_so),
         cmocka_unit_test(segments_may_lie_only_where_ram_is),
         cmocka_unit_test(unpack_writes_the_elf_image),
+        cmocka_unit_test(holes_are_written_and_skipped),
     };
     return cmocka_run_group_tests_name("load", tests, NULL, NULL);
 }

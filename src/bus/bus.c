@@ -1,7 +1,9 @@
 /*
- * The list is read at every port and MMIO access and written a few dozen times in a guest's life.
- * So the lock is split: a reader takes one of BUS_SHARDS read-write locks, picked by its thread,
- * and a writer takes them all. Readers on different vCPUs then do not share a cache line.
+ * The list is read at every port and MMIO access and changed a few dozen times in a guest's life.
+ * So its lock is one-sided: a reader adds itself to one of BUS_SHARDS counters, picked by its
+ * thread and on a cache line of its own, and looks whether somebody writes; a writer says so and
+ * waits until all counters are 0. Both sides write first and look after, in one total order, so at
+ * least one of them sees the other. A reader that came second steps back and waits for the writer.
  */
 #include "bus/bus.h"
 
@@ -11,6 +13,8 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 enum {
@@ -31,12 +35,14 @@ struct claims {
 };
 
 struct shard {
-    pthread_rwlock_t lock;
+    _Atomic unsigned readers;
 } __attribute__((aligned(64)));
 
 struct bus {
     struct shard shards[BUS_SHARDS];
     struct claims spaces[2]; /* by enum bus_space */
+    pthread_mutex_t writers; /* one at a time; held while `writing` */
+    _Atomic bool writing;
 };
 
 struct bus *bus_new(void)
@@ -45,8 +51,7 @@ struct bus *bus_new(void)
     if (!bus)
         return NULL;
     memset(bus, 0, sizeof *bus);
-    for (unsigned i = 0; i < BUS_SHARDS; i++)
-        pthread_rwlock_init(&bus->shards[i].lock, NULL);
+    pthread_mutex_init(&bus->writers, NULL);
     return bus;
 }
 
@@ -54,8 +59,7 @@ void bus_free(struct bus *bus)
 {
     if (!bus)
         return;
-    for (unsigned i = 0; i < BUS_SHARDS; i++)
-        pthread_rwlock_destroy(&bus->shards[i].lock);
+    pthread_mutex_destroy(&bus->writers);
     free(bus->spaces[BUS_PORT].sorted);
     free(bus->spaces[BUS_MMIO].sorted);
     free(bus);
@@ -63,21 +67,38 @@ void bus_free(struct bus *bus)
 
 static void write_lock(struct bus *bus)
 {
+    pthread_mutex_lock(&bus->writers);
+    bus->writing = true;
     for (unsigned i = 0; i < BUS_SHARDS; i++)
-        pthread_rwlock_wrlock(&bus->shards[i].lock);
+        while (bus->shards[i].readers)
+            sched_yield();
 }
 
 static void write_unlock(struct bus *bus)
 {
-    for (unsigned i = BUS_SHARDS; i-- > 0;)
-        pthread_rwlock_unlock(&bus->shards[i].lock);
+    bus->writing = false;
+    pthread_mutex_unlock(&bus->writers);
 }
 
-static pthread_rwlock_t *reader_lock(struct bus *bus)
+/* Returns what read_unlock() wants. */
+static struct shard *read_lock(struct bus *bus)
 {
     /* Thread handles are addresses far apart; the product spreads their middle bits. */
-    uint64_t thread = (uint64_t)pthread_self();
-    return &bus->shards[(thread * UINT64_C(0x9e3779b97f4a7c15)) >> 60 & (BUS_SHARDS - 1)].lock;
+    uint64_t spread = (uint64_t)pthread_self() * UINT64_C(0x9e3779b97f4a7c15);
+    struct shard *shard = &bus->shards[spread >> 60 & (BUS_SHARDS - 1)];
+    atomic_fetch_add(&shard->readers, 1);
+    if (unlikely(bus->writing)) {
+        atomic_fetch_sub(&shard->readers, 1);
+        pthread_mutex_lock(&bus->writers);
+        atomic_fetch_add(&shard->readers, 1); /* nobody writes while we hold the mutex */
+        pthread_mutex_unlock(&bus->writers);
+    }
+    return shard;
+}
+
+static void read_unlock(struct shard *shard)
+{
+    atomic_fetch_sub_explicit(&shard->readers, 1, memory_order_release);
 }
 
 /* The index of the first claim that starts past `address`; the one before it may hold it. */
@@ -176,12 +197,11 @@ uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t address, unsig
 {
     assert(size_is_legal(size));
     uint64_t value = UINT64_MAX;
-    pthread_rwlock_t *lock = reader_lock(bus);
-    pthread_rwlock_rdlock(lock);
+    struct shard *shard = read_lock(bus);
     const struct claim *claim = find(&bus->spaces[space], address, size);
     if (claim && claim->ops->read)
         value = claim->ops->read(claim->opaque, address - claim->start, size);
-    pthread_rwlock_unlock(lock);
+    read_unlock(shard);
     return value & all_ones(size);
 }
 
@@ -191,15 +211,14 @@ void bus_write(struct bus *bus, enum bus_space space, uint64_t address, unsigned
     assert(size_is_legal(size));
     void (*written)(void *opaque) = NULL;
     void *opaque = NULL;
-    pthread_rwlock_t *lock = reader_lock(bus);
-    pthread_rwlock_rdlock(lock);
+    struct shard *shard = read_lock(bus);
     const struct claim *claim = find(&bus->spaces[space], address, size);
     if (claim && claim->ops->write) {
         claim->ops->write(claim->opaque, address - claim->start, size, value & all_ones(size));
         written = claim->ops->written;
         opaque = claim->opaque;
     }
-    pthread_rwlock_unlock(lock);
+    read_unlock(shard);
     if (written)
         written(opaque);
 }

@@ -7,7 +7,7 @@
  *
  * Threads: accesses may come from all vCPU threads at once. The list is guarded by a read-write
  * lock that is held for reading during a device's function; therefore a device must not claim or
- * release from inside its own access, except through pci.h, which moves BARs after the access that
+ * release from inside its own access, nor access the bus, except through pci.h, which moves BARs after the access that
  * asked for it has let go of the lock (bus_ops.written). bus_release() waits for accesses under
  * way, so after it nobody is inside the device through that claim. Each device guards itself with
  * its own mutex. Interrupt lines and messages may be raised from any thread, with the device's

@@ -141,9 +141,8 @@ static int write_entry(struct archive *archive, const struct entry *from, size_t
         char target[4096];
         snprintf(target, sizeof target, "%.*s", (int)from->size, (const char *)from->bytes);
         archive_entry_set_symlink(entry, target);
-    } else {
-        archive_entry_set_size(entry, (la_int64_t)from->size);
     }
+    archive_entry_set_size(entry, S_ISREG(from->mode) ? (la_int64_t)from->size : 0);
     int r = archive_write_header(archive, entry);
     if (r == ARCHIVE_OK && S_ISREG(from->mode) && from->size &&
         archive_write_data(archive, from->bytes, from->size) != (la_ssize_t)from->size)

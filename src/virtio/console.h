@@ -61,7 +61,8 @@ int virtio_console_new(struct mem *mem, const struct virtio_console_config *conf
 /* For virtio_pci_new(). */
 struct virtio_device *virtio_console_device(struct virtio_console *console);
 
-/* Tells the guest the size of the terminal behind `port` (a console: 0). */
+/* Tells the guest the size of the terminal behind `port`. Only port 0 has one; for all others
+ * nothing happens. */
 void virtio_console_resize(struct virtio_console *console, unsigned port, uint16_t cols,
                            uint16_t rows);
 

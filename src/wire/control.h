@@ -73,9 +73,9 @@ struct control_message {
     bool open;                     /* CONSOLE_OPENED */
     uint16_t cols, rows;           /* CONSOLE_SIZE */
     uint32_t code;                 /* DEBUG_EXIT: the exit status */
-    uint64_t instructions;         /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
-    uint64_t resident;             /* STATS: bytes of the process, guest memory included */
-    uint64_t guest_resident;       /* STATS: bytes of guest memory that are resident */
+    uint64_t instructions;   /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
+    uint64_t resident;       /* STATS: bytes of the process, guest memory included */
+    uint64_t guest_resident; /* STATS: bytes of guest memory that are resident */
     char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR */
 };
 

@@ -7,7 +7,8 @@
  * software engine past KVM_PROBE_SLOW_NS; `lodge host` prints the figures.
  *
  * Pure of side effects on the machine, except that it uses the engine's kick signal. Any thread.
- * Takes a few milliseconds where KVM is hardware, and never more than about KVM_PROBE_MS.
+ * Takes a few milliseconds where KVM is hardware and at most about KVM_PROBE_MS of processor time
+ * where it is not; on a busy machine never longer than a quarter of a second.
  */
 #pragma once
 

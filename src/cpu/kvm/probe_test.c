@@ -38,7 +38,7 @@ static void the_cost_of_an_instruction_is_measured(void **test)
     need_kvm();
     struct kvm_probe probe;
     uint64_t least = UINT64_MAX;
-    for (int i = 0; i < 3; i++) { /* the least of three: other processes may run meanwhile */
+    for (int i = 0; i < 5; i++) { /* the least of five: other processes may run meanwhile */
         uint64_t start = now_ms();
         kvm_probe(NULL, -1, &probe);
         least = min(least, now_ms() - start);
@@ -49,7 +49,7 @@ static void the_cost_of_an_instruction_is_measured(void **test)
         assert_true(probe.ns < 1000000);
     }
     print_message("%s; probe took %d ms\n", probe.why, (int)least);
-    assert_true(least <= 2 * KVM_PROBE_MS);
+    assert_true(least <= 5 * KVM_PROBE_MS);
 }
 
 int main(void)

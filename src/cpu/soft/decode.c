@@ -368,6 +368,11 @@ static ZydisAccessedFlagsMask flags_killed(const struct decoded *decoded)
         return decoded->zydis.attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)
                    ? 0
                    : killed;
+    default: break;
+    }
+    switch (decoded->zydis.mnemonic) {
+    case ZYDIS_MNEMONIC_MUL:
+    case ZYDIS_MNEMONIC_IMUL: return killed; /* here too, on some processors */
     default: return killed | flags->undefined;
     }
 }

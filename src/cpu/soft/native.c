@@ -147,6 +147,9 @@ static void isa_fill(struct soft_native *native, const struct cpuid *cpuid)
         native->isa[feature->isa] = regs[feature->reg] >> feature->bit & 1;
     }
     native->isa[ZYDIS_ISA_SET_AVXAES] &= native->isa[ZYDIS_ISA_SET_AVX];
+    /* "AuthenticAMD", "HygonGenuine" */
+    uint32_t vendor = cpuid_find(cpuid, 0, 0).ebx;
+    native->sha_unaligned = vendor == 0x68747541 || vendor == 0x6f677948;
 }
 
 static bool host_has_avx(void)
@@ -304,6 +307,12 @@ void native_leave(struct soft_vcpu *v)
 
 uint64_t native_linear(struct soft_vcpu *v, const struct insn *insn, unsigned size, bool write)
 {
+    if (insn->aux & NATIVE_WAITS) {
+        uint16_t status;
+        asm volatile("fnstsw %0" : "=a"(status));
+        if (status & 0x80) /* ES: comes before any fault of the operand */
+            soft_raise(v, insn, VECTOR_MF);
+    }
     uint64_t linear = insn_linear(v, insn, size, write);
     if (linear & (insn->aux >> NATIVE_ALIGN_SHIFT & 63))
         soft_raise_error(v, insn, VECTOR_GP, 0);
@@ -326,7 +335,7 @@ static __attribute__((noinline)) void native_load_slow(struct soft_vcpu *v, cons
     unsigned size = (uint16_t)insn->aux;
     uint64_t linear = native_linear(v, insn, size, false);
     void *memory = native_direct(v, linear, size, false);
-    if (!memory) {
+    if (!memory || (linear & insn->a)) {
         memory = v->native->bounce;
         soft_load_bytes(v, insn, linear, memory, size, insn->seg);
     }
@@ -404,12 +413,19 @@ static enum native_kind native_kind(const struct decoder *decoder)
         return zydis->meta.isa_set == ZYDIS_ISA_SET_BMI1 || zydis->meta.isa_set == ZYDIS_ISA_SET_BMI2
                    ? KIND_VEX_INTEGER
                    : KIND_AVX;
-    if (zydis->meta.isa_ext == ZYDIS_ISA_EXT_X87 || zydis->meta.isa_set == ZYDIS_ISA_SET_SSE3X87)
+    if (zydis->meta.isa_ext == ZYDIS_ISA_EXT_X87 || zydis->mnemonic == ZYDIS_MNEMONIC_FISTTP)
         return KIND_X87;
-    if (zydis->meta.isa_set == ZYDIS_ISA_SET_SSEMXCSR ||
-        zydis->mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU)
-        return KIND_SSE;
-    bool mmx = zydis->mnemonic == ZYDIS_MNEMONIC_EMMS;
+    switch (zydis->mnemonic) {
+    case ZYDIS_MNEMONIC_LDMXCSR:
+    case ZYDIS_MNEMONIC_STMXCSR:
+    case ZYDIS_MNEMONIC_CVTPS2PI: /* whose memory forms name no XMM register */
+    case ZYDIS_MNEMONIC_CVTTPS2PI:
+    case ZYDIS_MNEMONIC_CVTPD2PI:
+    case ZYDIS_MNEMONIC_CVTTPD2PI: return KIND_SSE;
+    case ZYDIS_MNEMONIC_EMMS: return KIND_MMX;
+    default: break;
+    }
+    bool mmx = false;
     for (unsigned i = 0; i < zydis->operand_count; i++) {
         if (decoder->operands[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
@@ -455,6 +471,23 @@ const ZydisDecodedOperand *native_memory_operand(const struct decoder *decoder)
     return NULL;
 }
 
+/* Does the instruction raise a pending x87 exception before it does anything? */
+static bool waits(const struct decoder *decoder)
+{
+    switch (decoder->zydis->mnemonic) {
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE: return false;
+    default: break;
+    }
+    for (unsigned i = 0; i < decoder->zydis->operand_count; i++)
+        if (decoder->operands[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(decoder->operands[i].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return native_kind(decoder) == KIND_X87;
+}
+
 void native_set_memory(struct decoder *decoder, unsigned size, unsigned align)
 {
     unsigned natural = size >= 16 ? 16 : size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
@@ -463,6 +496,8 @@ void native_set_memory(struct decoder *decoder, unsigned size, unsigned align)
         aux |= (natural - 1) << NATIVE_AC_SHIFT;
     if (native_kind(decoder) == KIND_X87)
         aux |= NATIVE_X87;
+    if (waits(decoder))
+        aux |= NATIVE_WAITS;
     decoder->insn->aux = aux;
     decoder->insn->a = (uint8_t)(aux >> NATIVE_ALIGN_SHIFT | (aux >> NATIVE_AC_SHIFT & 15));
 }
@@ -488,7 +523,8 @@ static unsigned vector_alignment(const struct decoder *decoder, unsigned size)
     case ZYDIS_MNEMONIC_PCMPESTRM:
     case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM: return 1;
-    default: return native_kind(decoder) == KIND_SSE && size == 16 ? 16 : 1;
+    default:
+        return decoder->zydis->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 ? 16 : 1;
     }
 }
 
@@ -504,6 +540,8 @@ void native_bind(struct decoder *decoder)
         return;
     }
     native_set_memory(decoder, stub.memory_size, vector_alignment(decoder, stub.memory_size));
+    if (decoder->zydis->meta.isa_set == ZYDIS_ISA_SET_SHA && decoder->v->native->sha_unaligned)
+        insn->aux &= (1u << NATIVE_ALIGN_SHIFT) - 1; /* insn->a sends it to the bounce buffer */
     insn->run = !stub.memory_write  ? native_run_load
                 : !stub.memory_read ? native_run_store
                                     : native_run_modify;

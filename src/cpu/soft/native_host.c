@@ -18,7 +18,10 @@ static struct {
     unsigned slot;     /* offset of the instruction */
     unsigned epilogue; /* offset of what follows it */
     volatile unsigned trap;
+    struct sigaction actions[5];
 } host;
+
+static const int signals[5] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
 
 struct host_state *host_state(void)
 {
@@ -126,9 +129,20 @@ void host_start(void)
     sigaltstack(&stack, NULL);
     struct sigaction action = {.sa_sigaction = on_signal,
                                .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
-    static const int numbers[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
-    for (unsigned i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
-        sigaction(numbers[i], &action, NULL);
+    for (unsigned i = 0; i < 5; i++)
+        sigaction(signals[i], &action, NULL);
+}
+
+void host_signals_remember(void)
+{
+    for (unsigned i = 0; i < 5; i++)
+        sigaction(signals[i], NULL, &host.actions[i]);
+}
+
+void host_signals_restore(void)
+{
+    for (unsigned i = 0; i < 5; i++)
+        sigaction(signals[i], &host.actions[i], NULL);
 }
 
 unsigned host_run(const uint8_t *code, unsigned length)

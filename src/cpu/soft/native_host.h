@@ -26,6 +26,11 @@ uint8_t *host_data(void);
 
 void host_start(void);
 
+/* cmocka puts its own handlers in front of each test: remember ours after everybody has installed
+ * theirs, restore them when a test begins. */
+void host_signals_remember(void);
+void host_signals_restore(void);
+
 /* Returns 0, or the number of the exception that the instruction raised. host_state() holds the
  * registers before and after. */
 unsigned host_run(const uint8_t *code, unsigned length);

@@ -33,6 +33,7 @@ struct soft_native {
     uint32_t count;                           /* stubs in it */
     uint32_t *table;                          /* hash of a stub's bytes to its offset; 0 = empty */
     bool has_avx;                             /* of the host */
+    bool sha_unaligned;                       /* the guest's CPU is one of those that allow it */
     uint8_t isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* bool: the guest's CPUID offers it */
 };
 
@@ -52,7 +53,8 @@ uint64_t native_linear(struct soft_vcpu *v, const struct insn *insn, unsigned si
 enum {
     NATIVE_ALIGN_SHIFT = 16, /* 6 bits */
     NATIVE_AC_SHIFT = 24,    /* 4 bits */
-    NATIVE_X87 = 1 << 30,    /* an x87 instruction: may leave its destination alone */
+    NATIVE_X87 = 1 << 29,    /* an x87 instruction: may leave its destination alone */
+    NATIVE_WAITS = 1 << 30,  /* a pending x87 exception comes first */
 };
 
 /* Sets insn->aux for a memory operand of `size` bytes that must be aligned to `align`. */

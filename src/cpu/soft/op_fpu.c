@@ -14,7 +14,6 @@ enum {
     ENVIRONMENT_32 = 28, /* the same in doublewords */
     REGISTERS_SIZE = 80,
     SAVE_MAX = ENVIRONMENT_32 + REGISTERS_SIZE,
-    STATUS_PENDING = 0x80, /* ES: an unmasked exception waits */
 };
 
 /* Writes the environment in the guest's layout from the host's 28-byte one. Reserved halves are
@@ -38,16 +37,8 @@ static void environment_get(uint8_t *host, const uint8_t *from, unsigned size)
         memcpy(host + 4 * i, from + (size == ENVIRONMENT_32 ? 4 : 2) * i, 2);
 }
 
-/* FNSTENV and FNSAVE do not wait; FLDENV and FRSTOR do, and that must not happen in our own C. */
-static void check_pending(struct soft_vcpu *v, const struct insn *insn)
-{
-    uint16_t status;
-    asm volatile("fnstsw %0" : "=a"(status));
-    if (status & STATUS_PENDING)
-        soft_raise(v, insn, VECTOR_MF);
-}
-
-/* In the four handlers insn->b is the size of the environment. */
+/* In the four handlers insn->b is the size of the environment. FLDENV and FRSTOR wait for a pending
+ * exception, which native_linear() has raised before they meet it in our own C. */
 static void fpu_store_environment(struct soft_vcpu *v, const struct insn *insn)
 {
     uint8_t host[ENVIRONMENT_32], bytes[ENVIRONMENT_32];
@@ -76,7 +67,6 @@ static void fpu_load_environment(struct soft_vcpu *v, const struct insn *insn)
 {
     uint8_t host[ENVIRONMENT_32], bytes[ENVIRONMENT_32];
     uint64_t linear = native_linear(v, insn, insn->b, false);
-    check_pending(v, insn);
     soft_load_bytes(v, insn, linear, bytes, insn->b, insn->seg);
     environment_get(host, bytes, insn->b);
     asm volatile("fldenv %0" ::"m"(host));
@@ -88,7 +78,6 @@ static void fpu_restore(struct soft_vcpu *v, const struct insn *insn)
     uint8_t host[SAVE_MAX], bytes[SAVE_MAX];
     unsigned size = insn->b + (unsigned)REGISTERS_SIZE;
     uint64_t linear = native_linear(v, insn, size, false);
-    check_pending(v, insn);
     soft_load_bytes(v, insn, linear, bytes, size, insn->seg);
     environment_get(host, bytes, insn->b);
     memcpy(host + ENVIRONMENT_32, bytes + insn->b, REGISTERS_SIZE);

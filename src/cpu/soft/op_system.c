@@ -552,7 +552,6 @@ static void system_bind(struct decoder *decoder)
     decoder->ends_block = arg & BIND_ENDS;
 }
 
-/* LAR and LSL take a 16-bit selector and write the operand size. */
 static void base_bind(struct decoder *decoder)
 {
     struct insn *insn = decoder->insn;

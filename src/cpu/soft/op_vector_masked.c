@@ -188,13 +188,13 @@ void vector_maskmov_bind(struct decoder *decoder)
 
 /* ---- gathers ---- */
 
-/* What is left of the mask says where to go on, so it is brought up to date before each access. */
+/* What is left of the mask says where to go on, so it is brought up to date with each access. Of the
+ * elements that a fault leaves over only the top bit means anything: Intel fills them with it, AMD
+ * leaves them as they are, and so do we. */
 static void gather(struct soft_vcpu *v, const struct insn *insn)
 {
     struct masked masked = masked_of(insn);
     uint8_t *mask = v->vector[masked.mask], *to = v->vector[insn->b];
-    for (unsigned i = 0; i < masked.count; i++)
-        memset(mask + i * masked.size, is_chosen(mask, i, masked.size) ? 0xff : 0, masked.size);
     for (unsigned i = 0; i < masked.count; i++) {
         if (!is_chosen(mask, i, masked.size))
             continue;

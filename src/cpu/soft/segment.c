@@ -201,6 +201,42 @@ void segment_load(struct soft_vcpu *v, const struct insn *insn, unsigned seg, ui
     soft_mode_update(v);
 }
 
+void segment_return_code(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
+                         struct descriptor *ret_code)
+{
+    if (!(selector & 0xfffc))
+        soft_raise_error(v, insn, VECTOR_GP, 0);
+    uint32_t error = selector & 0xfffcu;
+    unsigned rpl = selector & 3u;
+    descriptor_fetch(v, insn, selector, VECTOR_GP, 0, ret_code);
+    unsigned dpl = descriptor_dpl(ret_code);
+    bool conforming = ret_code->high & DESC_DOWN;
+    if (rpl < vcpu_cpl(v) || !descriptor_is_code(ret_code) || (conforming ? dpl > rpl : dpl != rpl) ||
+        (v->efer & EFER_LMA && (ret_code->high & (DESC_L | DESC_DB)) == (DESC_L | DESC_DB)))
+        soft_raise_error(v, insn, VECTOR_GP, error);
+    if (!(ret_code->high & DESC_P))
+        soft_raise_error(v, insn, VECTOR_NP, error);
+}
+
+void segment_return_stack(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
+                          const struct descriptor *code, unsigned cpl, struct cpu_segment *ret_ss)
+{
+    if (!(selector & 0xfffc)) {
+        /* A null SS is for 64-bit code above CPL 3. */
+        if (!(v->efer & EFER_LMA) || !(code->high & DESC_L) || cpl == 3 ||
+            (selector & 3u) != cpl)
+            soft_raise_error(v, insn, VECTOR_GP, 0);
+        *ret_ss = (struct cpu_segment){.selector = selector,
+                                       .attributes =
+                                           CPU_SEG_UNUSABLE | cpl << CPU_SEG_DPL_SHIFT};
+        return;
+    }
+    struct descriptor ss;
+    segment_check_stack(v, insn, selector, cpl, VECTOR_GP, 0, &ss);
+    descriptor_touch(v, insn, &ss);
+    *ret_ss = descriptor_segment(&ss, selector);
+}
+
 void segment_drop_inner(struct soft_vcpu *v, unsigned cpl)
 {
     static const uint8_t data[] = {CPU_ES, CPU_DS, CPU_FS, CPU_GS};

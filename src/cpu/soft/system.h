@@ -182,6 +182,13 @@ void segment_load_real(struct soft_vcpu *v, unsigned seg, uint16_t selector);
 void segment_check_stack(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
                          unsigned cpl, enum vector vector, unsigned ext,
                          struct descriptor *ret_descriptor);
+/* The new CS of RETF and IRET, checked against its own RPL. */
+void segment_return_code(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
+                         struct descriptor *ret_code);
+/* The new SS for a return to `code` at privilege `cpl`: null only for 64-bit code above CPL 3. */
+void segment_return_stack(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
+                          const struct descriptor *code, unsigned cpl,
+                          struct cpu_segment *ret_ss);
 /* After a return to an outer level: data segments that `cpl` may not use become null. */
 void segment_drop_inner(struct soft_vcpu *v, unsigned cpl);
 /* CS for code at privilege `cpl`; CPL itself follows SS.DPL (segment_set_cpl). */

@@ -1,0 +1,137 @@
+"""Machines for benchmarks: ours and QEMU's, with the same kernel and initial file system."""
+import json
+import os
+import re
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import time
+
+READY, POWER_OFF, STATS, STATS_ASK = 1, 4, 9, 70
+HEADER = struct.Struct("<IHH")
+
+
+def cpio(entries):
+    """A newc archive: (name, mode, bytes) in order."""
+    archive = bytearray()
+
+    def add(name, mode, data, inode):
+        header = "070701" + "".join(f"{value:08x}" for value in (
+            inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0))
+        archive.extend(header.encode() + name.encode() + b"\0")
+        archive.extend(b"\0" * (-len(archive) % 4))
+        archive.extend(data + b"\0" * (-len(data) % 4))
+
+    for number, (name, mode, data) in enumerate(entries, 1):
+        add(name, mode, data, number)
+    add("TRAILER!!!", 0, b"", 0)
+    return bytes(archive)
+
+
+def build_initrd(source, folder):
+    """Compiles `source` static and packs it as /init; returns the archive's path."""
+    program = f"{folder}/init"
+    subprocess.run(["gcc", "-O2", "-static", "-o", program, source, "-lm"], check=True)
+    with open(program, "rb") as file:
+        data = file.read()
+    path = f"{folder}/initrd.cpio"
+    with open(path, "wb") as file:
+        file.write(cpio([("dev", 0o40755, b""), ("init", 0o100755, data)]))
+    return path
+
+
+def default_kernel(lodge):
+    """The uncompressed kernel of the default image, built if need be."""
+    subprocess.run([lodge, "image", "build", "default"], check=True, stdout=subprocess.DEVNULL)
+    rows = json.loads(subprocess.run([lodge, "image", "ls", "--format", "json"], check=True,
+                                     capture_output=True, text=True).stdout)
+    row = next(row for row in rows if row["name"] == "default")
+    return row["kernel"]
+
+
+class Result:
+    def __init__(self):
+        self.wall = self.pid1 = self.first = self.resident = self.beyond = None
+        self.instructions = None
+        self.output = ""
+
+
+def watch(process, descriptor, result, started, limit, on_pid1=None):
+    """Reads a machine's console until it ends; notes when PID 1 spoke."""
+    deadline = started + limit
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            process.kill()
+            process.wait()
+            raise TimeoutError(f"no end after {limit} s:\n{result.output[-2000:]}")
+        if not select.select([descriptor], [], [], left)[0]:
+            continue
+        data = os.read(descriptor, 65536)
+        if not data:
+            break
+        result.output += data.decode(errors="replace")
+        if result.pid1 is None and re.search(r"^PID1", result.output, re.MULTILINE):
+            result.pid1 = time.monotonic() - started
+            if on_pid1:
+                on_pid1()
+    process.wait()
+    result.wall = time.monotonic() - started
+    return result
+
+
+def run_qemu(kernel, initrd, append, memory=512, cpus=1, limit=120):
+    if not shutil.which("qemu-system-x86_64"):
+        return None
+    result = Result()
+    started = time.monotonic()
+    process = subprocess.Popen(
+        ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", str(memory),
+         "-smp", str(cpus), "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+         "-kernel", kernel, "-initrd", initrd, "-append", append],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def at_pid1():
+        with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
+            result.resident = int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) * 1024
+    return watch(process, process.stdout.fileno(), result, started, limit, at_pid1)
+
+
+def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, limit=120):
+    """Starts lodge-vmm as `lodge run` does, and keeps its side of the control socket."""
+    result = Result()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    read_end, write_end = os.pipe()
+    kernel_fd = os.open(kernel, os.O_RDONLY)
+    initrd_fd = os.open(initrd, os.O_RDONLY)
+    definition = os.memfd_create("definition", 0)
+    os.write(definition, json.dumps({
+        "engine": engine, "memory": memory << 20, "cpus": cpus, "append": append,
+        "kernel_fd": kernel_fd, "initrd_fd": initrd_fd, "serial_out_fd": write_end,
+        "control_fd": theirs.fileno(), "on_reset": "exit"}).encode())
+    os.lseek(definition, 0, os.SEEK_SET)
+    descriptors = [kernel_fd, initrd_fd, write_end, theirs.fileno(), definition]
+    started = time.monotonic()
+    process = subprocess.Popen([vmm, "--definition-fd", str(definition)], pass_fds=descriptors,
+                               stdin=subprocess.DEVNULL)
+    for descriptor in descriptors:
+        if descriptor != theirs.fileno():
+            os.close(descriptor)
+    theirs.close()
+    ready = ours.recv(8192)
+    length, kind, _ = HEADER.unpack_from(ready)
+    if kind != READY:
+        raise RuntimeError(ready[8:8 + length].decode(errors="replace"))
+    result.first = struct.unpack_from("<Q", ready, 8)[0] / 1e9 - started
+
+    def ask():
+        ours.send(HEADER.pack(0, STATS_ASK, 0))
+        answer = ours.recv(8192)
+        result.instructions, result.resident, guest = struct.unpack_from("<QQQ", answer, 8)
+        result.beyond = result.resident - guest
+    watch(process, read_end, result, started, limit, ask)
+    os.close(read_end)
+    ours.close()
+    return result
