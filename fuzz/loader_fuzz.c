@@ -1,4 +1,4 @@
-// needs: base mem cpu board_load lz4 zstd lzma z
+// needs: base mem cpu cpu/kvm cpu/soft bus chip virtio board
 /*
  * The loaders against hostile files. The input is a kernel, loaded into a guest of 32 MiB (so that
  * ordinary kernels' addresses exist and bombs do not fit); its first byte also chooses whether the

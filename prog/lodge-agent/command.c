@@ -155,7 +155,8 @@ static int spawn(const char *program, char *const *argv, char *const *env, const
     return -r;
 }
 
-/* The directory the command starts in: what was asked for, else HOME where that exists. */
+/* The directory the command starts in: what was asked for, else HOME where that exists. One that is
+ * missing must not look like a command that is: the errno is never ENOENT. */
 static int choose_cwd(const char *asked, char *const *env, const char **ret_cwd, struct err *err)
 {
     struct stat status;
@@ -164,8 +165,10 @@ static int choose_cwd(const char *asked, char *const *env, const char **ret_cwd,
         *ret_cwd = home && stat(home, &status) == 0 && S_ISDIR(status.st_mode) ? home : "/";
         return 0;
     }
-    if (stat(asked, &status) < 0)
-        return err_errno(err, errno, "directory '%s'", asked);
+    if (stat(asked, &status) < 0) {
+        err_errno(err, errno, "directory '%s'", asked);
+        return -ENOTDIR;
+    }
     if (!S_ISDIR(status.st_mode))
         return err_errno(err, ENOTDIR, "directory '%s'", asked);
     *ret_cwd = asked;

@@ -53,7 +53,7 @@ struct relay {
     bool over;
     int status;
     bool panicked;
-    bool ended_by_guest; /* a final event came: the VMM's exit needs no other explanation */
+    bool ended_by_guest; /* not by a signal or a key */
 };
 
 static int64_t now_ms(void)
@@ -71,14 +71,36 @@ static void end(struct relay *relay, int status)
     relay->status = status;
 }
 
+/* Writes what is left for standard output and error, however slow they are read; a signal that ends
+ * us ends this too. */
+static void drain(struct relay *relay)
+{
+    while (!sink_empty(&relay->out) || !sink_empty(&relay->errors)) {
+        struct pollfd fds[] = {
+            {.fd = relay->signals, .events = POLLIN},
+            {.fd = sink_empty(&relay->out) ? -1 : relay->out.fd, .events = POLLOUT},
+            {.fd = sink_empty(&relay->errors) ? -1 : relay->errors.fd, .events = POLLOUT},
+        };
+        if (poll(fds, ARRAY_LEN(fds), -1) < 0 && errno != EINTR)
+            return;
+        int number = fds[0].revents ? signals_next(relay->signals) : 0;
+        if (number == SIGINT || number == SIGTERM || number == SIGHUP || number == SIGQUIT) {
+            relay->over = true;
+            relay->status = 128 + number;
+            return;
+        }
+        sink_pump(&relay->out, fds[1].revents);
+        sink_pump(&relay->errors, fds[2].revents);
+    }
+}
+
 /* For messages while we hold the terminal: it is given back first, so that lines are lines. */
 static void say(struct relay *relay, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void say(struct relay *relay, const char *format, ...)
 {
     va_list arguments;
     terminal_restore();
-    sink_flush(&relay->out, 1000);
-    sink_flush(&relay->errors, 1000);
+    drain(relay);
     fputs("lodge: ", stderr);
     va_start(arguments, format);
     vfprintf(stderr, format, arguments);
@@ -104,7 +126,8 @@ static void fail(struct relay *relay, const char *what, const char *detail)
 
 /* --- the serial port --- */
 
-static void take_serial(struct relay *relay)
+/* False when nothing came. */
+static bool take_serial(struct relay *relay)
 {
     uint8_t bytes[16384];
     size_t room = sizeof bytes;
@@ -114,12 +137,20 @@ static void take_serial(struct relay *relay)
         room = min(room, sink_room(&relay->errors));
     ssize_t n = read(relay->machine->serial, bytes, room);
     if (n <= 0)
-        return;
+        return false;
     serial_log_put(&relay->log, bytes, (size_t)n);
     if (!relay->plan->command)
         sink_put(&relay->out, bytes, (size_t)n);
     else if (relay->plan->verbose)
         sink_put(&relay->errors, bytes, (size_t)n);
+    return true;
+}
+
+/* What the guest said before it ended is in the socket already. */
+static void take_last_words(struct relay *relay)
+{
+    while (!relay->over && take_serial(relay))
+        drain(relay);
 }
 
 static void give_keys(struct relay *relay)
@@ -273,7 +304,6 @@ static void take_signals(struct relay *relay)
 static void guest_reset(struct relay *relay)
 {
     char reason[160];
-    take_serial(relay);
     if (serial_log_panic(&relay->log, reason, sizeof reason))
         fail(relay, "the guest's kernel panicked", reason);
     else if (relay->panicked)
@@ -308,9 +338,8 @@ static void take_event(struct relay *relay, const struct control_message *event)
     default: return;
     }
     relay->ended_by_guest = true;
-    /* What the guest said before it ended is in the socket already. */
-    for (int i = 0; i < 64; i++)
-        take_serial(relay);
+    drain(relay);
+    take_last_words(relay);
     if (event->type == CONTROL_RESET)
         guest_reset(relay);
     else if (event->type == CONTROL_POWER_OFF)
@@ -326,6 +355,7 @@ static void take_event(struct relay *relay, const struct control_message *event)
 /* The VMM went without a word: its exit status is all there is. */
 static void vmm_gone(struct relay *relay)
 {
+    take_last_words(relay);
     int status = machine_end(relay->machine);
     char text[64] = "";
     if (WIFSIGNALED(status))
@@ -499,8 +529,9 @@ int relay_run(const struct relay_plan *plan, struct machine *machine)
     while (!relay->over)
         step(relay);
     machine_end(machine);
-    sink_flush(&relay->out, 1000);
-    sink_flush(&relay->errors, 1000);
+    /* A person who left, and a script that was told to end, do not wait for a slow reader. */
+    if (relay->ended_by_guest)
+        drain(relay);
     terminal_restore();
     int status = relay->status;
     own_close(&relay->signals);

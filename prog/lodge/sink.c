@@ -63,12 +63,3 @@ size_t sink_pump(struct sink *sink, short ready)
         sink->start = sink->end = 0;
     return (size_t)n;
 }
-
-void sink_flush(struct sink *sink, int ms)
-{
-    while (!sink_empty(sink)) {
-        struct pollfd fd = {.fd = sink->fd, .events = POLLOUT};
-        if (poll(&fd, 1, ms) <= 0 || sink_pump(sink, fd.revents) == 0)
-            return;
-    }
-}

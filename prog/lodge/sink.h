@@ -29,5 +29,3 @@ void sink_put(struct sink *sink, const uint8_t *bytes, size_t length);
 bool sink_empty(const struct sink *sink);
 /* Writes a piece, `ready` being poll()'s answer; returns how many bytes left the sink. */
 size_t sink_pump(struct sink *sink, short ready);
-/* Writes what is left, for at most `ms`. */
-void sink_flush(struct sink *sink, int ms);

@@ -46,6 +46,10 @@ static void apic_page_boot(uint8_t *page)
     le32_write(page + LVT_LINT1, LVT_NMI);
 }
 
+/* Memory types as firmware leaves them: MTRRs on, everything write-back unless the page tables say
+ * otherwise (SDM vol. 3, 12.11.2.1). */
+static const uint64_t mtrr_boot = 1 << 11 | 6;
+
 static int vcpus_boot(struct board *board, const struct load_entry *entry, struct err *err)
 {
     _cleanup_free_ struct cpu_state *state = malloc(sizeof *state);
@@ -53,6 +57,7 @@ static int vcpus_boot(struct board *board, const struct load_entry *entry, struc
         return err_set(err, -ENOMEM, "no memory for a vCPU's state");
     for (unsigned i = 0; i < board->cpus; i++) {
         cpu_state_reset(state, i);
+        state->msr[CPU_MSR_MTRR_DEF_TYPE] = mtrr_boot;
         if (i == 0)
             load_entry_state(entry, state);
         if (board->apic)
@@ -99,7 +104,7 @@ static int memory_make(struct board *board, const struct board_config *config, s
     return map_add_ram(board->mem, config->memory, err);
 }
 
-static int engine_make(struct board *board, const struct board_config *config, struct err *err)
+static int engine_make(struct board *board, struct err *err)
 {
     bool chips = board->engine->irqchip == ENGINE_IRQCHIP_BOARD;
     const struct engine_config engine = {.mem = board->mem,
@@ -109,11 +114,20 @@ static int engine_make(struct board *board, const struct board_config *config, s
                                          .apic = chips ? &board->apic_row : NULL,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,
-                                         .kvm_fd = config->kvm_fd};
+                                         .kvm_fd = board->kvm_fd};
     int r = board->engine->vm_new(&engine, &board->vm, err);
     for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
         r = board->engine->vcpu_new(board->vm, i, &board->vcpus[i].vcpu, err);
     return r;
+}
+
+static void engine_free(struct board *board)
+{
+    for (unsigned i = 0; i < board->cpus; i++)
+        if (board->vcpus[i].vcpu)
+            board->engine->vcpu_free(take_ptr(board->vcpus[i].vcpu));
+    if (board->vm)
+        board->engine->vm_free(take_ptr(board->vm));
 }
 
 static int board_fill(struct board *board, const struct board_config *config, struct err *err)
@@ -134,7 +148,7 @@ static int board_fill(struct board *board, const struct board_config *config, st
     board_io_init(board);
     r = board_devices_make(board, config, true, err);
     if (r >= 0)
-        r = engine_make(board, config, err);
+        r = engine_make(board, err);
     if (r >= 0)
         r = board_devices_make(board, config, false, err);
     if (r < 0)
@@ -152,6 +166,7 @@ int board_new(const struct board_config *config, struct board **ret_board, struc
         return err_set(err, -ENOMEM, "no memory for a machine");
     board->engine = config->engine;
     board->cpus = config->cpus;
+    board->kvm_fd = config->kvm_fd;
     board->kernel_fd = config->kernel_fd;
     board->initrd_fd = config->initrd_fd;
     board->event_fd = -1;
@@ -189,11 +204,7 @@ void board_free(struct board *board)
     threads_end(board);
     timers_free(board->timers);
     board_devices_free(board);
-    for (unsigned i = 0; i < board->cpus; i++)
-        if (board->vcpus[i].vcpu)
-            board->engine->vcpu_free(board->vcpus[i].vcpu);
-    if (board->vm)
-        board->engine->vm_free(board->vm);
+    engine_free(board);
     bus_free(board->bus);
     mem_free(board->mem);
     if (board->event_fd >= 0)
@@ -256,7 +267,15 @@ int board_reset(struct board *board, struct err *err)
     board_devices_reset(board);
     memory_drop(board->mem);
     board_clock_zero(board);
-    int r = machine_boot(board, err);
+    int r = 0;
+    if (board->engine->irqchip == ENGINE_IRQCHIP_ENGINE) {
+        /* The interrupt controllers inside the engine have no reset of their own: a new VM is one.
+         * Nobody raises a line meanwhile, for all devices are reset and the vCPUs parked. */
+        engine_free(board);
+        r = engine_make(board, err);
+    }
+    if (r >= 0)
+        r = machine_boot(board, err);
     if (r < 0)
         return err_prefix(err, r, "cannot boot the guest again");
     pthread_mutex_lock(&board->lock);

@@ -146,14 +146,28 @@ static int make_power(struct board *board, const struct board_config *config, st
     return r < 0 ? r : claim(board, MAP_POWER_PORT, POWER_PORTS, &power_ops, board->power, err);
 }
 
+/* What is written to the debug console comes out where COM1 does: bare-metal tests write there, and
+ * systems that use both do not. */
+static void console_written(void *opaque, const uint8_t *bytes, size_t count)
+{
+    struct board *board = opaque;
+    board_serial_output(board->serial, bytes, count);
+}
+
 static int make_debug(struct board *board, const struct board_config *config, struct err *err)
 {
-    struct debug *debug = debug_new(&(struct debug_config){.exit = exit_asked, .opaque = board});
+    struct debug *debug = debug_new(&(struct debug_config){
+        .exit = exit_asked,
+        .console = config->serial_out_fd >= 0 ? console_written : NULL,
+        .opaque = board,
+    });
     int r = device_add(board, &debug_device, debug, err);
     if (r >= 0)
         r = claim(board, DEBUG_EXIT_PORT, 4, &debug_exit_ops, debug, err);
     if (r >= 0)
         r = claim(board, DEBUG_POST_PORT, 1, &debug_post_ops, debug, err);
+    if (r >= 0)
+        r = claim(board, DEBUG_CONSOLE_PORT, 1, &debug_console_ops, debug, err);
     return r;
 }
 
@@ -204,23 +218,63 @@ static int make_pci(struct board *board, const struct board_config *config, stru
     return r < 0 ? r : device_add(board, &ops, board->pci, err);
 }
 
-static void free_virtio(void *transport)
+/* A virtio device on the board. Where the engine offers it, a guest's notification becomes a write
+ * to the device's eventfd without stopping the vCPU; where it does not, or refuses, the access
+ * comes through the bus as any other. */
+struct board_virtio {
+    struct board *board;
+    struct virtio_pci *transport;
+    struct virtio_device *device;
+    uint64_t base; /* where the notifications are bound, 0 = nowhere */
+};
+
+static void notify_bind(struct board_virtio *virtio, bool assign)
 {
-    virtio_pci_free(transport);
+    for (unsigned i = 0; i < virtio->device->queue_count; i++) {
+        int fd = virtio->device->ops->notify_fd(virtio->device, i);
+        if (fd >= 0)
+            virtio->board->engine->io_fd(virtio->board->vm, fd,
+                                         virtio->base + i * VIRTIO_PCI_NOTIFY_STRIDE,
+                                         sizeof(uint16_t), assign, NULL);
+    }
 }
 
-/* The transport takes the device over, and frees it here where there is no transport. The host
+static void notify_moved(void *opaque, uint64_t base)
+{
+    struct board_virtio *virtio = opaque;
+    if (virtio->base)
+        notify_bind(virtio, false);
+    virtio->base = base;
+    if (virtio->base)
+        notify_bind(virtio, true);
+}
+
+static void free_virtio(void *opaque)
+{
+    struct board_virtio *virtio = opaque;
+    virtio_pci_free(virtio->transport);
+    free(virtio);
+}
+
+/* The transport takes the device over, and it is freed here where there is no transport. The host
  * bridge resets it. */
 static int add_virtio(struct board *board, struct virtio_device *device, struct err *err)
 {
     static const struct device_ops ops = {.name = "virtio", .free = free_virtio};
-    struct virtio_pci *transport;
-    int r = virtio_pci_new(board->pci, PCI_SLOT_ANY, device, &transport, err);
+    struct board_virtio *virtio = calloc(1, sizeof *virtio);
+    int r = virtio ? virtio_pci_new(board->pci, PCI_SLOT_ANY, device, &virtio->transport, err)
+                   : err_set(err, -ENOMEM, "no memory");
     if (r < 0) {
         device->ops->free(device);
+        free(virtio);
         return r;
     }
-    return device_add(board, &ops, transport, err);
+    virtio->board = board;
+    virtio->device = device;
+    r = device_add(board, &ops, virtio, err);
+    if (r >= 0 && board->engine->io_fd && device->ops->notify_fd)
+        virtio_pci_observe_notify(virtio->transport, notify_moved, virtio);
+    return r;
 }
 
 static int make_rng(struct board *board, const struct board_config *config, struct err *err)

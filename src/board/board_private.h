@@ -76,7 +76,7 @@ struct board {
     struct board_serial *serial; /* owned: the streams behind COM1 */
 
     /* What a reset loads again. */
-    int kernel_fd, initrd_fd;
+    int kvm_fd, kernel_fd, initrd_fd;
     char *command_line;
 
     /* Guest TSC = host's minus tsc_base while running; tsc_frozen while not. */

@@ -6,12 +6,12 @@
  * ones, unclaimed writes are dropped, as on a PC.
  *
  * Threads: accesses may come from all vCPU threads at once. The list is guarded by a read-write
- * lock that is held for reading during a device's function; therefore a device must not claim or
- * release from inside its own access, nor access the bus, except through pci.h, which moves BARs after the access that
- * asked for it has let go of the lock (bus_ops.written). bus_release() waits for accesses under
- * way, so after it nobody is inside the device through that claim. Each device guards itself with
- * its own mutex. Interrupt lines and messages may be raised from any thread, with the device's
- * mutex held; what they call never calls back into the device.
+ * lock that is held for reading during a device's function; therefore a device must not claim,
+ * release or access the bus from inside its own access, except through pci.h, which moves BARs
+ * after the access that asked for it has let go of the lock (bus_ops.written). bus_release() waits
+ * for accesses under way, so after it nobody is inside the device through that claim. Each device
+ * guards itself with its own mutex. Interrupt lines and messages may be raised from any thread,
+ * with the device's mutex held; what they call never calls back into the device.
  *
  * Errors: -EEXIST where a claim overlaps another, -EINVAL for an empty range or one that leaves
  * the space, -ENOMEM.

@@ -10,7 +10,7 @@ struct fixture {
 
 static void start(struct fixture *f)
 {
-    *f = (struct fixture){.timers = clock_new()};
+    *f = (struct fixture){.timers = timers_new()};
     f->pit = pit_new(&(struct pit_config){.timers = f->timers, .irq = {line_set, &f->irq, 0}});
     assert_non_null(f->pit);
     f->irq.rises = 0;

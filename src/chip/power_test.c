@@ -33,7 +33,7 @@ static void a20(void *opaque, bool open)
 
 static void start(struct fixture *f)
 {
-    *f = (struct fixture){.timers = clock_new()};
+    *f = (struct fixture){.timers = timers_new()};
     f->power = power_new(&(struct power_config){.timers = f->timers,
                                                 .sci = {line_set, &f->sci, 9},
                                                 .power_off = off,

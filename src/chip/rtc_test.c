@@ -20,7 +20,7 @@ static int64_t realtime(void *opaque)
 
 static void start(struct fixture *f)
 {
-    *f = (struct fixture){.timers = clock_new(), .origin = LEAP_EVENING};
+    *f = (struct fixture){.timers = timers_new(), .origin = LEAP_EVENING};
     f->rtc = rtc_new(&(struct rtc_config){.timers = f->timers,
                                           .irq = {line_set, &f->irq, 8},
                                           .realtime = realtime,
@@ -136,10 +136,10 @@ static void nonsense_is_brought_into_range(void **state)
     (void)state;
     struct fixture f;
     start(&f);
+    set(&f, 0x0b, 0x82);
     for (uint8_t reg = 0; reg <= 9; reg++)
         set(&f, reg, 0xff);
     set(&f, 0x32, 0xff);
-    set(&f, 0x0b, 0x82);
     set(&f, 0x0b, 0x02);
     expect_time(&f, 0x99, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59);
     stop(&f);

@@ -47,7 +47,7 @@ static void out(struct fixture *f, unsigned reg, uint8_t value)
 
 static void start(struct fixture *f)
 {
-    *f = (struct fixture){.timers = clock_new()};
+    *f = (struct fixture){.timers = timers_new()};
     f->serial = serial_new(&(struct serial_config){.timers = f->timers,
                                                    .irq = {line_set, &f->irq, 4},
                                                    .output = output,

@@ -61,7 +61,7 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"\n  mem = \"0\"", "f:2:10: memory of 0 bytes is too little"},
         {"mem = \"3\"", "f:1:8: memory of 3 bytes is too little; a guest needs at least 16M"},
         {"mem = \"16777217\"", "no multiple of 4K"},
-        {"mem = \"lots\"", "f:1:8: 'lots' is no size"},
+        {"mem = \"lots\"", "f:1:8: memory: 'lots' is no size"},
         {"vcpus = \"0\"", "f:1:10: 0 CPUs: a guest has 1 to 64"},
         {"vcpus = \"300\"", "f:1:10: 300 CPUs"},
         {"vcpus = \"-1\"", "'-1' is no number of CPUs"},

@@ -187,12 +187,13 @@ int guest_check_cpus(uint64_t cpus, struct err *err)
 int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err)
 {
     uint64_t bytes;
-    int r = strspn(text, "0.") == strlen(text) && *text == '0' ? 0 : 1;
-    if (r == 0)
+    /* guest_parse_size() refuses nothing; here it deserves the same words as too little. */
+    if (*text == '0' && strspn(text, "0") == strlen(text))
         return guest_check_memory(0, err);
-    r = guest_parse_size(text, &bytes, err);
-    if (r >= 0)
-        r = guest_check_memory(bytes, err);
+    int r = guest_parse_size(text, &bytes, err);
+    if (r < 0)
+        return err_prefix(err, r, "memory");
+    r = guest_check_memory(bytes, err);
     if (r >= 0)
         conf->memory = bytes;
     return r;

@@ -34,6 +34,7 @@ struct work {
     char agent_digest[DIGEST_TEXT_SIZE];
     char hash[DIGEST_TEXT_SIZE];
     char *append;
+    char append_digest[DIGEST_TEXT_SIZE];
     /* What is taken from the packages. */
     int kernel_fd; /* memory file with the bzImage */
     struct module_set modules;
@@ -64,30 +65,75 @@ static char *in_folder(const char *folder, const char *name)
 
 /* --- inputs --- */
 
+static int find_kernel_name(struct work *work, char **ret_name)
+{
+    struct err first = {0};
+    int r = package_dependency(&work->source, KERNEL_META, KERNEL_PREFIX, ret_name, &first);
+    if (r >= 0 || r == -EINTR)
+        return r < 0 ? err_set(work->err, r, "%s", first.text) : 0;
+    note(work, "this machine has no package lists; fetching private ones");
+    r = package_update(&work->source, work->err);
+    if (r < 0)
+        return r;
+    return package_dependency(&work->source, KERNEL_META, KERNEL_PREFIX, ret_name, work->err);
+}
+
 static int find_inputs(struct work *work)
 {
     _cleanup_free_ char *kernel = NULL;
-    int r = package_source_open(&work->source, KERNEL_META, work->build->note, work->build->opaque,
-                                work->err);
+    struct package packages[2];
+    int r = find_kernel_name(work, &kernel);
+    if (r < 0)
+        return r;
+    r = package_find(&work->source, (const char *const[]){kernel, BUSYBOX}, 2, packages, work->err);
+    if (r < 0)
+        return r;
+    work->kernel = packages[0];
+    work->busybox = packages[1];
+    return stopped(work);
+}
+
+/* Asking apt takes seconds. As long as neither its lists nor our own part changed, its answer would
+ * be that of the last time, whose image is named in the stamp. */
+static int read_stamp(const struct work *work, bool private_lists, char *ret_text, size_t size)
+{
+    char lists[128];
+    struct package_source source = {work->debs, private_lists};
+    int r = package_lists_stamp(&source, lists, sizeof lists);
     if (r >= 0)
-        r = package_dependency(&work->source, KERNEL_META, KERNEL_PREFIX, &kernel, work->err);
-    if (r >= 0)
-        r = package_find(&work->source, kernel, &work->kernel, work->err);
-    if (r >= 0)
-        r = package_find(&work->source, BUSYBOX, &work->busybox, work->err);
-    if (r >= 0)
-        r = digest_file(work->build->agent, work->agent_digest, work->err);
-    if (r >= 0)
-        r = stopped(work);
+        snprintf(ret_text, size, "%s %d %s %s\n", lists, RECIPE_VERSION, work->agent_digest,
+                 work->append_digest);
     return r;
+}
+
+static bool stamp_matches(const struct work *work, const struct image *image)
+{
+    char stored[512] = "", now[512];
+    _cleanup_free_ char *path = in_folder(work->folder, image->hash);
+    _cleanup_free_ char *stamp = path ? in_folder(path, "stamp") : NULL;
+    _cleanup_file_ FILE *file = stamp ? fopen(stamp, "re") : NULL;
+    if (!file || !fgets(stored, sizeof stored, file))
+        return false;
+    return read_stamp(work, *stored == '1', now, sizeof now) >= 0 && !strcmp(stored, now);
+}
+
+/* Not part of the image: who loses it only asks apt once more. */
+static void write_stamp(const struct work *work, const char *hash)
+{
+    char text[512];
+    _cleanup_free_ char *path = in_folder(work->folder, hash);
+    _cleanup_free_ char *stamp = path ? in_folder(path, "stamp") : NULL;
+    _cleanup_file_ FILE *file = NULL;
+    if (stamp && read_stamp(work, work->source.private_lists, text, sizeof text) >= 0)
+        file = fopen(stamp, "we");
+    if (file)
+        fputs(text, file);
 }
 
 static int hash_inputs(struct work *work)
 {
     _cleanup_free_ char *text = NULL;
-    work->append = recipe_append();
-    if (!work->append ||
-        asprintf(&text, "recipe %d\n%s\n%s %s\n%s %s\nagent %s\n", RECIPE_VERSION, work->append,
+    if (asprintf(&text, "recipe %d\n%s\n%s %s\n%s %s\nagent %s\n", RECIPE_VERSION, work->append,
                  work->kernel.file, work->kernel.digest, work->busybox.file, work->busybox.digest,
                  work->agent_digest) < 0) {
         text = NULL;
@@ -432,25 +478,47 @@ static int lock_folder(struct work *work, int *ret_lock)
     return 0;
 }
 
+static bool usable(const struct image *image)
+{
+    return access(image->kernel, R_OK) == 0 && access(image->initrd, R_OK) == 0;
+}
+
+/* What of the inputs is our own. */
+static int digest_own_part(struct work *work)
+{
+    work->append = recipe_append();
+    if (!work->append || digest_bytes(work->append, strlen(work->append), work->append_digest) < 0)
+        return err_set(work->err, -ENOMEM, "no memory");
+    return digest_file(work->build->agent, work->agent_digest, work->err);
+}
+
 static int build_locked(struct work *work, struct image *ret_image)
 {
     struct image image = {0};
-    int r = find_inputs(work);
-    if (r >= 0)
-        r = hash_inputs(work);
+    int r = digest_own_part(work);
     if (r < 0)
         return r;
-    if (image_find(work->build->store, "default", &image, NULL) >= 0) {
-        if (!strcmp(image.hash, work->hash) && access(image.kernel, R_OK) == 0 &&
-            access(image.initrd, R_OK) == 0) {
-            *ret_image = image;
-            return 0;
-        }
-        image_free(&image);
+    bool present = image_find(work->build->store, "default", &image, NULL) >= 0;
+    bool current = present && usable(&image) && stamp_matches(work, &image);
+    if (!current) {
+        r = find_inputs(work);
+        if (r >= 0)
+            r = hash_inputs(work);
+        current = r >= 0 && present && usable(&image) && !strcmp(image.hash, work->hash);
+        if (current)
+            write_stamp(work, image.hash);
     }
-    r = make(work);
+    if (current) {
+        *ret_image = image;
+        return 0;
+    }
+    image_free(&image);
+    if (r >= 0)
+        r = make(work);
     if (r >= 0)
         r = image_find(work->build->store, "default", ret_image, work->err);
+    if (r >= 0)
+        write_stamp(work, ret_image->hash);
     return r < 0 ? r : 1;
 }
 

@@ -77,15 +77,7 @@ static int make_directories(const char *path)
     return mkdir(copy, 0755) < 0 && errno != EEXIST ? -errno : 0;
 }
 
-static bool is_known(const struct package_source *source, const char *name)
-{
-    struct package package = {0};
-    bool known = package_find(source, name, &package, NULL) >= 0;
-    package_free(&package);
-    return known;
-}
-
-static int update_private_lists(struct package_source *source, struct err *err)
+int package_update(struct package_source *source, struct err *err)
 {
     static const char *const folders[] = {"apt/state/lists/partial", "apt/cache/archives/partial"};
     struct command command;
@@ -99,23 +91,20 @@ static int update_private_lists(struct package_source *source, struct err *err)
     }
     begin(&command, source, "apt-get");
     add_word(&command, "update");
-    return process_run(command.argv, NULL, NULL, 0, err);
+    int r = process_run(command.argv, NULL, NULL, 0, err);
+    return r < 0 ? err_prefix(err, r, "no package lists") : 0;
 }
 
-int package_source_open(struct package_source *source, const char *probe,
-                        void (*note)(void *opaque, const char *text), void *opaque, struct err *err)
+int package_lists_stamp(const struct package_source *source, char *ret_text, size_t size)
 {
-    source->private_lists = false;
-    if (is_known(source, probe))
-        return 0;
-    source->private_lists = true;
-    if (is_known(source, probe))
-        return 0;
-    if (note)
-        note(opaque, "fetching package lists");
-    int r = update_private_lists(source, err);
-    if (r < 0)
-        return err_prefix(err, r, "no package lists");
+    struct stat status;
+    char path[4200] = "/var/lib/apt/lists";
+    if (source->private_lists)
+        snprintf(path, sizeof path, "%s/apt/state/lists", source->cache);
+    if (stat(path, &status) < 0)
+        return -errno;
+    snprintf(ret_text, size, "%d %lld.%09ld", source->private_lists,
+             (long long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
     return 0;
 }
 
@@ -157,8 +146,8 @@ static char *version_of(const char *file)
     return version;
 }
 
-/* A line of --print-uris: 'address' FILE SIZE DIGEST */
-static int parse_line(const char *name, char *line, struct package *ret_package)
+/* A line of --print-uris: 'address' FILE SIZE DIGEST, FILE being NAME_VERSION_ARCH.deb */
+static int parse_line(char *line, struct package *ret_package)
 {
     char *rest = NULL;
     if (*line != '\'')
@@ -169,7 +158,7 @@ static int parse_line(const char *name, char *line, struct package *ret_package)
     if (!address || !file || !size || strchr(file, '/') || *file == '.')
         return -ENOENT;
     *ret_package = (struct package){
-        .name = strdup(name),
+        .name = strndup(file, strcspn(file, "_")),
         .version = version_of(file),
         .file = strdup(file),
         .digest = strdup(digest ? digest : ""),
@@ -181,25 +170,48 @@ static int parse_line(const char *name, char *line, struct package *ret_package)
     return -ENOMEM;
 }
 
-int package_find(const struct package_source *source, const char *name, struct package *ret_package,
-                 struct err *err)
+static int take_line(char *line, const char *const *names, size_t count,
+                     struct package *ret_packages)
+{
+    struct package package;
+    int r = parse_line(line, &package);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
+    for (size_t i = 0; i < count; i++)
+        if (!ret_packages[i].name && !strcmp(package.name, names[i])) {
+            ret_packages[i] = package;
+            return 0;
+        }
+    package_free(&package);
+    return 0;
+}
+
+int package_find(const struct package_source *source, const char *const *names, size_t count,
+                 struct package *ret_packages, struct err *err)
 {
     struct command command;
     _cleanup_free_ char *text = NULL;
     begin(&command, source, "apt-get");
     add_word(&command, "download");
     add_word(&command, "--print-uris");
-    add_word(&command, name);
+    for (size_t i = 0; i < count; i++)
+        add_word(&command, names[i]);
     int r = process_output(command.argv, NULL, OUTPUT_MAX, &text, err);
     if (r < 0)
-        return err_prefix(err, r, "package '%s'", name);
+        return r;
+    memset(ret_packages, 0, count * sizeof *ret_packages);
     char *rest = NULL;
-    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-        r = parse_line(name, line, ret_package);
-        if (r != -ENOENT)
-            return r < 0 ? err_set(err, r, "no memory") : 0;
-    }
-    return err_set(err, -ENOENT, "package '%s' cannot be downloaded", name);
+    for (char *line = strtok_r(text, "\n", &rest); line && r >= 0;
+         line = strtok_r(NULL, "\n", &rest))
+        r = take_line(line, names, count, ret_packages);
+    if (r < 0)
+        err_set(err, r, "no memory");
+    for (size_t i = 0; r >= 0 && i < count; i++)
+        if (!ret_packages[i].name)
+            r = err_set(err, -ENOENT, "package '%s' cannot be downloaded", names[i]);
+    for (size_t i = 0; r < 0 && i < count; i++)
+        package_free(&ret_packages[i]);
+    return r;
 }
 
 bool package_cached(const struct package_source *source, const struct package *package)

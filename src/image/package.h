@@ -31,19 +31,21 @@ struct package {
 
 void package_free(struct package *package);
 
-/* Decides which lists to use, and fetches them where there are none. `note` may be NULL and hears
- * what takes time. */
-int package_source_open(struct package_source *source, const char *probe,
-                        void (*note)(void *opaque, const char *text), void *opaque,
-                        struct err *err);
+/* Fills private lists; from then on `source` uses them. */
+int package_update(struct package_source *source, struct err *err);
 
 /* The first package that `name` depends on whose own name begins with `prefix`; malloc'd. */
 int package_dependency(const struct package_source *source, const char *name, const char *prefix,
                        char **ret_name, struct err *err);
 
-/* What would be downloaded for `name`. No network. */
-int package_find(const struct package_source *source, const char *name, struct package *ret_package,
-                 struct err *err);
+/* What would be downloaded for each of `names`, in their order. No network. On error nothing is
+ * left to free. */
+int package_find(const struct package_source *source, const char *const *names, size_t count,
+                 struct package *ret_packages, struct err *err);
+
+/* A text that changes when the package lists do: while it is the same, so are all answers of
+ * package_find(). */
+int package_lists_stamp(const struct package_source *source, char *ret_text, size_t size);
 
 bool package_cached(const struct package_source *source, const struct package *package);
 int package_download(const struct package_source *source, const struct package *package,

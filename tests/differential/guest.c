@@ -17,11 +17,13 @@ enum {
     LEVEL3 = 0x2000,
     LEVEL2 = 0x3000,
     LEVEL1 = 0x4000,
-    LOW1 = 0x5000, /* level 1 of the first 2 MiB */
+    SYSTEM1 = 0x5000, /* level 1 of the system's own 2 MiB */
     GDT = 0x6000,
     IDT = 0x7000,
     TASK = 0x8000,
     HALTS = 0x9000,
+    SYSTEM3 = 0xc000,
+    SYSTEM2 = 0xd000,
     STACK_TOP = 0xb000,
     CODE = 0x10000,
     WINDOW = 0x20000,
@@ -29,6 +31,10 @@ enum {
     USER_CODE = 0x33,
     USER_DATA = 0x2b,
 };
+
+/* The system sees guest-physical memory from here on, so that nothing but the test's own pages is
+ * mapped where the host has nothing either. */
+#define SYSTEM UINT64_C(0xffff800000000000)
 
 struct guest {
     const struct engine_ops *engine;
@@ -54,10 +60,12 @@ static void lay_out(struct guest *guest)
 {
     put64(guest, LEVEL4, LEVEL3 | 7);
     put64(guest, LEVEL3, LEVEL2 | 7);
-    put64(guest, LEVEL2, LOW1 | 7);
+    put64(guest, LEVEL4 + 256 * 8, SYSTEM3 | 3);
+    put64(guest, SYSTEM3, SYSTEM2 | 3);
+    put64(guest, SYSTEM2, SYSTEM1 | 3);
     put64(guest, LEVEL2 + (CODE_AT >> 21) * 8, LEVEL1 | 7);
     for (unsigned i = 0; i < MEMORY / 4096 && i < 512; i++)
-        put64(guest, LOW1 + i * 8, i * 4096 | 3); /* supervisor only */
+        put64(guest, SYSTEM1 + i * 8, i * 4096 | 3); /* supervisor only */
     unsigned window = WINDOW_AT >> 12 & 511;
     put64(guest, LEVEL1 + (CODE_AT >> 12 & 511) * 8, CODE | 5);
     put64(guest, LEVEL1 + window * 8, WINDOW | 7 | UINT64_C(1) << 63);
@@ -67,13 +75,15 @@ static void lay_out(struct guest *guest)
 
     put64(guest, GDT + 8, UINT64_C(0x00af9b000000ffff));
     put64(guest, GDT + 16, UINT64_C(0x00cf93000000ffff));
-    put64(guest, GDT + 24, UINT64_C(0x0000890080000067)); /* task at TASK */
+    put64(guest, GDT + 24, UINT64_C(0x0000890080000067)); /* task at SYSTEM + TASK */
+    put64(guest, GDT + 32, SYSTEM >> 32);
     put64(guest, GDT + 40, UINT64_C(0x00cff3000000ffff));
     put64(guest, GDT + 48, UINT64_C(0x00affb000000ffff));
-    put64(guest, TASK + 4, STACK_TOP);
+    put64(guest, TASK + 4, SYSTEM + STACK_TOP);
     for (unsigned vector = 0; vector < 256; vector++) {
         put64(guest, IDT + vector * 16,
               (HALTS + vector * 2) | UINT64_C(8) << 16 | UINT64_C(0xee00) << 32);
+        put64(guest, IDT + vector * 16 + 8, SYSTEM >> 32);
         guest->ram[HALTS + vector * 2] = 0xf4;
     }
 }
@@ -115,9 +125,9 @@ struct guest *guest_new(const char *engine)
         if (i != CPU_CS)
             base->segment[i] = segment(USER_DATA, user | 3 | CPU_SEG_DB);
     base->task = (struct cpu_segment){
-        .base = TASK, .limit = 0x67, .attributes = CPU_SEG_P | 11, .selector = 24};
-    base->gdt = (struct cpu_table){.base = GDT, .limit = 55};
-    base->idt = (struct cpu_table){.base = IDT, .limit = 4095};
+        .base = SYSTEM + TASK, .limit = 0x67, .attributes = CPU_SEG_P | 11, .selector = 24};
+    base->gdt = (struct cpu_table){.base = SYSTEM + GDT, .limit = 55};
+    base->idt = (struct cpu_table){.base = SYSTEM + IDT, .limit = 4095};
     base->cr0 = 0x80050033; /* PG AM WP NE ET MP PE, as Linux has it */
     base->cr3 = LEVEL4;
     base->cr4 = 0x406a0 & ~0x80u; /* PAE MCE OSFXSR OSXMMEXCPT OSXSAVE */
@@ -160,11 +170,12 @@ void guest_run(struct guest *guest, const struct test *test, struct outcome *out
     memset(outcome, 0, offsetof(struct outcome, memory));
     outcome->vector = VECTOR_NONE;
     memcpy(outcome->memory, guest->ram + WINDOW, WINDOW_WRITABLE);
-    if (exit_info.reason != ENGINE_EXIT_HALT || state.rip < HALTS || state.rip > HALTS + 512) {
+    if (exit_info.reason != ENGINE_EXIT_HALT || state.rip < SYSTEM + HALTS ||
+        state.rip > SYSTEM + HALTS + 512) {
         outcome->error = exit_info.reason;
         return;
     }
-    outcome->vector = (uint32_t)(state.rip - 1 - HALTS) / 2;
+    outcome->vector = (uint32_t)(state.rip - 1 - SYSTEM - HALTS) / 2;
     bool has_error = outcome->vector == 8 || (outcome->vector >= 10 && outcome->vector <= 14) ||
                      outcome->vector == 17;
     uint64_t frame[6]; /* error rip cs rflags rsp ss */

@@ -56,6 +56,10 @@ extern uint32_t multiboot_magic;
 
 void guest_main(uint32_t multiboot_info);
 
+/* True where the command line says "emulated": this KVM has no hardware under it, and its emulator
+ * of ring 0 is known not to have what is asked about. Prints "SKIP what". */
+bool guest_emulated(const char *what);
+
 /* One line "PASS name" or "FAIL name: got ..., wanted ...". */
 void check(const char *name, bool good);
 void check_equal(const char *name, uint64_t got, uint64_t wanted);
@@ -163,6 +167,15 @@ static inline void invlpg(uint64_t address)
 static inline void interrupts_on(void)
 {
     __asm__ volatile("sti" ::: "memory");
+}
+/* Interrupts on, for as long as it takes whatever is pending to arrive: a KVM that emulates ring 0
+ * looks for interrupts at exits only, so there are some. */
+static inline void interrupts_window(void)
+{
+    __asm__ volatile("sti" ::: "memory");
+    for (int i = 0; i < 6; i++)
+        outb(0x80, 0);
+    __asm__ volatile("cli" ::: "memory");
 }
 static inline void interrupts_off(void)
 {

@@ -129,23 +129,17 @@ static void priorities(void)
     apic[ICR] = 0x44000 | 0x71;
     apic[ICR] = 0x44000 | 0x61;
     check_equal("IRR shows 0x51", apic[0x220 / 4] >> 17 & 1, 1);
-    interrupts_on();
-    __asm__ volatile("nop; nop; nop");
-    interrupts_off();
+    interrupts_window();
     check_equal("highest first", order[0] << 16 | order[1] << 8 | order[2], 0x716151);
 
     cr8_write(6);
     check_equal("CR8 is the TPR", apic[0x80 / 4], 0x60);
     apic[ICR] = 0x44000 | 0x61;
     unsigned before = count[0x61];
-    interrupts_on();
-    __asm__ volatile("nop; nop");
-    interrupts_off();
+    interrupts_window();
     check_equal("the TPR holds it off", count[0x61], before);
     cr8_write(0);
-    interrupts_on();
-    __asm__ volatile("nop; nop");
-    interrupts_off();
+    interrupts_window();
     check_equal("and lets it through", count[0x61], before + 1);
 }
 
@@ -170,16 +164,16 @@ extern const char shadow_end[];
 static void shadow_and_nmi(void)
 {
     guest_handle(0x52, on_shadow);
-    apic[ICR] = 0x44000 | 0x52;
-    __asm__ volatile("sti; nop; shadow_end: nop; cli" ::: "memory");
-    check_equal("STI holds for one instruction", shadow_rip, (uint64_t)shadow_end);
+    if (!guest_emulated("the shadow of STI")) {
+        apic[ICR] = 0x44000 | 0x52;
+        __asm__ volatile("sti; nop; shadow_end: nop; cli" ::: "memory");
+        check_equal("STI holds for one instruction", shadow_rip, (uint64_t)shadow_end);
+    }
     shadow_rip = 0;
     apic[ICR] = 0x44000 | 0x52;
     __asm__ volatile("sti; cli" ::: "memory");
     check_equal("STI CLI lets nothing in", shadow_rip, 0);
-    interrupts_on();
-    __asm__ volatile("nop");
-    interrupts_off();
+    interrupts_window();
 
     guest_handle(2, on_nmi);
     apic[0x310 / 4] = 0;

@@ -107,11 +107,16 @@ static uint32_t code_claim(struct soft_vcpu *v, const struct code_page *page, ui
     return generation;
 }
 
-/* Runs in place of the instruction after the one that changed the block. */
-static void op_changed(struct soft_vcpu *v, const struct insn *insn)
+void block_restart(struct soft_vcpu *v, const struct insn *insn)
 {
     v->gpr[SOFT_RIP] = insn_address(v, insn);
     v->instructions -= (uint64_t)(v->block->insns + v->block->count - insn);
+}
+
+/* Runs in place of the instruction after the one that changed the block. */
+static void op_changed(struct soft_vcpu *v, const struct insn *insn)
+{
+    block_restart(v, insn);
     LEAVE;
 }
 

@@ -129,6 +129,9 @@ void block_forget_all(struct soft_vcpu *v);
 /* The block at SOFT_RIP for the current mode, valid; `step`: of one instruction. Raises #PF or #GP
  * of the fetch. */
 struct soft_block *block_lookup(struct soft_vcpu *v, bool step);
+/* The block ends before `insn`, which is to be executed next: RIP and the instruction count say so.
+ * The handler then returns to the loop. */
+void block_restart(struct soft_vcpu *v, const struct insn *insn);
 /* One instruction at SOFT_RIP, decoded anew and not kept. */
 struct soft_block *block_single(struct soft_vcpu *v);
 

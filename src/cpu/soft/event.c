@@ -23,10 +23,6 @@
 enum {
     VECTOR_NONE = 0xff,   /* in raised.vector: nothing was raised */
     VECTOR_BENIGN = 0xfe, /* in delivering: an interrupt, for the rules of double faults */
-    SIGNAL_NMI = 1 << 0,
-    SIGNAL_INIT = 1 << 1,
-    SIGNAL_SIPI = 1 << 2,
-    SIGNAL_SIPI_SHIFT = 8,
 };
 
 /* ---- raising ---- */
@@ -246,7 +242,7 @@ static void init_reset(struct soft_vcpu *v)
     v->nmi_blocked = v->in_delivery = false;
     v->system.step_armed = v->system.shadow_passed = v->system.resume_passed = false;
     v->system.debug_traps = 0;
-    v->system.interrupt = 0;
+    v->system.interrupt = v->system.exception = 0;
     v->run_state = v->index == 0 ? CPU_RUNNING : CPU_WAIT_FOR_SIPI;
     if (v->vm->has_apic && v->vm->apic.init)
         v->vm->apic.init(v->vm->apic.opaque, v->index);
@@ -267,19 +263,19 @@ static void sipi_start(struct soft_vcpu *v, uint8_t page)
     soft_mode_update(v);
 }
 
-static bool take_start_signals(struct soft_vcpu *v)
+bool event_take_start(struct soft_vcpu *v)
 {
     bool changed = false;
-    if (atomic_load(&v->signals) & SIGNAL_INIT) {
-        atomic_fetch_and(&v->signals, ~(uint32_t)SIGNAL_INIT);
+    if (atomic_load(&v->signals) & EVENT_SIGNAL_INIT) {
+        atomic_fetch_and(&v->signals, ~(uint32_t)EVENT_SIGNAL_INIT);
         init_reset(v);
         changed = true;
     }
     uint32_t signals = atomic_load(&v->signals);
-    if (signals & SIGNAL_SIPI) {
-        atomic_fetch_and(&v->signals, ~(uint32_t)SIGNAL_SIPI);
+    if (signals & EVENT_SIGNAL_SIPI) {
+        atomic_fetch_and(&v->signals, ~(uint32_t)EVENT_SIGNAL_SIPI);
         if (v->run_state == CPU_WAIT_FOR_SIPI) { /* else it is dropped */
-            sipi_start(v, (uint8_t)(signals >> SIGNAL_SIPI_SHIFT));
+            sipi_start(v, (uint8_t)(signals >> EVENT_SIGNAL_SIPI_SHIFT));
             changed = true;
         }
     }
@@ -298,8 +294,8 @@ static bool take_interrupts(struct soft_vcpu *v)
         deliver_external(v, vector, s->interrupt_soft ? EVENT_SOFTWARE : EVENT_EXTERNAL);
         return true;
     }
-    if (atomic_load(&v->signals) & SIGNAL_NMI && !v->nmi_blocked && !blocked) {
-        atomic_fetch_and(&v->signals, ~(uint32_t)SIGNAL_NMI);
+    if (atomic_load(&v->signals) & EVENT_SIGNAL_NMI && !v->nmi_blocked && !blocked) {
+        atomic_fetch_and(&v->signals, ~(uint32_t)EVENT_SIGNAL_NMI);
         v->nmi_blocked = true;
         deliver_external(v, VECTOR_NMI, EVENT_EXTERNAL);
         return true;
@@ -327,6 +323,16 @@ static bool take_interrupts(struct soft_vcpu *v)
 static bool take_traps(struct soft_vcpu *v)
 {
     struct soft_system *s = &v->system;
+    if (s->exception) { /* a restored state was about to deliver it */
+        v->raised.insn = NULL;
+        v->raised.vector = (uint8_t)(s->exception - 1);
+        v->raised.has_error = s->exception_has_error;
+        v->raised.error = s->exception_error;
+        v->raised.payload = s->exception_payload;
+        s->exception = 0;
+        soft_deliver_raised(v);
+        return true;
+    }
     if (s->shadow_passed) {
         v->shadow = 0;
         s->shadow_passed = false;
@@ -381,7 +387,7 @@ bool soft_deliver_pending(struct soft_vcpu *v)
     /* The bit goes before the signals are read: one that comes later sets it again. */
     if (atomic_load(&v->attention) & ATTENTION_SIGNAL)
         atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_SIGNAL);
-    bool changed = take_start_signals(v);
+    bool changed = event_take_start(v);
     if (v->run_state != CPU_WAIT_FOR_SIPI && !changed)
         changed = take_traps(v) || take_interrupts(v);
     if (!changed && atomic_load(&v->attention) & ATTENTION_KICK) {
@@ -393,6 +399,11 @@ bool soft_deliver_pending(struct soft_vcpu *v)
     }
     if (changed)
         return true;
+    if (v->run_state == CPU_HALTED && atomic_load(&v->signals) & EVENT_SIGNAL_UNHALT) {
+        atomic_fetch_and(&v->signals, ~(uint32_t)EVENT_SIGNAL_UNHALT);
+        v->run_state = CPU_RUNNING;
+        return true;
+    }
     if (v->run_state != CPU_RUNNING) {
         /* Asleep: only what can wake it may stand. */
         atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_STEP);

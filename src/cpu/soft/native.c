@@ -44,8 +44,8 @@ static _Noreturn void native_fault(struct soft_vcpu *v, const struct insn *insn,
         asm volatile("vzeroupper" ::: "memory");
     if (insn == native->call)
         insn = native->call_origin;
-    if (trap == VECTOR_MF)
-        soft_raise(v, insn, VECTOR_MF);
+    if (trap == VECTOR_MF || trap == VECTOR_DE)
+        soft_raise(v, insn, (enum vector)trap);
     soft_raise(v, insn, v->cr4 & CR4_OSXMMEXCPT ? VECTOR_XM : VECTOR_UD);
 }
 
@@ -87,53 +87,34 @@ static const struct isa_feature {
     uint8_t reg, bit;
     uint32_t leaf, subleaf;
 } isa_features[] = {
-    {ZYDIS_ISA_SET_X87, EDX, 0, 1, 0},
-    {ZYDIS_ISA_SET_FCMOV, EDX, 15, 1, 0},
-    {ZYDIS_ISA_SET_CMOV, EDX, 15, 1, 0},
-    {ZYDIS_ISA_SET_PENTIUMMMX, EDX, 23, 1, 0},
-    {ZYDIS_ISA_SET_FXSAVE, EDX, 24, 1, 0},
-    {ZYDIS_ISA_SET_FXSAVE64, EDX, 24, 1, 0},
-    {ZYDIS_ISA_SET_SSE, EDX, 25, 1, 0},
-    {ZYDIS_ISA_SET_SSEMXCSR, EDX, 25, 1, 0},
-    {ZYDIS_ISA_SET_SSE_PREFETCH, EDX, 25, 1, 0},
-    {ZYDIS_ISA_SET_SSE2, EDX, 26, 1, 0},
-    {ZYDIS_ISA_SET_SSE2MMX, EDX, 26, 1, 0},
-    {ZYDIS_ISA_SET_SSE3, ECX, 0, 1, 0},
-    {ZYDIS_ISA_SET_SSE3X87, ECX, 0, 1, 0},
-    {ZYDIS_ISA_SET_PCLMULQDQ, ECX, 1, 1, 0},
-    {ZYDIS_ISA_SET_SSSE3, ECX, 9, 1, 0},
-    {ZYDIS_ISA_SET_SSSE3MMX, ECX, 9, 1, 0},
-    {ZYDIS_ISA_SET_FMA, ECX, 12, 1, 0},
-    {ZYDIS_ISA_SET_SSE4, ECX, 19, 1, 0},
-    {ZYDIS_ISA_SET_SSE42, ECX, 20, 1, 0},
-    {ZYDIS_ISA_SET_MOVBE, ECX, 22, 1, 0},
-    {ZYDIS_ISA_SET_POPCNT, ECX, 23, 1, 0},
-    {ZYDIS_ISA_SET_AES, ECX, 25, 1, 0},
-    {ZYDIS_ISA_SET_XSAVE, ECX, 26, 1, 0},
-    {ZYDIS_ISA_SET_AVX, ECX, 28, 1, 0},
-    {ZYDIS_ISA_SET_AVXAES, ECX, 25, 1, 0},
-    {ZYDIS_ISA_SET_F16C, ECX, 29, 1, 0},
-    {ZYDIS_ISA_SET_RDRAND, ECX, 30, 1, 0},
-    {ZYDIS_ISA_SET_BMI1, EBX, 3, 7, 0},
-    {ZYDIS_ISA_SET_AVX2, EBX, 5, 7, 0},
-    {ZYDIS_ISA_SET_AVX2GATHER, EBX, 5, 7, 0},
-    {ZYDIS_ISA_SET_BMI2, EBX, 8, 7, 0},
-    {ZYDIS_ISA_SET_RDSEED, EBX, 18, 7, 0},
-    {ZYDIS_ISA_SET_ADOX_ADCX, EBX, 19, 7, 0},
-    {ZYDIS_ISA_SET_SHA, EBX, 29, 7, 0},
-    {ZYDIS_ISA_SET_GFNI, ECX, 8, 7, 0},
-    {ZYDIS_ISA_SET_AVX_GFNI, ECX, 8, 7, 0},
-    {ZYDIS_ISA_SET_VAES, ECX, 9, 7, 0},
-    {ZYDIS_ISA_SET_VPCLMULQDQ, ECX, 10, 7, 0},
+    {ZYDIS_ISA_SET_X87, EDX, 0, 1, 0},           {ZYDIS_ISA_SET_FCMOV, EDX, 15, 1, 0},
+    {ZYDIS_ISA_SET_CMOV, EDX, 15, 1, 0},         {ZYDIS_ISA_SET_PENTIUMMMX, EDX, 23, 1, 0},
+    {ZYDIS_ISA_SET_FXSAVE, EDX, 24, 1, 0},       {ZYDIS_ISA_SET_FXSAVE64, EDX, 24, 1, 0},
+    {ZYDIS_ISA_SET_SSE, EDX, 25, 1, 0},          {ZYDIS_ISA_SET_SSEMXCSR, EDX, 25, 1, 0},
+    {ZYDIS_ISA_SET_SSE_PREFETCH, EDX, 25, 1, 0}, {ZYDIS_ISA_SET_SSE2, EDX, 26, 1, 0},
+    {ZYDIS_ISA_SET_SSE2MMX, EDX, 26, 1, 0},      {ZYDIS_ISA_SET_SSE3, ECX, 0, 1, 0},
+    {ZYDIS_ISA_SET_SSE3X87, ECX, 0, 1, 0},       {ZYDIS_ISA_SET_PCLMULQDQ, ECX, 1, 1, 0},
+    {ZYDIS_ISA_SET_SSSE3, ECX, 9, 1, 0},         {ZYDIS_ISA_SET_SSSE3MMX, ECX, 9, 1, 0},
+    {ZYDIS_ISA_SET_FMA, ECX, 12, 1, 0},          {ZYDIS_ISA_SET_SSE4, ECX, 19, 1, 0},
+    {ZYDIS_ISA_SET_SSE42, ECX, 20, 1, 0},        {ZYDIS_ISA_SET_MOVBE, ECX, 22, 1, 0},
+    {ZYDIS_ISA_SET_POPCNT, ECX, 23, 1, 0},       {ZYDIS_ISA_SET_AES, ECX, 25, 1, 0},
+    {ZYDIS_ISA_SET_XSAVE, ECX, 26, 1, 0},        {ZYDIS_ISA_SET_AVX, ECX, 28, 1, 0},
+    {ZYDIS_ISA_SET_AVXAES, ECX, 25, 1, 0},       {ZYDIS_ISA_SET_F16C, ECX, 29, 1, 0},
+    {ZYDIS_ISA_SET_RDRAND, ECX, 30, 1, 0},       {ZYDIS_ISA_SET_BMI1, EBX, 3, 7, 0},
+    {ZYDIS_ISA_SET_AVX2, EBX, 5, 7, 0},          {ZYDIS_ISA_SET_AVX2GATHER, EBX, 5, 7, 0},
+    {ZYDIS_ISA_SET_BMI2, EBX, 8, 7, 0},          {ZYDIS_ISA_SET_RDSEED, EBX, 18, 7, 0},
+    {ZYDIS_ISA_SET_ADOX_ADCX, EBX, 19, 7, 0},    {ZYDIS_ISA_SET_SHA, EBX, 29, 7, 0},
+    {ZYDIS_ISA_SET_GFNI, ECX, 8, 7, 0},          {ZYDIS_ISA_SET_AVX_GFNI, ECX, 8, 7, 0},
+    {ZYDIS_ISA_SET_VAES, ECX, 9, 7, 0},          {ZYDIS_ISA_SET_VPCLMULQDQ, ECX, 10, 7, 0},
     {ZYDIS_ISA_SET_XSAVEOPT, EAX, 0, 0xd, 1},
 };
 
 /* Integer instructions of every 64-bit CPU. Those that came with LZCNT run whatever CPUID says:
  * a CPU without it takes their bytes for BSR, and so does the host that we run on. */
 static const uint8_t isa_always[] = {
-    ZYDIS_ISA_SET_I86,     ZYDIS_ISA_SET_I186,        ZYDIS_ISA_SET_I386,    ZYDIS_ISA_SET_I486,
-    ZYDIS_ISA_SET_I486REAL, ZYDIS_ISA_SET_PENTIUMREAL, ZYDIS_ISA_SET_PPRO,    ZYDIS_ISA_SET_LAHF,
-    ZYDIS_ISA_SET_FAT_NOP, ZYDIS_ISA_SET_LONGMODE,    ZYDIS_ISA_SET_LZCNT,
+    ZYDIS_ISA_SET_I86,      ZYDIS_ISA_SET_I186,        ZYDIS_ISA_SET_I386,  ZYDIS_ISA_SET_I486,
+    ZYDIS_ISA_SET_I486REAL, ZYDIS_ISA_SET_PENTIUMREAL, ZYDIS_ISA_SET_PPRO,  ZYDIS_ISA_SET_LAHF,
+    ZYDIS_ISA_SET_FAT_NOP,  ZYDIS_ISA_SET_LONGMODE,    ZYDIS_ISA_SET_LZCNT,
 };
 
 static void isa_fill(struct soft_native *native, const struct cpuid *cpuid)
@@ -155,8 +136,8 @@ static void isa_fill(struct soft_native *native, const struct cpuid *cpuid)
 static bool host_has_avx(void)
 {
     unsigned eax, ebx, ecx, edx, xcr0, high;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & (bit_AVX | bit_OSXSAVE)) !=
-                                                       (bit_AVX | bit_OSXSAVE))
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) ||
+        (ecx & (bit_AVX | bit_OSXSAVE)) != (bit_AVX | bit_OSXSAVE))
         return false;
     asm volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     return (xcr0 & 6) == 6;
@@ -236,8 +217,7 @@ void native_free(struct soft_vcpu *v)
 bool native_full(const struct soft_vcpu *v)
 {
     const struct soft_native *native = v->native;
-    return native->used + ARENA_RESERVE > ARENA_SIZE ||
-           native->count + INSN_BLOCK_MAX > STUBS_MAX;
+    return native->used + ARENA_RESERVE > ARENA_SIZE || native->count + INSN_BLOCK_MAX > STUBS_MAX;
 }
 
 void native_reset(struct soft_vcpu *v)
@@ -410,7 +390,8 @@ static enum native_kind native_kind(const struct decoder *decoder)
 {
     const ZydisDecodedInstruction *zydis = decoder->zydis;
     if (zydis->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
-        return zydis->meta.isa_set == ZYDIS_ISA_SET_BMI1 || zydis->meta.isa_set == ZYDIS_ISA_SET_BMI2
+        return zydis->meta.isa_set == ZYDIS_ISA_SET_BMI1 ||
+                       zydis->meta.isa_set == ZYDIS_ISA_SET_BMI2
                    ? KIND_VEX_INTEGER
                    : KIND_AVX;
     if (zydis->meta.isa_ext == ZYDIS_ISA_EXT_X87 || zydis->mnemonic == ZYDIS_MNEMONIC_FISTTP)

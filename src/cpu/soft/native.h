@@ -23,7 +23,8 @@
  * EXCEPTIONS. An unmasked SIMD or x87 exception reaches us as SIGFPE inside a stub. The handler,
  * installed once a process and chained to the previous one, sends the thread on to a function that
  * raises #XM (#UD without CR4.OSXMMEXCPT) or #MF at the guest instruction. #MF is raised even
- * where CR0.NE is 0: the external FERR# and IRQ 13 wiring of the 80386 is not offered.
+ * where CR0.NE is 0: the external FERR# and IRQ 13 wiring of the 80386 is not offered. #DE comes
+ * the same way.
  *
  * Threads: everything belongs to the vCPU's own thread, except new and free. Errors: native_new()
  * returns -errno (-ENOMEM, or what memfd_create and mmap say).

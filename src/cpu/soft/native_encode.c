@@ -47,10 +47,10 @@ struct plan {
     struct general general[GENERAL_MAX];
     unsigned general_count;
     unsigned next_host;
-    uint8_t load[16];  /* bytes of each vector register to load: 0, 16, 32 */
-    bool written[16];  /* vector registers */
+    uint8_t load[16]; /* bytes of each vector register to load: 0, 16, 32 */
+    bool written[16]; /* vector registers */
     bool vex;
-    bool flags;        /* any of the arithmetic six is read or written */
+    bool flags; /* any of the arithmetic six is read or written */
     bool flags_stored;
     uint8_t memory_base;
     uint8_t reg, rm, vvvv, opcode; /* host numbers by encoding slot, or SLOT_NONE */
@@ -128,8 +128,8 @@ static uint8_t plan_general(struct plan *plan, const ZydisDecodedOperand *operan
     ZydisRegister reg = operand->reg.value;
     bool high = reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH;
     unsigned number = high ? (unsigned)(reg - ZYDIS_REGISTER_AH)
-                           : (unsigned)ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(
-                                 ZYDIS_MACHINE_MODE_LONG_64, reg));
+                           : (unsigned)ZydisRegisterGetId(
+                                 ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg));
     uint8_t offset = (uint8_t)(number * 8 + high);
     bool written = operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
     for (unsigned i = 0; i < plan->general_count; i++) {
@@ -212,6 +212,13 @@ static bool plan_operand(struct plan *plan, struct native_stub *stub,
     }
 }
 
+/* Those whose register operand moves the address as well. */
+static bool is_bit_string(ZydisMnemonic mnemonic)
+{
+    return mnemonic == ZYDIS_MNEMONIC_BT || mnemonic == ZYDIS_MNEMONIC_BTS ||
+           mnemonic == ZYDIS_MNEMONIC_BTR || mnemonic == ZYDIS_MNEMONIC_BTC;
+}
+
 static bool plan_make(const struct decoder *decoder, struct native_stub *stub, struct plan *plan)
 {
     const ZydisDecodedInstruction *zydis = decoder->zydis;
@@ -231,6 +238,8 @@ static bool plan_make(const struct decoder *decoder, struct native_stub *stub, s
                 return false;
         }
     }
+    if (stub->memory_size && plan->reg != SLOT_NONE && is_bit_string(zydis->mnemonic))
+        return false;
     const ZydisAccessedFlags *flags = zydis->cpu_flags;
     if (flags) {
         uint32_t written = flags->modified | flags->set_0 | flags->set_1 | flags->undefined;

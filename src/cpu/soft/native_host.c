@@ -3,8 +3,6 @@
 #include <assert.h>
 #include <signal.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -13,12 +11,13 @@
 enum { CODE_SIZE = 4096, SLOT_SIZE = 16 };
 
 static struct {
-    uint8_t *code;     /* prologue, one instruction, epilogue */
+    uint8_t *code; /* prologue, one instruction, epilogue */
     unsigned length;
     unsigned slot;     /* offset of the instruction */
     unsigned epilogue; /* offset of what follows it */
     volatile unsigned trap;
     struct sigaction actions[5];
+    uint8_t stack[65536];
 } host;
 
 static const int signals[5] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
@@ -125,7 +124,7 @@ void host_start(void)
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert(host.code != MAP_FAILED);
     build();
-    stack_t stack = {.ss_size = 65536, .ss_sp = malloc(65536)};
+    stack_t stack = {.ss_size = sizeof host.stack, .ss_sp = host.stack};
     sigaltstack(&stack, NULL);
     struct sigaction action = {.sa_sigaction = on_signal,
                                .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};

@@ -83,10 +83,10 @@ static inline void *native_fast(struct soft_vcpu *v, const struct insn *insn, bo
 const ZydisDecodedOperand *native_memory_operand(const struct decoder *decoder);
 
 /* Binders of rows, beside native_bind(). All fall back on it for forms they do not handle. */
-void vector_move_bind(struct decoder *decoder);   /* op_vector_move.c; arg: enum vector_move */
-void vector_zero_bind(struct decoder *decoder);   /* XOR of a register with itself */
-void vector_upper_bind(struct decoder *decoder);  /* VZEROUPPER, VZEROALL */
-void vector_masked_bind(struct decoder *decoder); /* op_vector_masked.c: VMASKMOV, VPMASKMOV */
+void vector_move_bind(struct decoder *decoder);    /* op_vector_move.c; arg: enum vector_move */
+void vector_zero_bind(struct decoder *decoder);    /* XOR of a register with itself */
+void vector_upper_bind(struct decoder *decoder);   /* VZEROUPPER, VZEROALL */
+void vector_masked_bind(struct decoder *decoder);  /* op_vector_masked.c: VMASKMOV, VPMASKMOV */
 void vector_maskmov_bind(struct decoder *decoder); /* MASKMOVQ, MASKMOVDQU */
 void vector_gather_bind(struct decoder *decoder);
 void mxcsr_load_bind(struct decoder *decoder); /* op_xsave.c */

@@ -97,7 +97,10 @@ static void fpu_environment_bind(struct decoder *decoder)
     decoder->insn->run = runs[decoder->arg];
 }
 
-#define NATIVE(name) {ZYDIS_MNEMONIC_##name, native_bind, 0}
+#define NATIVE(name)                                                                               \
+    {                                                                                              \
+        ZYDIS_MNEMONIC_##name, native_bind, 0                                                      \
+    }
 
 const struct op_row op_fpu_rows[] = {
     {ZYDIS_MNEMONIC_FNSTENV, fpu_environment_bind, 0},
@@ -116,6 +119,7 @@ const struct op_row op_fpu_rows[] = {
     {ZYDIS_MNEMONIC_XRSTOR64, xsave_bind, XSAVE_XRSTOR},
 
     /* On the host CPU. */
+    // clang-format off
     NATIVE(F2XM1), NATIVE(FABS), NATIVE(FADD), NATIVE(FADDP), NATIVE(FBLD), NATIVE(FBSTP),
     NATIVE(FCHS), NATIVE(FCMOVB), NATIVE(FCMOVBE), NATIVE(FCMOVE), NATIVE(FCMOVNB),
     NATIVE(FCMOVNBE), NATIVE(FCMOVNE), NATIVE(FCMOVNU), NATIVE(FCMOVU), NATIVE(FCOM), NATIVE(FCOMI),
@@ -132,5 +136,6 @@ const struct op_row op_fpu_rows[] = {
     NATIVE(FSUBP), NATIVE(FSUBR), NATIVE(FSUBRP), NATIVE(FTST), NATIVE(FUCOM), NATIVE(FUCOMI),
     NATIVE(FUCOMIP), NATIVE(FUCOMP), NATIVE(FUCOMPP), NATIVE(FWAIT), NATIVE(FXAM), NATIVE(FXCH),
     NATIVE(FXTRACT), NATIVE(FYL2X), NATIVE(FYL2XP1),
+    // clang-format on
     {0},
 };

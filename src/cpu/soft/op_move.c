@@ -210,9 +210,11 @@ static void bind_xchg(struct decoder *decoder)
     insn->run = forms[size_index(op_size(decoder, 0))];
 }
 
-HANDLER(bswap_16) /* undefined; processors clear the register */
+HANDLER(bswap_16) /* undefined: as the host does it */
 {
-    REG16(v, insn->a) = 0;
+    uint16_t value = REG16(v, insn->a);
+    asm(".byte 0x66, 0x0f, 0xc8" : "+a"(value));
+    REG16(v, insn->a) = value;
     NEXT(v, insn);
 }
 HANDLER(bswap_32)

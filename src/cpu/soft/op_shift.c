@@ -121,17 +121,12 @@ static void bind_shift(struct decoder *decoder)
     }
 }
 
-static void bind_native(struct decoder *decoder)
-{
-    native_bind(decoder);
-}
-
 const struct op_row op_shift_rows[] = {
     {ZYDIS_MNEMONIC_SHL, bind_shift, SHL},   {ZYDIS_MNEMONIC_SHR, bind_shift, SHR},
     {ZYDIS_MNEMONIC_SAR, bind_shift, SAR},   {ZYDIS_MNEMONIC_ROL, bind_shift, ROL},
     {ZYDIS_MNEMONIC_ROR, bind_shift, ROR},   {ZYDIS_MNEMONIC_RCL, bind_shift, RCL},
-    {ZYDIS_MNEMONIC_RCR, bind_shift, RCR},   {ZYDIS_MNEMONIC_SHLD, bind_native, 0},
-    {ZYDIS_MNEMONIC_SHRD, bind_native, 0},   {ZYDIS_MNEMONIC_SHLX, bind_native, 0},
-    {ZYDIS_MNEMONIC_SHRX, bind_native, 0},   {ZYDIS_MNEMONIC_SARX, bind_native, 0},
-    {ZYDIS_MNEMONIC_RORX, bind_native, 0},   {0},
+    {ZYDIS_MNEMONIC_RCR, bind_shift, RCR},   {ZYDIS_MNEMONIC_SHLD, native_bind, 0},
+    {ZYDIS_MNEMONIC_SHRD, native_bind, 0},   {ZYDIS_MNEMONIC_SHLX, native_bind, 0},
+    {ZYDIS_MNEMONIC_SHRX, native_bind, 0},   {ZYDIS_MNEMONIC_SARX, native_bind, 0},
+    {ZYDIS_MNEMONIC_RORX, native_bind, 0},   {0},
 };

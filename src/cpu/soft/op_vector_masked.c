@@ -32,8 +32,8 @@ static bool is_chosen(const uint8_t *mask, unsigned element, unsigned size)
 static void load_element(struct soft_vcpu *v, const struct insn *insn, uint64_t linear,
                          unsigned size, uint8_t *to)
 {
-    uint64_t value = size == 4 ? load_32(v, insn, linear, insn->seg)
-                               : load_64(v, insn, linear, insn->seg);
+    uint64_t value =
+        size == 4 ? load_32(v, insn, linear, insn->seg) : load_64(v, insn, linear, insn->seg);
     memcpy(to, &value, size);
 }
 
@@ -72,8 +72,7 @@ static void masked_load(struct soft_vcpu *v, const struct insn *insn)
     uint8_t value[32] = {0};
     for (unsigned i = 0; i < masked.count; i++) {
         if (is_chosen(v->vector[insn->c], i, masked.size)) {
-            uint64_t linear =
-                element_linear(v, insn, offset + i * masked.size, masked.size, false);
+            uint64_t linear = element_linear(v, insn, offset + i * masked.size, masked.size, false);
             load_element(v, insn, linear, masked.size, value + i * masked.size);
         }
     }
@@ -188,9 +187,9 @@ void vector_maskmov_bind(struct decoder *decoder)
 
 /* ---- gathers ---- */
 
-/* What is left of the mask says where to go on, so it is brought up to date with each access. Of the
- * elements that a fault leaves over only the top bit means anything: Intel fills them with it, AMD
- * leaves them as they are, and so do we. */
+/* What is left of the mask says where to go on, so it is brought up to date with each access. Of
+ * the elements that a fault leaves over only the top bit means anything: Intel fills them with it,
+ * AMD leaves them as they are, and so do we. */
 static void gather(struct soft_vcpu *v, const struct insn *insn)
 {
     struct masked masked = masked_of(insn);

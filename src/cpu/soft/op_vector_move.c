@@ -203,7 +203,7 @@ static insn_run *move_handler(struct decoder *decoder, const struct move_form *f
             return form->load;
         insn->c = from_place == PLACE_GENERAL ? (uint8_t)(operand_number(from) * 8)
                                               : operand_number(from);
-        return from_place == PLACE_GENERAL            ? form->from_general
+        return from_place == PLACE_GENERAL             ? form->from_general
                : from_place == PLACE_VECTOR && !merges ? form->copy
                                                        : NULL;
     }

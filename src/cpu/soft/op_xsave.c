@@ -2,8 +2,8 @@
  * op_xsave.c: FXSAVE, XSAVE, MXCSR, and the canonical XSAVE image of state.h.
  *
  * The layouts are those of SDM vol. 1, 10.5 (FXSAVE) and 13.4 (XSAVE, standard format); the compact
- * format does not exist here, since CPUID shows no XSAVEC. Components are x87, SSE and AVX. Pointers
- * to the last x87 instruction read as 0 (native.h), so FXSAVE and FXSAVE64 do the same.
+ * format does not exist here, since CPUID shows no XSAVEC. Components are x87, SSE and AVX.
+ * Pointers to the last x87 instruction read as 0 (native.h), so FXSAVE and FXSAVE64 do the same.
  *
  * "In use" (XINUSE) is computed from the values, as the SDM allows: a component in its initial
  * configuration is not in use. Outside 64-bit mode only registers 0..7 exist, and the others keep
@@ -287,8 +287,8 @@ void native_xsave_image(const struct soft_vcpu *v, uint8_t *to)
 bool native_xrstor_image(struct soft_vcpu *v, const uint8_t *from)
 {
     uint64_t present = le64_read(from + AT_HEADER);
-    uint32_t mxcsr = present & (COMPONENT_SSE | COMPONENT_AVX) ? le32_read(from + AT_MXCSR)
-                                                               : NATIVE_MXCSR_INIT;
+    uint32_t mxcsr =
+        present & (COMPONENT_SSE | COMPONENT_AVX) ? le32_read(from + AT_MXCSR) : NATIVE_MXCSR_INIT;
     if (!header_is_valid(from + AT_HEADER, COMPONENTS) || (mxcsr & ~(uint32_t)NATIVE_MXCSR_MASK))
         return false;
     image_reset_x87(v->fpu);

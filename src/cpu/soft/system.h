@@ -53,6 +53,14 @@ static inline bool canonical(uint64_t linear)
 
 /* ---- event.c ---- */
 
+enum { /* bits of soft_vcpu.signals */
+       EVENT_SIGNAL_NMI = 1 << 0,
+       EVENT_SIGNAL_INIT = 1 << 1,
+       EVENT_SIGNAL_SIPI = 1 << 2,
+       EVENT_SIGNAL_UNHALT = 1 << 3, /* ours: KVM_HC_KICK_CPU */
+       EVENT_SIGNAL_SIPI_SHIFT = 8,
+};
+
 enum event_kind {
     EVENT_EXCEPTION, /* faults, aborts, #DB: EXT in nested error codes */
     EVENT_EXTERNAL,  /* interrupts and NMI */
@@ -74,6 +82,8 @@ struct event {
 void event_deliver(struct soft_vcpu *v, const struct insn *insn, const struct event *event);
 /* After any change of RFLAGS.IF, TF or of what may be waiting: looks again at the next block. */
 void event_flags_changed(struct soft_vcpu *v);
+/* Takes a waiting INIT and SIPI. True: the vCPU is elsewhere now. Raises nothing. */
+bool event_take_start(struct soft_vcpu *v);
 /* Ends run() with ENGINE_EXIT_FAULT and one phrase; unwinds. */
 _Noreturn void event_engine_fault(struct soft_vcpu *v, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -277,8 +287,17 @@ void io_port_write(struct soft_vcpu *v, uint16_t port, unsigned size, uint32_t v
 
 void hypercall(struct soft_vcpu *v, const struct insn *insn);
 
+/* ---- msr.c, mtrr.c ---- */
+
+/* Restores the TSC: the same on all vCPUs of the VM where they are near each other. */
+void msr_tsc_restore(struct soft_vcpu *v, uint64_t tsc, uint64_t adjust);
+/* May `value` be written to PAT or the MTRR in `slot`? */
+bool mtrr_valid(const struct soft_vcpu *v, enum cpu_msr slot, uint64_t value);
+
 /* ---- kvmclock.c ---- */
 
+/* Guest time in nanoseconds. */
+uint64_t kvmclock_now(struct soft_vcpu *v);
 bool kvmclock_system_time_write(struct soft_vcpu *v, uint64_t value);
 bool kvmclock_wall_clock_write(struct soft_vcpu *v, uint64_t value);
 /* Writes the structure that MSR_KVM_SYSTEM_TIME names again: after a restore, a TSC write. */

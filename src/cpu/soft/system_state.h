@@ -42,8 +42,11 @@ struct soft_system {
     bool external;          /* what is being delivered is no INT n: error codes get EXT */
     uint64_t first_cr2, first_dr6; /* as they were before the first of nested exceptions */
     uint64_t debug_traps;          /* DR6 bits of data and I/O breakpoints that were hit */
-    int16_t interrupt;             /* from a restored state: vector + 1 accepted, undelivered */
-    bool interrupt_soft;
+    /* From a restored state, vector + 1: accepted or raised, not yet delivered. */
+    int16_t interrupt, exception;
+    bool interrupt_soft, exception_has_error;
+    uint32_t exception_error;
+    uint64_t exception_payload;
 
     /* debug.c: DR7 as it is enabled: bit n = breakpoint n */
     uint8_t break_execute, break_write, break_access, break_io;
@@ -53,10 +56,10 @@ struct soft_system {
     uint64_t cr4_allowed; /* from CPUID */
     uint64_t efer_allowed;
     uint64_t mcg_status;
-    uint64_t pv_eoi;
+    bool has_spec_ctrl, has_arch_capabilities;
+    uint32_t paravirtual; /* CPUID 0x40000001 EAX */
     uint64_t xsave_allowed; /* XCR0 */
     uint64_t cpuid_cr4, cpuid_xcr0;
     bool cpuid_ready;
     uint32_t pauses;
-    uint32_t clock_version; /* kvmclock.c */
 };
