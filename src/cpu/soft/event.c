@@ -11,10 +11,10 @@
  * Interrupts that cannot be taken (IF clear, shadow) cost nothing: the attention bit goes away and
  * `interrupt_waiting` remembers to ask again once IF is set (event_flags_changed).
  *
- * STI is no end of a block, since the rest of its block runs before anybody looks; it leaves
- * shadow = 1 behind, which may be stale when it is looked at: then an interrupt is one instruction
- * late, which nobody can tell. HLT, which must not sleep through it, clears it. MOV SS (shadow 2)
- * also holds traps back, so it is exact: alone in its block, with ATTENTION_STEP.
+ * STI ends its block and leaves shadow = 1 behind. Where nothing waits, nobody looks at it, and it
+ * may be stale when somebody does: then an interrupt is one instruction late, which nobody can tell.
+ * HLT, which must not sleep through it, clears it. MOV SS (shadow 2) also holds traps back, so it is
+ * exact: alone in its block, with ATTENTION_STEP.
  */
 #include "cpu/soft/system.h"
 

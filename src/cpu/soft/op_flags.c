@@ -100,7 +100,10 @@ void flags_bind(struct decoder *decoder)
     case FLAGS_PUSH: insn->run = op_pushf; break;
     case FLAGS_POP: insn->run = op_popf; break;
     case FLAGS_CLI: insn->run = op_cli; return;
-    case FLAGS_STI: insn->run = op_sti; return;
+    case FLAGS_STI:
+        insn->run = op_sti;
+        decoder->alone = true; /* what waits gets in after one more instruction, not one block */
+        return;
     case FLAGS_STAC: insn->imm = 1; /* fall through */
     case FLAGS_CLAC: insn->run = op_ac; return;
     }
