@@ -73,15 +73,32 @@ static void load_module(const char *name)
         complain(path);
 }
 
-void boot_load_modules(void)
+/* The next line's module; false at a blank line and at the end. */
+static bool load_line(FILE *list)
 {
     char line[128];
-    _cleanup_file_ FILE *list = fopen("/lib/modules/lodge.list", "re");
-    while (list && fgets(line, sizeof line, list)) {
-        line[strcspn(line, "\n")] = '\0';
-        if (*line)
-            load_module(line);
-    }
+    if (!fgets(line, sizeof line, list))
+        return false;
+    line[strcspn(line, "\n")] = '\0';
+    if (*line)
+        load_module(line);
+    return *line != '\0';
+}
+
+FILE *boot_load_modules(void)
+{
+    FILE *list = fopen("/lib/modules/lodge.list", "re");
+    while (list && load_line(list))
+        ;
+    return list;
+}
+
+bool boot_load_module(FILE *list)
+{
+    if (load_line(list))
+        return true;
+    fclose(list);
+    return false;
 }
 
 void boot_network(void)

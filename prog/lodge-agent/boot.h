@@ -7,12 +7,16 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stdio.h>
 
 /* /proc, /sys, /dev, /dev/pts, /run, /tmp; the host's name; the loopback interface. What fails is
  * said on the console and left out. */
 void boot_mount(void);
-/* Loads the files that /lib/modules/lodge.list names, in its order. */
-void boot_load_modules(void);
+/* Loads the modules that /lib/modules/lodge.list names, in its order, as far as its first blank
+ * line: those that the channel needs. Returns the list with the rest in it, or NULL. */
+FILE *boot_load_modules(void);
+/* Loads the next of the rest; false when there is none, and the list is closed. */
+bool boot_load_module(FILE *list);
 void boot_network(void);
 
 /* The value of `name=` on the kernel's command line, in `value`; false where there is none. */

@@ -31,8 +31,11 @@ struct agent {
     int uevents;      /* until the port and the console are there */
     char console[32]; /* "" = none, or started already */
     pid_t console_pid;
+    FILE *modules; /* those that can wait until nothing else is to be done; NULL = no more */
     bool stop;
 };
+
+enum { IDLE_MS = 20 };
 
 static const int handled[] = {SIGCHLD, SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGPWR};
 
@@ -143,9 +146,12 @@ static void serve(struct agent *agent)
         unsigned count = 2 + session_poll(agent->session, fds + 2);
         /* A port whose host end is closed would be ready at all times, so it is looked at now and
          * then instead. */
-        int wait = agent->session->hung_up ? 20 : -1;
-        if (poll(fds, count, wait) < 0 && errno != EINTR)
+        int wait = agent->session->hung_up || agent->modules ? IDLE_MS : -1;
+        int ready = poll(fds, count, wait);
+        if (ready < 0 && errno != EINTR)
             break;
+        if (ready == 0 && agent->modules && !boot_load_module(agent->modules))
+            agent->modules = NULL;
         if (fds[0].revents)
             take_signals(agent);
         if (fds[1].revents)
@@ -165,7 +171,7 @@ static void bring_up(struct agent *agent)
         *agent->console = '\0';
     agent->uevents = boot_open_uevents();
     boot_network();
-    boot_load_modules();
+    agent->modules = boot_load_modules();
 }
 
 static int usage(void)

@@ -71,8 +71,8 @@ static int vcpus_boot(struct board *board, const struct load_entry *entry, struc
     return 0;
 }
 
-/* Memory, tables and vCPUs as a boot loader leaves them. RAM is zero, devices are reset. */
-static int machine_boot(struct board *board, struct err *err)
+/* Memory as a boot loader leaves it, on RAM that is zero. */
+static int memory_fill(struct board *board, struct load_entry *ret_entry, struct err *err)
 {
     struct load_range ranges[LOAD_RANGES_MAX];
     struct load_request request = {.mem = board->mem,
@@ -82,15 +82,15 @@ static int machine_boot(struct board *board, struct err *err)
                                    .ranges = ranges,
                                    .range_count = map_ranges(board->mem, ranges)};
     struct acpi_config acpi = acpi_of(board);
-    struct load_entry entry;
     int r = acpi_build(board->mem, &acpi, &request.rsdp, err);
-    if (r >= 0)
-        r = load_kernel(&request, &entry, err);
-    if (r >= 0)
-        r = board_pci_assign(board, err);
-    if (r >= 0)
-        r = vcpus_boot(board, &entry, err);
-    return r;
+    return r < 0 ? r : load_kernel(&request, ret_entry, err);
+}
+
+/* Devices and vCPUs as firmware and boot loader leave them. */
+static int machine_boot(struct board *board, const struct load_entry *entry, struct err *err)
+{
+    int r = board_pci_assign(board, err);
+    return r < 0 ? r : vcpus_boot(board, entry, err);
 }
 
 static int memory_make(struct board *board, const struct board_config *config, struct err *err)
@@ -130,8 +130,29 @@ static void engine_free(struct board *board)
         board->engine->vm_free(take_ptr(board->vm));
 }
 
+static void *tsc_measure(void *unused)
+{
+    cpuid_host_tsc_khz();
+    return NULL;
+}
+
+/* Where the host does not say its TSC's frequency, finding it takes ten milliseconds of watching
+ * the clock, and loading a kernel takes as long: both at once. Whoever asks after this has the
+ * answer. */
+static int memory_fill_measuring(struct board *board, struct load_entry *ret_entry, struct err *err)
+{
+    pthread_t thread;
+    bool measures = board->engine->irqchip == ENGINE_IRQCHIP_BOARD &&
+                    pthread_create(&thread, NULL, tsc_measure, NULL) == 0;
+    int r = memory_fill(board, ret_entry, err);
+    if (measures)
+        pthread_join(thread, NULL);
+    return r;
+}
+
 static int board_fill(struct board *board, const struct board_config *config, struct err *err)
 {
+    struct load_entry entry;
     int r = memory_make(board, config, err);
     if (r < 0)
         return r;
@@ -146,7 +167,9 @@ static int board_fill(struct board *board, const struct board_config *config, st
     if (board->event_fd < 0)
         return err_errno(err, errno, "cannot make an eventfd");
     board_io_init(board);
-    r = board_devices_make(board, config, true, err);
+    r = memory_fill_measuring(board, &entry, err);
+    if (r >= 0)
+        r = board_devices_make(board, config, true, err);
     if (r >= 0)
         r = engine_make(board, err);
     if (r >= 0)
@@ -154,7 +177,7 @@ static int board_fill(struct board *board, const struct board_config *config, st
     if (r < 0)
         return r;
     board_devices_reset(board);
-    return machine_boot(board, err);
+    return machine_boot(board, &entry, err);
 }
 
 int board_new(const struct board_config *config, struct board **ret_board, struct err *err)
@@ -267,15 +290,16 @@ int board_reset(struct board *board, struct err *err)
     board_devices_reset(board);
     memory_drop(board->mem);
     board_clock_zero(board);
-    int r = 0;
-    if (board->engine->irqchip == ENGINE_IRQCHIP_ENGINE) {
+    struct load_entry entry;
+    int r = memory_fill(board, &entry, err);
+    if (r >= 0 && board->engine->irqchip == ENGINE_IRQCHIP_ENGINE) {
         /* The interrupt controllers inside the engine have no reset of their own: a new VM is one.
          * Nobody raises a line meanwhile, for all devices are reset and the vCPUs parked. */
         engine_free(board);
         r = engine_make(board, err);
     }
     if (r >= 0)
-        r = machine_boot(board, err);
+        r = machine_boot(board, &entry, err);
     if (r < 0)
         return err_prefix(err, r, "cannot boot the guest again");
     pthread_mutex_lock(&board->lock);

@@ -16,12 +16,15 @@ static const char *const append[] = {
     "i8042.noaux",     /* it has neither mouse nor keyboard, only the controller's reset line: */
     "i8042.nokbd",     /* looking for them waits for timeouts */
     "i8042.nopnp",
-    "tsc=reliable", /* the counter is the host's: no watchdog need check it against others */
+    "tsc=reliable",      /* the counter is the host's: no watchdog need check it against others */
+    "cryptomgr.notests", /* the kernel's crypto self-tests are two fifths of a boot in software */
     "rcupdate.rcu_expedited=1", /* grace periods at boot do not wait for ticks */
 };
 
-/* Those that the exec channel and good random numbers need; what they need in turn is found. */
+/* What the exec channel needs, in one part, and what can wait until a command runs, in another;
+ * what they need in turn is found. A signed module costs some milliseconds of RSA. */
 static const char *const wanted_modules[] = {"virtio_pci", "virtio_console", "virtio_rng"};
+enum { CHANNEL_MODULES = 2 };
 
 static const struct {
     const char *path;
@@ -94,17 +97,29 @@ static int add_applets(const struct recipe_files *files, struct initramfs *to, s
     return initramfs_add_link(to, "sbin/init", "/init", err);
 }
 
+/* The order of a prefix of the wanted ones is a prefix of the order of all, so the first part's
+ * length says where the blank line between the parts belongs. */
+static int order_modules(struct module_set *set, struct module ***ret_order, size_t *ret_first,
+                         size_t *ret_count, struct err *err)
+{
+    _cleanup_free_ struct module **first = NULL;
+    int r = module_order(set, wanted_modules, CHANNEL_MODULES, &first, ret_first, err);
+    return r < 0 ? r
+                 : module_order(set, wanted_modules, ARRAY_LEN(wanted_modules), ret_order,
+                                ret_count, err);
+}
+
 static int add_modules(const struct recipe_files *files, struct initramfs *to, struct err *err)
 {
     _cleanup_free_ struct module **order = NULL;
-    size_t count = 0, length = 0;
+    size_t first = 0, count = 0, length = 0;
     char list[4096] = "", path[256];
-    int r = module_order(files->modules, wanted_modules, ARRAY_LEN(wanted_modules), &order, &count,
-                         err);
+    int r = order_modules(files->modules, &order, &first, &count, err);
     for (size_t i = 0; r >= 0 && i < count; i++) {
         snprintf(path, sizeof path, "lib/modules/%s.ko", order[i]->name);
         r = initramfs_add_file(to, path, 0644, order[i]->bytes, order[i]->size, err);
-        length += (size_t)snprintf(list + length, sizeof list - length, "%s.ko\n", order[i]->name);
+        length += (size_t)snprintf(list + length, sizeof list - length, "%s%s.ko\n",
+                                   i == first ? "\n" : "", order[i]->name);
         if (length >= sizeof list)
             return err_set(err, -E2BIG, "too many kernel modules");
     }

@@ -17,8 +17,8 @@ static uint64_t granules_of(uint64_t offset, uint64_t size)
 
 static void *zeroed_lazily(size_t size)
 {
-    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                    -1, 0);
     return at == MAP_FAILED ? NULL : at;
 }
 
@@ -176,8 +176,8 @@ int block_cache_new(struct soft_vcpu *v, struct err *err)
     cache->nowhere.generation_at = &cache->never;
     cache->nowhere.generation = 1;
     cache->tables = decode_tables_new(v);
-    cache->single = calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) +
-                                  ZYDIS_MAX_INSTRUCTION_LENGTH);
+    cache->single =
+        calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) + ZYDIS_MAX_INSTRUCTION_LENGTH);
     if (!cache->tables || !cache->single)
         return err_set(err, -ENOMEM, "no memory for the decoder's tables");
     return 0;
@@ -423,8 +423,7 @@ static bool block_still_good(struct soft_vcpu *v, struct soft_block *block, stru
             fetch_second(v, fetched);
         if (fetched->gpa2 != block->gpa2)
             return false;
-        if (block->generation2 !=
-            __atomic_load_n(block->generation2_at, __ATOMIC_RELAXED))
+        if (block->generation2 != __atomic_load_n(block->generation2_at, __ATOMIC_RELAXED))
             return block_validate(v, block, fetched);
     }
     if (block_valid(block))
@@ -497,7 +496,7 @@ struct soft_block *block_lookup(struct soft_vcpu *v, bool step)
     if (v->link)
         block_link(v, v->link, block);
     if (!(mode & (BLOCK_MODE_STEP | MODE_SEGCHECK)))
-        *block_jump_slot(v->cache, fetched.linear) = (struct soft_jump){
-            .linear = fetched.linear, .stamp = block_stamp(v), .block = block};
+        *block_jump_slot(v->cache, fetched.linear) =
+            (struct soft_jump){.linear = fetched.linear, .stamp = block_stamp(v), .block = block};
     return block;
 }

@@ -74,9 +74,10 @@ struct decoded {
     ZydisDecodedInstruction zydis;
     ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
     uint8_t end;
+    unsigned seen;         /* bytes of the text that decided what it and its predecessors are */
     uint32_t flags_needed; /* after it */
     bool undefined;        /* #UD */
-    bool too_long;  /* #GP */
+    bool too_long;         /* #GP */
 };
 
 struct soft_cache {
@@ -108,7 +109,7 @@ void decode_tables_free(struct decode_tables *tables);
 
 struct decode_result {
     unsigned count; /* instructions; 0: the first one needs more bytes than there are */
-    unsigned size;  /* bytes */
+    unsigned size;  /* bytes that they depend on */
     bool alone;
 };
 

@@ -30,11 +30,11 @@ static const struct {
     const struct op_row *rows;
     bool barrier;
 } row_tables[] = {
-    {op_move_rows, false},   {op_alu_rows, false},   {op_shift_rows, false},
-    {op_muldiv_rows, false}, {op_bit_rows, false},   {op_stack_rows, false},
+    {op_move_rows, false},   {op_alu_rows, false},    {op_shift_rows, false},
+    {op_muldiv_rows, false}, {op_bit_rows, false},    {op_stack_rows, false},
     {op_string_rows, false}, {op_atomic_rows, false}, {op_bcd_rows, false},
     {op_branch_rows, true},  {op_vector_rows, false}, {op_fpu_rows, false},
-    {op_system_rows, true},  {op_far_rows, true},    {op_io_rows, true},
+    {op_system_rows, true},  {op_far_rows, true},     {op_io_rows, true},
 };
 
 /* ---- what CPUID shows ---- */
@@ -283,23 +283,26 @@ static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
         if (at + ZYDIS_MAX_INSTRUCTION_LENGTH > BLOCK_BYTES_MAX)
             return n;
         decoded->undefined = decoded->too_long = false;
-        ZyanStatus status = left == 0 ? ZYDIS_STATUS_NO_MORE_DATA
-                                      : ZydisDecoderDecodeFull(
-                                            zydis, cache->text + at,
-                                            min(left, (unsigned)ZYDIS_MAX_INSTRUCTION_LENGTH),
-                                            &decoded->zydis, decoded->operands);
+        ZyanStatus status =
+            left == 0 ? ZYDIS_STATUS_NO_MORE_DATA
+                      : ZydisDecoderDecodeFull(zydis, cache->text + at,
+                                               min(left, (unsigned)ZYDIS_MAX_INSTRUCTION_LENGTH),
+                                               &decoded->zydis, decoded->operands);
         if (ZYAN_SUCCESS(status)) {
             decoded->undefined = is_hidden(cache->tables, &decoded->zydis, v->mode);
         } else {
             if (status == ZYDIS_STATUS_NO_MORE_DATA && left < ZYDIS_MAX_INSTRUCTION_LENGTH)
                 return n;
-            decoded->too_long = status == ZYDIS_STATUS_NO_MORE_DATA ||
-                                status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
+            decoded->too_long =
+                status == ZYDIS_STATUS_NO_MORE_DATA || status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
             decoded->undefined = !decoded->too_long;
             decoded->zydis.length = 1; /* RIP stays here */
         }
         at += decoded->zydis.length;
         decoded->end = (uint8_t)at;
+        /* What is wrong may be any byte of those that were looked at. */
+        decoded->seen =
+            ZYAN_SUCCESS(status) ? at : at - 1 + min(left, (unsigned)ZYDIS_MAX_INSTRUCTION_LENGTH);
         if (decoded->undefined || decoded->too_long || surely_ends(&decoded->zydis))
             return n + 1;
     }
@@ -442,8 +445,7 @@ static void fill_memory(struct insn *insn, const struct decoded *decoded,
     insn->amask = decoded->zydis.address_width == 64   ? UINT64_MAX
                   : decoded->zydis.address_width == 32 ? UINT32_MAX
                                                        : UINT16_MAX;
-    if (!(mode & MODE_64) &&
-        ((mode & MODE_SEGCHECK) || insn->seg == CPU_FS || insn->seg == CPU_GS))
+    if (!(mode & MODE_64) && ((mode & MODE_SEGCHECK) || insn->seg == CPU_FS || insn->seg == CPU_GS))
         insn->flags |= INSN_SEGCHECK;
 }
 
@@ -521,10 +523,11 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
     if (count == 0)
         return result;
     result.count = count;
-    result.size = cache->decoded[count - 1].end;
+    result.size = cache->decoded[count - 1].seen;
+    unsigned end = cache->decoded[count - 1].end;
     cache->insns[count] = (struct insn){.run = result.alone ? op_stop : op_continue,
-                                        .imm = result.size,
-                                        .end = (uint8_t)result.size,
+                                        .imm = end,
+                                        .end = (uint8_t)end,
                                         .data = &cache->nowhere};
     return result;
 }

@@ -19,6 +19,11 @@ static uint32_t port_read(void *opaque, unsigned vcpu, uint16_t port, unsigned s
 
 static void port_write(void *opaque, unsigned vcpu, uint16_t port, unsigned size, uint32_t value)
 {
+    struct guest *guest = opaque;
+    if (port == GUEST_STOP_PORT) {
+        engine_soft.vcpu_kick(guest->vcpu);
+        return;
+    }
     note(opaque, true, port, size, value);
 }
 
@@ -225,6 +230,13 @@ void guest_set_gate(struct guest *guest, unsigned vector, unsigned type, unsigne
     memcpy(guest->ram + GUEST_IDT + vector * (wide ? 16 : 8), words, wide ? 16 : 8);
 }
 
+static void write_handlers(struct guest *guest)
+{
+    static const uint8_t stop[] = {0xe6, GUEST_STOP_PORT, 0xf4}; /* GUEST_STOP */
+    for (unsigned vector = 0; vector <= 256; vector++)
+        memcpy(guest->ram + GUEST_HANDLERS + vector * 16, stop, sizeof stop);
+}
+
 static void write_tables(struct guest *guest, bool wide)
 {
     memset(guest->ram, 0, 0x10000);
@@ -232,7 +244,7 @@ static void write_tables(struct guest *guest, bool wide)
     for (unsigned vector = 0; vector < 256; vector++)
         guest_set_gate(guest, vector, SYSTEM_INT, vector == 0x80 || vector == 3 ? 3 : 0, 0,
                        SEL_CODE64);
-    memset(guest->ram + GUEST_HANDLERS, 0xf4, 257 * 16);
+    write_handlers(guest);
     if (wide) {
         le64_write(guest->ram + GUEST_TSS + 4, GUEST_RSP0);
         le64_write(guest->ram + GUEST_TSS + 36, GUEST_IST1);
@@ -336,7 +348,7 @@ void guest_real(struct guest *guest)
     struct cpu_state *state = &guest->state;
     start_state(guest, false);
     memset(guest->ram, 0, 0x10000);
-    memset(guest->ram + GUEST_HANDLERS, 0xf4, 257 * 16);
+    write_handlers(guest);
     for (unsigned vector = 0; vector < 256; vector++)
         le32_write(guest->ram + vector * 4, GUEST_HANDLERS + vector * 16);
     write_gdt(guest, false);
@@ -380,12 +392,16 @@ enum engine_exit_reason guest_run_bytes(struct guest *guest, const uint8_t *code
     return guest_go(guest);
 }
 
+bool guest_in_handler(const struct guest *guest)
+{
+    return guest->state.rip >= GUEST_HANDLERS && guest->state.rip < GUEST_HANDLERS + 257 * 16;
+}
+
 unsigned guest_vector(struct guest *guest)
 {
-    uint64_t rip = guest->state.rip - 1;
-    if (rip < GUEST_HANDLERS || rip > GUEST_HANDLERS + 256 * 16 || rip % 16)
+    if (!guest_in_handler(guest))
         fail_msg("not in a handler but at %llx", (unsigned long long)guest->state.rip);
-    return (unsigned)(rip - GUEST_HANDLERS) / 16;
+    return (unsigned)(guest->state.rip - GUEST_HANDLERS) / 16;
 }
 
 uint64_t guest_stack(struct guest *guest, unsigned n)

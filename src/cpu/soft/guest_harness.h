@@ -2,15 +2,15 @@
  * guest_harness.h: a machine of one vCPU over plain memory, for the tests of the privileged half.
  *
  * 16 MiB of RAM, identity mapped. guest_long() makes a 64-bit machine: a GDT with a segment of each
- * kind, a TSS with RSP0 and IST1, and an IDT whose gates all lead to a HLT of their own, so a test
- * runs a few instructions and then asks where the vCPU stopped: guest_vector() says through which
- * gate. GUEST_CODE assembles a guest with the compiler's own assembler.
+ * kind, a TSS with RSP0 and IST1, and an IDT whose gates all lead to a GUEST_STOP of their own, so a
+ * test runs a few instructions and then asks where the vCPU stopped: guest_vector() says through
+ * which gate. GUEST_CODE assembles a guest with the compiler's own assembler.
  *
- *     GUEST_CODE(code, 64, "sti; nop; hlt");
+ *     GUEST_CODE(code, 64, "sti; nop;" GUEST_STOP);
  *     struct guest guest;
  *     guest_begin(&guest, NULL);
- *     guest_long(&guest);
- *     guest_run(&guest, code, 0);        // at CPL 0 until HLT
+ *     guest_long(&guest, 0);
+ *     guest_run(&guest, code);
  */
 #pragma once
 
@@ -39,7 +39,7 @@ enum {
     GUEST_DATA = 0x60000,
     GUEST_MMIO = 0x8000000, /* nobody's memory, mapped */
     GUEST_WINDOW = 0x400000,
-    GUEST_WINDOW_PAGES = 0x400000, /* physical: identity */
+    GUEST_STOP_PORT = 0xf4,
 };
 
 enum { /* selectors */
@@ -93,6 +93,9 @@ struct guest {
     struct engine_exit exit;
 };
 
+/* Ends run(): a write to this port kicks the vCPU. */
+#define GUEST_STOP " out %al, $0xf4; hlt;"
+
 #define GUEST_CODE(name, bits, text)                                                               \
     __asm__(".pushsection .rodata\n.code" #bits "\n" #name ":\n" text "\n" #name                   \
             "_end:\n.code64\n.popsection");                                                        \
@@ -120,6 +123,7 @@ enum engine_exit_reason guest_run_bytes(struct guest *guest, const uint8_t *code
 /* Goes on from where it stopped, with guest->state as changed since. */
 enum engine_exit_reason guest_go(struct guest *guest);
 
+bool guest_in_handler(const struct guest *guest);
 /* The gate through which the guest came to its HLT; fails when it did not. */
 unsigned guest_vector(struct guest *guest);
 /* Quadword n of the handler's stack. With an error code, 0 is the error code. */

@@ -8,12 +8,12 @@
  * moves to r11. AH, CH, DH and BH become low bytes of registers of their own, so REX may stand
  * beside them.
  *
- *     movzx eax, word [rdi + flags]; add al, 0x7f; sahf      flags, where touched
+ *     movzx eax, word [rdi + flags]; add al, 0x7f; sahf      flags, where read or kept
  *     mov r8, [rdi + gpr]; ...                               general registers
  *     movaps xmm1, [rdi + vector]; ...                       vector registers
  *     the instruction
  *     mov [rdi + gpr], r8; ...; movaps [rdi + vector], xmm1; ...
- *     lahf; seto al; mov [rdi + flags], ax
+ *     lahf; seto al; mov [rdi + flags], ax                   flags, where written
  *     vzeroupper                                             after VEX
  *     add rsi, 56; jmp [rsi]
  *
@@ -50,8 +50,7 @@ struct plan {
     uint8_t load[16]; /* bytes of each vector register to load: 0, 16, 32 */
     bool written[16]; /* vector registers */
     bool vex;
-    bool flags; /* any of the arithmetic six is read or written */
-    bool flags_stored;
+    bool flags_loaded, flags_stored;
     uint8_t memory_base;
     uint8_t reg, rm, vvvv, opcode; /* host numbers by encoding slot, or SLOT_NONE */
 };
@@ -219,6 +218,23 @@ static bool is_bit_string(ZydisMnemonic mnemonic)
            mnemonic == ZYDIS_MNEMONIC_BTR || mnemonic == ZYDIS_MNEMONIC_BTC;
 }
 
+/* Flags are loaded where some are read or survive. A shift leaves all alone when its count is 0. */
+static bool plan_flags(struct plan *plan, const ZydisDecodedInstruction *zydis)
+{
+    const ZydisAccessedFlags *flags = zydis->cpu_flags;
+    if (!flags)
+        return true;
+    uint32_t defined = flags->modified | flags->set_0 | flags->set_1;
+    uint32_t written = defined | flags->undefined;
+    bool conditional = zydis->meta.category == ZYDIS_CATEGORY_SHIFT ||
+                       zydis->meta.category == ZYDIS_CATEGORY_ROTATE;
+    bool replaced = (defined & RFLAG_ARITHMETIC) == RFLAG_ARITHMETIC && !conditional;
+    plan->flags_stored = written & RFLAG_ARITHMETIC;
+    plan->flags_loaded = (flags->tested & RFLAG_ARITHMETIC) || (plan->flags_stored && !replaced);
+    /* DF, IF and the rest are not in the host's flags. */
+    return ((written | flags->tested) & ~(uint32_t)RFLAG_ARITHMETIC) == 0;
+}
+
 static bool plan_make(const struct decoder *decoder, struct native_stub *stub, struct plan *plan)
 {
     const ZydisDecodedInstruction *zydis = decoder->zydis;
@@ -240,15 +256,7 @@ static bool plan_make(const struct decoder *decoder, struct native_stub *stub, s
     }
     if (stub->memory_size && plan->reg != SLOT_NONE && is_bit_string(zydis->mnemonic))
         return false;
-    const ZydisAccessedFlags *flags = zydis->cpu_flags;
-    if (flags) {
-        uint32_t written = flags->modified | flags->set_0 | flags->set_1 | flags->undefined;
-        plan->flags_stored = written & RFLAG_ARITHMETIC;
-        plan->flags = plan->flags_stored || (flags->tested & RFLAG_ARITHMETIC);
-        if ((written | flags->tested) & ~(uint32_t)RFLAG_ARITHMETIC)
-            return false; /* DF, IF and the rest are not in the host's flags */
-    }
-    return true;
+    return plan_flags(plan, zydis);
 }
 
 /* ---- the instruction ---- */
@@ -389,7 +397,7 @@ bool native_encode(const struct decoder *decoder, struct native_stub *ret_stub)
 
     if (stub->memory_size && plan.memory_base == HOST_R11)
         put_bytes(stub, "\x49\x89\xd3", 3); /* mov r11, rdx */
-    if (plan.flags) {
+    if (plan.flags_loaded) {
         put_bytes(stub, "\x0f\xb7", 2);
         put_vcpu_operand(stub, HOST_RAX, offsetof(struct soft_vcpu, flags));
         put_bytes(stub, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */

@@ -341,3 +341,37 @@ void legacy_modes_make_the_same_stubs(void **state)
     }
     assert_true(same > 1000);
 }
+
+/* What 16-bit code does without prefix 66, 64-bit code does with it, and the other way round; an
+ * instruction that does not care gives the same stub too. */
+void operand_size_follows_the_mode(void **state)
+{
+    (void)state;
+    unsigned same = 0, wide_prefixed = 0;
+    for (unsigned index = 0; index < 4 * 4 * 256 * 32; index++) {
+        struct opcode opcode = {
+            .map = index >> 15 & 3, .prefix = index >> 13 & 3, .byte = (uint8_t)(index >> 5)};
+        struct form narrow, wide;
+        struct insn a[2], b[2];
+        random_form(&narrow, &opcode);
+        if (!form_decode(&narrow, &harness.decoder_16) || narrow.zydis.raw.modrm.mod != 3)
+            continue;
+        wide = narrow;
+        if (index & 1) {
+            memcpy(wide.bytes + 1, narrow.bytes, 15);
+            wide.bytes[0] = 0x66;
+        }
+        if (!form_decode(&wide, &harness.decoder_64) || wide.zydis.raw.rex.W ||
+            wide.zydis.mnemonic != narrow.zydis.mnemonic || !same_operands(&wide, &narrow))
+            continue;
+        form_bind(&wide, MODE_TEST, a);
+        form_bind(&narrow, MODE_SSE | MODE_PROTECTED, b);
+        if (a->run != b->run || a->data != b->data)
+            form_print(&narrow, "another stub in 16-bit code");
+        assert_ptr_equal(a->run, b->run);
+        assert_ptr_equal(a->data, b->data);
+        same++;
+        wide_prefixed += index & 1;
+    }
+    assert_true(same > 400 && wide_prefixed > 100);
+}

@@ -45,6 +45,7 @@ void harness_start(void)
     assert_int_equal(native_new(v, &err), 0);
     ZydisDecoderInit(&harness.decoder_64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     ZydisDecoderInit(&harness.decoder_32, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+    ZydisDecoderInit(&harness.decoder_16, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
     host_signals_remember();
 }
 

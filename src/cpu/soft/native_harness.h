@@ -28,7 +28,7 @@ struct harness {
     struct soft_vcpu *vcpu;
     uint64_t seed;
     unsigned rounds;
-    ZydisDecoder decoder_64, decoder_32;
+    ZydisDecoder decoder_64, decoder_32, decoder_16;
 };
 extern struct harness harness;
 
@@ -59,3 +59,4 @@ void form_print(const struct form *form, const char *what);
 /* native_forms_test.c */
 void forms_agree_with_the_host(void **state);
 void legacy_modes_make_the_same_stubs(void **state);
+void operand_size_follows_the_mode(void **state);

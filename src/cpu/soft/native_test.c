@@ -72,6 +72,8 @@ static void control_registers_decide(void **state)
         {"movups unaligned", "\x0f\x10\x43\x01", 4, 0, 0, 0},
         {"movups unaligned", "\x0f\x10\x43\x01", 4, 0, MODE_AC, VECTOR_AC},
         {"fld m64 unaligned", "\xdd\x43\x04", 3, 0, MODE_AC, VECTOR_AC},
+        {"fldenv unaligned", "\xd9\x63\x02", 3, 0, MODE_AC, VECTOR_AC},
+        {"fldenv aligned", "\xd9\x63\x04", 3, 0, MODE_AC, 0},
         {"fld m64 aligned", "\xdd\x43\x08", 3, 0, MODE_AC, 0},
     };
     host_signals_restore();
@@ -349,6 +351,8 @@ static void speed_is_printed(void **state)
         {"vmovdqu [m], ymm", "\xc5\xfe\x7f\x03", 4},
         {"movups xmm, [m]", "\x0f\x10\x03", 3},
         {"movups [m], xmm", "\x0f\x11\x03", 3},
+        {"movsd xmm, [m]", "\xf2\x0f\x10\x03", 4},
+        {"movsd [m], xmm", "\xf2\x0f\x11\x03", 4},
         {"movq xmm, rax", "\x66\x48\x0f\x6e\xc0", 5},
         {"mulsd xmm, xmm", "\xf2\x0f\x59\xc1", 4},
         {"ucomisd xmm, xmm", "\x66\x0f\x2e\xc1", 4},
@@ -382,6 +386,7 @@ int main(void)
         cmocka_unit_test(image_survives),
         cmocka_unit_test(leave_gives_the_host_its_defaults),
         cmocka_unit_test(legacy_modes_make_the_same_stubs),
+        cmocka_unit_test(operand_size_follows_the_mode),
         cmocka_unit_test(vex_w_is_ignored_in_legacy_modes),
         cmocka_unit_test(arena_fills_and_is_reset),
         cmocka_unit_test(speed_is_printed),

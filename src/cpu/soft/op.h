@@ -2,8 +2,8 @@
  * op.h: what the op_*.c files of the integer instructions have in common.
  *
  * Handlers come in families: one macro per family, instantiated for each operand size, and a table
- * from which bind functions pick. `bits` in a macro is 8, 16, 32 or 64; size_index() gives the place
- * in a table. Where nobody looks at the flags, a plain C variant is picked.
+ * from which bind functions pick. `bits` in a macro is 8, 16, 32 or 64; size_index() gives the
+ * place in a table. Where nobody looks at the flags, a plain C variant is picked.
  *
  * FLAGS by assembly: FLAGS_OUT after an instruction leaves AX in the form of soft_vcpu.flags;
  * FLAGS_IN before it brings AX of that form into the host's flags, for instructions that keep some
@@ -23,10 +23,16 @@
 #define REG_SET32(v, offset, value) reg32_write(v, offset, (uint32_t)(value))
 #define REG_SET64(v, offset, value) (REG64(v, offset) = (uint64_t)(value))
 
-#define FOR_SIZES(macro)       macro(8) macro(16) macro(32) macro(64)
-#define FOR_WIDE_SIZES(macro)  macro(16) macro(32) macro(64)
-#define PER_SIZE(prefix)       {prefix##_8, prefix##_16, prefix##_32, prefix##_64}
-#define PER_WIDE_SIZE(prefix)  {NULL, prefix##_16, prefix##_32, prefix##_64}
+#define FOR_SIZES(macro)      macro(8) macro(16) macro(32) macro(64)
+#define FOR_WIDE_SIZES(macro) macro(16) macro(32) macro(64)
+#define PER_SIZE(prefix)                                                                           \
+    {                                                                                              \
+        prefix##_8, prefix##_16, prefix##_32, prefix##_64                                          \
+    }
+#define PER_WIDE_SIZE(prefix)                                                                      \
+    {                                                                                              \
+        NULL, prefix##_16, prefix##_32, prefix##_64                                                \
+    }
 
 /* The sixteen conditions in the order of their encoding. */
 #define FOR_CONDITIONS(macro)                                                                      \
@@ -149,8 +155,7 @@ static inline uint64_t linear_as(struct soft_vcpu *v, const struct insn *insn,
     switch (addressing) {
     case ADDRESS_BASE: return REG64(v, insn->base) + (uint64_t)insn->disp;
     case ADDRESS_FLAT:
-        return REG64(v, insn->base) + (REG64(v, insn->index) << insn->scale) +
-               (uint64_t)insn->disp;
+        return REG64(v, insn->base) + (REG64(v, insn->index) << insn->scale) + (uint64_t)insn->disp;
     default: return insn_linear(v, insn, size, write);
     }
 }

@@ -17,7 +17,7 @@
         uint32_t ax;                                                                               \
         asm(carry##_TEXT text " %[other], %[value]" FLAGS_OUT                                      \
             : [value] "+r"(value), "=&a"(ax)                                                       \
-            : [other] "rm"(other) carry##_INPUT                                                    \
+            : [other] "rm"(other)carry##_INPUT                                                     \
             : "cc");                                                                               \
         *flags = (uint16_t)ax;                                                                     \
         return value;                                                                              \
@@ -31,19 +31,19 @@
 #define CARRY_BIT (*flags >> 8 & 1)
 
 #define OPERATIONS(bits)                                                                           \
-    TWO_OPERANDS(add, "add", NONE, bits)                                                             \
-    TWO_OPERANDS(or, "or", NONE, bits)                                                               \
-    TWO_OPERANDS(adc, "adc", CARRY, bits)                                                       \
-    TWO_OPERANDS(sbb, "sbb", CARRY, bits)                                                       \
-    TWO_OPERANDS(and, "and", NONE, bits)                                                             \
-    TWO_OPERANDS(sub, "sub", NONE, bits)                                                             \
-    TWO_OPERANDS(xor, "xor", NONE, bits)                                                             \
-    TWO_OPERANDS(cmp, "cmp", NONE, bits)                                                             \
-    TWO_OPERANDS(test, "test", NONE, bits)                                                           \
+    TWO_OPERANDS(add, "add", NONE, bits)                                                           \
+    TWO_OPERANDS(or, "or", NONE, bits)                                                             \
+    TWO_OPERANDS(adc, "adc", CARRY, bits)                                                          \
+    TWO_OPERANDS(sbb, "sbb", CARRY, bits)                                                          \
+    TWO_OPERANDS(and, "and", NONE, bits)                                                           \
+    TWO_OPERANDS(sub, "sub", NONE, bits)                                                           \
+    TWO_OPERANDS(xor, "xor", NONE, bits)                                                           \
+    TWO_OPERANDS(cmp, "cmp", NONE, bits)                                                           \
+    TWO_OPERANDS(test, "test", NONE, bits)                                                         \
     PLAIN(add, a + b, bits)                                                                        \
     PLAIN(or, a | b, bits)                                                                         \
-    PLAIN(adc, a + b + CARRY_BIT, bits)                                                                \
-    PLAIN(sbb, a - b - CARRY_BIT, bits)                                                                \
+    PLAIN(adc, a + b + CARRY_BIT, bits)                                                            \
+    PLAIN(sbb, a - b - CARRY_BIT, bits)                                                            \
     PLAIN(and, a &b, bits)                                                                         \
     PLAIN(sub, a - b, bits)                                                                        \
     PLAIN(xor, a ^ b, bits)
@@ -66,9 +66,9 @@ FOR_SIZES(OPERATIONS)
         return (uint##bits##_t)(expression);                                                       \
     }
 #define OPERATIONS_ONE(bits)                                                                       \
-    ONE_OPERAND(inc, "inc", CARRY, bits)                                                        \
-    ONE_OPERAND(dec, "dec", CARRY, bits)                                                        \
-    ONE_OPERAND(neg, "neg", NONE, bits)                                                              \
+    ONE_OPERAND(inc, "inc", CARRY, bits)                                                           \
+    ONE_OPERAND(dec, "dec", CARRY, bits)                                                           \
+    ONE_OPERAND(neg, "neg", NONE, bits)                                                            \
     PLAIN_ONE(inc, a + 1, bits)                                                                    \
     PLAIN_ONE(dec, a - 1, bits)                                                                    \
     PLAIN_ONE(neg, -a, bits)                                                                       \
@@ -87,7 +87,7 @@ FOR_SIZES(OPERATIONS_ONE)
 #define TO_REGISTER_LOADED(op, form, addressing, bits)                                             \
     MEMORY_HANDLER(op##_##form##_##bits)                                                           \
     {                                                                                              \
-        uint##bits##_t other = LOAD(bits, LINEAR(addressing, bits / 8, false));        \
+        uint##bits##_t other = LOAD(bits, LINEAR(addressing, bits / 8, false));                    \
         REG_SET##bits(v, insn->a, op##_##bits(REG##bits(v, insn->a), other, &v->flags));           \
         NEXT(v, insn);                                                                             \
     }
@@ -123,7 +123,7 @@ FOR_SIZES(OPERATIONS_ONE)
 #define TO_MEMORY(name, addressing, bits, other_type, other_source, compute)                       \
     MEMORY_HANDLER(name##_##bits)                                                                  \
     {                                                                                              \
-        uint64_t linear = LINEAR(addressing, bits / 8, true);                          \
+        uint64_t linear = LINEAR(addressing, bits / 8, true);                                      \
         volatile uint##bits##_t *at = AT(bits, linear);                                            \
         other_type other = (other_type)(other_source);                                             \
         uint16_t flags = v->flags;                                                                 \
@@ -254,14 +254,14 @@ struct two_forms {
     }
 
 static const struct two_forms with_flags[] = {
-    [ADD] = FORMS_FULL(add), [OR] = FORMS_FULL(or),   [ADC] = FORMS_FULL(adc),
-    [SBB] = FORMS_FULL(sbb), [AND] = FORMS_FULL(and), [SUB] = FORMS_FULL(sub),
+    [ADD] = FORMS_FULL(add), [OR] = FORMS_FULL(or),    [ADC] = FORMS_FULL(adc),
+    [SBB] = FORMS_FULL(sbb), [AND] = FORMS_FULL(and),  [SUB] = FORMS_FULL(sub),
     [XOR] = FORMS_FULL(xor), [CMP] = FORMS_FLAGS(cmp), [TEST] = FORMS_FLAGS(test),
 };
 static const struct two_forms without_flags[] = {
     [ADD] = FORMS_PLAIN(add), [OR] = FORMS_PLAIN(or),   [ADC] = FORMS_PLAIN(adc),
     [SBB] = FORMS_PLAIN(sbb), [AND] = FORMS_PLAIN(and), [SUB] = FORMS_PLAIN(sub),
-    [XOR] = FORMS_PLAIN(xor), [CMP] = FORMS_FLAGS(cmp),  [TEST] = FORMS_FLAGS(test),
+    [XOR] = FORMS_PLAIN(xor), [CMP] = FORMS_FLAGS(cmp), [TEST] = FORMS_FLAGS(test),
 };
 
 static void bind_two(struct decoder *decoder)
@@ -278,8 +278,8 @@ static void bind_two(struct decoder *decoder)
         else
             insn->b = op_register(decoder, 1);
         if (insn->flags & INSN_LOCK)
-            insn->run = (immediate ? with_flags[decoder->arg].li
-                                   : with_flags[decoder->arg].lr)[size];
+            insn->run =
+                (immediate ? with_flags[decoder->arg].li : with_flags[decoder->arg].lr)[size];
         else if (base)
             insn->run = (immediate ? forms->bi : forms->br)[size];
         else

@@ -131,8 +131,7 @@ enum { DAA, DAS, AAA, AAS, AAM, AAD, SALC };
 static void bind_decimal(struct decoder *decoder)
 {
     static insn_run *const forms[] = {
-        [DAA] = daa, [DAS] = das, [AAA] = aaa,   [AAS] = aas,
-        [AAM] = aam, [AAD] = aad, [SALC] = salc,
+        [DAA] = daa, [DAS] = das, [AAA] = aaa, [AAS] = aas, [AAM] = aam, [AAD] = aad, [SALC] = salc,
     };
     if (op_is_immediate(decoder, 0))
         decoder->insn->imm = op_immediate(decoder, 0);
@@ -146,9 +145,13 @@ static void bind_bound(struct decoder *decoder)
 }
 
 const struct op_row op_bcd_rows[] = {
-    {ZYDIS_MNEMONIC_DAA, bind_decimal, DAA},   {ZYDIS_MNEMONIC_DAS, bind_decimal, DAS},
-    {ZYDIS_MNEMONIC_AAA, bind_decimal, AAA},   {ZYDIS_MNEMONIC_AAS, bind_decimal, AAS},
-    {ZYDIS_MNEMONIC_AAM, bind_decimal, AAM},   {ZYDIS_MNEMONIC_AAD, bind_decimal, AAD},
-    {ZYDIS_MNEMONIC_SALC, bind_decimal, SALC}, {ZYDIS_MNEMONIC_BOUND, bind_bound, 0},
+    {ZYDIS_MNEMONIC_DAA, bind_decimal, DAA},
+    {ZYDIS_MNEMONIC_DAS, bind_decimal, DAS},
+    {ZYDIS_MNEMONIC_AAA, bind_decimal, AAA},
+    {ZYDIS_MNEMONIC_AAS, bind_decimal, AAS},
+    {ZYDIS_MNEMONIC_AAM, bind_decimal, AAM},
+    {ZYDIS_MNEMONIC_AAD, bind_decimal, AAD},
+    {ZYDIS_MNEMONIC_SALC, bind_decimal, SALC},
+    {ZYDIS_MNEMONIC_BOUND, bind_bound, 0},
     {0},
 };

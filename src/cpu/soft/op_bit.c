@@ -75,7 +75,7 @@ static inline uint64_t bit_operand(struct soft_vcpu *v, const struct insn *insn,
     {                                                                                              \
         int64_t offset = (int##bits##_t)REG##bits(v, insn->b);                                     \
         uint64_t linear = bit_operand(v, insn, offset, bits / 8, false);                           \
-        carry_is(v, load_##bits(v, insn, linear, insn->seg) >> (uint64_t)offset % bits);            \
+        carry_is(v, load_##bits(v, insn, linear, insn->seg) >> (uint64_t)offset % bits);           \
         NEXT(v, insn);                                                                             \
     }                                                                                              \
     HANDLER(bt_mi_##bits)                                                                          \

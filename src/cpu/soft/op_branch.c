@@ -43,13 +43,13 @@ HANDLER(jmp_direct_any)
 
 /* Not taken: on to the terminator, which is insn[1] and has a link of its own. */
 #define JCC(condition)                                                                             \
-    HANDLER(jcc_##condition)                                                                          \
+    HANDLER(jcc_##condition)                                                                       \
     {                                                                                              \
         if (cond_##condition(v->flags))                                                            \
             return jmp_direct(v, insn);                                                            \
         return block_branch(v, insn + 1);                                                          \
     }                                                                                              \
-    HANDLER(jcc_##condition##_any)                                                                    \
+    HANDLER(jcc_##condition##_any)                                                                 \
     {                                                                                              \
         if (cond_##condition(v->flags))                                                            \
             return jmp_direct_any(v, insn);                                                        \
@@ -113,8 +113,9 @@ MEMORY_HANDLER(jmp_m_64)
 static uint64_t branch_operand(struct soft_vcpu *v, const struct insn *insn)
 {
     if (!(insn->flags & INSN_MEMORY))
-        return insn->size == 2 ? REG16(v, insn->a)
-                               : insn->size == 4 ? REG32(v, insn->a) : REG64(v, insn->a);
+        return insn->size == 2   ? REG16(v, insn->a)
+               : insn->size == 4 ? REG32(v, insn->a)
+                                 : REG64(v, insn->a);
     uint64_t linear = insn_linear(v, insn, insn->size, false);
     switch (insn->size) {
     case 2: return load_16(v, insn, linear, insn->seg);
@@ -288,17 +289,17 @@ static void bind_ret(struct decoder *decoder)
 }
 
 const struct op_row op_branch_rows[] = {
-    {ZYDIS_MNEMONIC_JO, bind_jcc, 0},      {ZYDIS_MNEMONIC_JNO, bind_jcc, 1},
-    {ZYDIS_MNEMONIC_JB, bind_jcc, 2},      {ZYDIS_MNEMONIC_JNB, bind_jcc, 3},
-    {ZYDIS_MNEMONIC_JZ, bind_jcc, 4},      {ZYDIS_MNEMONIC_JNZ, bind_jcc, 5},
-    {ZYDIS_MNEMONIC_JBE, bind_jcc, 6},     {ZYDIS_MNEMONIC_JNBE, bind_jcc, 7},
-    {ZYDIS_MNEMONIC_JS, bind_jcc, 8},      {ZYDIS_MNEMONIC_JNS, bind_jcc, 9},
-    {ZYDIS_MNEMONIC_JP, bind_jcc, 10},     {ZYDIS_MNEMONIC_JNP, bind_jcc, 11},
-    {ZYDIS_MNEMONIC_JL, bind_jcc, 12},     {ZYDIS_MNEMONIC_JNL, bind_jcc, 13},
-    {ZYDIS_MNEMONIC_JLE, bind_jcc, 14},    {ZYDIS_MNEMONIC_JNLE, bind_jcc, 15},
-    {ZYDIS_MNEMONIC_LOOP, bind_loop, LOOP}, {ZYDIS_MNEMONIC_LOOPE, bind_loop, LOOPE},
+    {ZYDIS_MNEMONIC_JO, bind_jcc, 0},           {ZYDIS_MNEMONIC_JNO, bind_jcc, 1},
+    {ZYDIS_MNEMONIC_JB, bind_jcc, 2},           {ZYDIS_MNEMONIC_JNB, bind_jcc, 3},
+    {ZYDIS_MNEMONIC_JZ, bind_jcc, 4},           {ZYDIS_MNEMONIC_JNZ, bind_jcc, 5},
+    {ZYDIS_MNEMONIC_JBE, bind_jcc, 6},          {ZYDIS_MNEMONIC_JNBE, bind_jcc, 7},
+    {ZYDIS_MNEMONIC_JS, bind_jcc, 8},           {ZYDIS_MNEMONIC_JNS, bind_jcc, 9},
+    {ZYDIS_MNEMONIC_JP, bind_jcc, 10},          {ZYDIS_MNEMONIC_JNP, bind_jcc, 11},
+    {ZYDIS_MNEMONIC_JL, bind_jcc, 12},          {ZYDIS_MNEMONIC_JNL, bind_jcc, 13},
+    {ZYDIS_MNEMONIC_JLE, bind_jcc, 14},         {ZYDIS_MNEMONIC_JNLE, bind_jcc, 15},
+    {ZYDIS_MNEMONIC_LOOP, bind_loop, LOOP},     {ZYDIS_MNEMONIC_LOOPE, bind_loop, LOOPE},
     {ZYDIS_MNEMONIC_LOOPNE, bind_loop, LOOPNE}, {ZYDIS_MNEMONIC_JCXZ, bind_loop, JCXZ},
-    {ZYDIS_MNEMONIC_JECXZ, bind_loop, JCXZ}, {ZYDIS_MNEMONIC_JRCXZ, bind_loop, JCXZ},
-    {ZYDIS_MNEMONIC_JMP, bind_jump, JMP},  {ZYDIS_MNEMONIC_CALL, bind_jump, CALL},
-    {ZYDIS_MNEMONIC_RET, bind_ret, 0},     {0},
+    {ZYDIS_MNEMONIC_JECXZ, bind_loop, JCXZ},    {ZYDIS_MNEMONIC_JRCXZ, bind_loop, JCXZ},
+    {ZYDIS_MNEMONIC_JMP, bind_jump, JMP},       {ZYDIS_MNEMONIC_CALL, bind_jump, CALL},
+    {ZYDIS_MNEMONIC_RET, bind_ret, 0},          {0},
 };

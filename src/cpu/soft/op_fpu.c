@@ -93,6 +93,11 @@ static void fpu_environment_bind(struct decoder *decoder)
         return;
     uint8_t size = decoder->zydis->operand_width == 16 ? ENVIRONMENT_16 : ENVIRONMENT_32;
     native_set_memory(decoder, size, 1);
+    if (decoder->mode & MODE_AC) { /* words or doublewords, SDM vol. 3, table 6-7 */
+        uint32_t mask = size == ENVIRONMENT_16 ? 1 : 3;
+        decoder->insn->aux &= ~(15u << NATIVE_AC_SHIFT);
+        decoder->insn->aux |= mask << NATIVE_AC_SHIFT;
+    }
     decoder->insn->b = size;
     decoder->insn->run = runs[decoder->arg];
 }

@@ -54,7 +54,8 @@ FOR_SIZES(MOVES_MEMORY_ALL)
 #define EXTEND_MEMORY(name, form, addressing, prefix, from, to)                                    \
     MEMORY_HANDLER(name##_##form##_##to##_##from)                                                  \
     {                                                                                              \
-        prefix##from##_t value = (prefix##from##_t)LOAD(from, LINEAR(addressing, from / 8, false)); \
+        prefix##from##_t value =                                                                   \
+            (prefix##from##_t)LOAD(from, LINEAR(addressing, from / 8, false));                     \
         REG_SET##to(v, insn->a, (int64_t)value);                                                   \
         NEXT(v, insn);                                                                             \
     }
@@ -140,7 +141,7 @@ struct extend_forms {
 #define EXTEND_FORMS(name)                                                                         \
     {                                                                                              \
         {EXTEND_FORM(name, 16, 8), EXTEND_FORM(name, 16, 16), EXTEND_FORM(name, 16, 32)},          \
-        {EXTEND_FORM(name, 32, 8), EXTEND_FORM(name, 32, 16), EXTEND_FORM(name, 32, 32)},          \
+            {EXTEND_FORM(name, 32, 8), EXTEND_FORM(name, 32, 16), EXTEND_FORM(name, 32, 32)},      \
         {                                                                                          \
             EXTEND_FORM(name, 64, 8), EXTEND_FORM(name, 64, 16), EXTEND_FORM(name, 64, 32)         \
         }                                                                                          \
@@ -148,8 +149,8 @@ struct extend_forms {
 
 static void bind_extend(struct decoder *decoder)
 {
-    static const struct extend_forms forms[2][3][3] = {[ZERO] = EXTEND_FORMS(zero_extend),
-                                                       [SIGN] = EXTEND_FORMS(sign_extend)};
+    static const struct extend_forms forms[2][3][3] = {
+        [ZERO] = EXTEND_FORMS(zero_extend), [SIGN] = EXTEND_FORMS(sign_extend)};
     struct insn *insn = decoder->insn;
     const struct extend_forms *form =
         &forms[decoder->arg][size_index(op_size(decoder, 0)) - 1][size_index(op_size(decoder, 1))];
@@ -421,9 +422,9 @@ enum fixed_op { CBW, CWDE, CDQE, CWD, CDQ, CQO, LAHF, SAHF, CLC, STC, CMC, CLD, 
 static void bind_fixed(struct decoder *decoder)
 {
     static insn_run *const forms[] = {
-        [CBW] = cbw,   [CWDE] = cwde, [CDQE] = cdqe, [CWD] = cwd, [CDQ] = cdq,
-        [CQO] = cqo,   [LAHF] = lahf, [SAHF] = sahf, [CLC] = clc, [STC] = stc,
-        [CMC] = cmc,   [CLD] = cld,   [STD] = std,   [XLAT] = xlat, [NOP] = nop,
+        [CBW] = cbw, [CWDE] = cwde, [CDQE] = cdqe, [CWD] = cwd,   [CDQ] = cdq,
+        [CQO] = cqo, [LAHF] = lahf, [SAHF] = sahf, [CLC] = clc,   [STC] = stc,
+        [CMC] = cmc, [CLD] = cld,   [STD] = std,   [XLAT] = xlat, [NOP] = nop,
     };
     decoder->insn->run = forms[decoder->arg];
 }

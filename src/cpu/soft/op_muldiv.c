@@ -152,8 +152,8 @@ static void divide_8(struct soft_vcpu *v, const struct insn *insn, uint8_t divis
     static void divide_##bits(struct soft_vcpu *v, const struct insn *insn,                        \
                               uint##bits##_t divisor, bool is_signed)                              \
     {                                                                                              \
-        uint##wide##_t dividend = (uint##wide##_t)REG##bits(v, CPU_RDX * 8) << bits |              \
-                                  REG##bits(v, 0);                                                 \
+        uint##wide##_t dividend =                                                                  \
+            (uint##wide##_t)REG##bits(v, CPU_RDX * 8) << bits | REG##bits(v, 0);                   \
         if (divisor == 0)                                                                          \
             divide_error(v, insn);                                                                 \
         if (is_signed) {                                                                           \
@@ -276,8 +276,8 @@ static void bind_imul(struct decoder *decoder)
         insn->b = op_register(decoder, 1);
     if (immediate)
         insn->imm = op_immediate(decoder, 2);
-    insn->run = forms[decoder->flags_needed != 0][memory][immediate]
-                     [size_index(op_size(decoder, 0))];
+    insn->run =
+        forms[decoder->flags_needed != 0][memory][immediate][size_index(op_size(decoder, 0))];
 }
 
 const struct op_row op_muldiv_rows[] = {

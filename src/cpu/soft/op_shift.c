@@ -38,15 +38,18 @@
     PLAIN(shr, bits, uint64_t, value >> n)                                                         \
     PLAIN(sar, bits, int##bits##_t, (int64_t)value >> n)                                           \
     PLAIN(rol, bits, uint##bits##_t,                                                               \
-          (uint##bits##_t)(value << n % bits) | (uint##bits##_t)(value >> (bits - n % bits) % bits)) \
+          (uint##bits##_t)(value << n % bits) |                                                    \
+              (uint##bits##_t)(value >> (bits - n % bits) % bits))                                 \
     PLAIN(ror, bits, uint##bits##_t,                                                               \
-          (uint##bits##_t)(value >> n % bits) | (uint##bits##_t)(value << (bits - n % bits) % bits))
+          (uint##bits##_t)(value >> n % bits) |                                                    \
+              (uint##bits##_t)(value << (bits - n % bits) % bits))
 FOR_SIZES(SHIFTS)
 
 #define FORMS(op, bits)                                                                            \
     HANDLER(op##_ri_##bits)                                                                        \
     {                                                                                              \
-        REG_SET##bits(v, insn->a, op##_##bits(REG##bits(v, insn->a), (uint8_t)insn->imm, &v->flags)); \
+        REG_SET##bits(v, insn->a,                                                                  \
+                      op##_##bits(REG##bits(v, insn->a), (uint8_t)insn->imm, &v->flags));          \
         NEXT(v, insn);                                                                             \
     }                                                                                              \
     HANDLER(op##_rc_##bits)                                                                        \
@@ -122,11 +125,11 @@ static void bind_shift(struct decoder *decoder)
 }
 
 const struct op_row op_shift_rows[] = {
-    {ZYDIS_MNEMONIC_SHL, bind_shift, SHL},   {ZYDIS_MNEMONIC_SHR, bind_shift, SHR},
-    {ZYDIS_MNEMONIC_SAR, bind_shift, SAR},   {ZYDIS_MNEMONIC_ROL, bind_shift, ROL},
-    {ZYDIS_MNEMONIC_ROR, bind_shift, ROR},   {ZYDIS_MNEMONIC_RCL, bind_shift, RCL},
-    {ZYDIS_MNEMONIC_RCR, bind_shift, RCR},   {ZYDIS_MNEMONIC_SHLD, native_bind, 0},
-    {ZYDIS_MNEMONIC_SHRD, native_bind, 0},   {ZYDIS_MNEMONIC_SHLX, native_bind, 0},
-    {ZYDIS_MNEMONIC_SHRX, native_bind, 0},   {ZYDIS_MNEMONIC_SARX, native_bind, 0},
-    {ZYDIS_MNEMONIC_RORX, native_bind, 0},   {0},
+    {ZYDIS_MNEMONIC_SHL, bind_shift, SHL}, {ZYDIS_MNEMONIC_SHR, bind_shift, SHR},
+    {ZYDIS_MNEMONIC_SAR, bind_shift, SAR}, {ZYDIS_MNEMONIC_ROL, bind_shift, ROL},
+    {ZYDIS_MNEMONIC_ROR, bind_shift, ROR}, {ZYDIS_MNEMONIC_RCL, bind_shift, RCL},
+    {ZYDIS_MNEMONIC_RCR, bind_shift, RCR}, {ZYDIS_MNEMONIC_SHLD, native_bind, 0},
+    {ZYDIS_MNEMONIC_SHRD, native_bind, 0}, {ZYDIS_MNEMONIC_SHLX, native_bind, 0},
+    {ZYDIS_MNEMONIC_SHRX, native_bind, 0}, {ZYDIS_MNEMONIC_SARX, native_bind, 0},
+    {ZYDIS_MNEMONIC_RORX, native_bind, 0}, {0},
 };

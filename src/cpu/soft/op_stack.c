@@ -1,7 +1,7 @@
 /* PUSH, POP, PUSHA, POPA, ENTER, LEAVE. PUSHF and POPF, and POP of segment registers, are the
  * system's. Memory comes before registers everywhere: a fault leaves RSP as it was. */
-#include "cpu/soft/op.h"
 #include "cpu/soft/op_stack.h"
+#include "cpu/soft/op.h"
 #include "cpu/soft/system.h"
 
 /* ---- 64-bit mode, 64-bit operands ---- */
@@ -257,10 +257,14 @@ static void bind_all(struct decoder *decoder)
 }
 
 const struct op_row op_stack_rows[] = {
-    {ZYDIS_MNEMONIC_PUSH, bind_push, 0},     {ZYDIS_MNEMONIC_POP, bind_pop, 0},
-    {ZYDIS_MNEMONIC_LEAVE, bind_leave, 0},   {ZYDIS_MNEMONIC_ENTER, bind_enter, 0},
-    {ZYDIS_MNEMONIC_PUSHA, bind_all, 2},     {ZYDIS_MNEMONIC_PUSHAD, bind_all, 4},
-    {ZYDIS_MNEMONIC_POPA, bind_all, 16 | 2}, {ZYDIS_MNEMONIC_POPAD, bind_all, 16 | 4},
+    {ZYDIS_MNEMONIC_PUSH, bind_push, 0},
+    {ZYDIS_MNEMONIC_POP, bind_pop, 0},
+    {ZYDIS_MNEMONIC_LEAVE, bind_leave, 0},
+    {ZYDIS_MNEMONIC_ENTER, bind_enter, 0},
+    {ZYDIS_MNEMONIC_PUSHA, bind_all, 2},
+    {ZYDIS_MNEMONIC_PUSHAD, bind_all, 4},
+    {ZYDIS_MNEMONIC_POPA, bind_all, 16 | 2},
+    {ZYDIS_MNEMONIC_POPAD, bind_all, 16 | 4},
     {0},
 };
 _Static_assert(ZYDIS_REGISTER_CS - ZYDIS_REGISTER_ES == CPU_CS &&

@@ -1,9 +1,9 @@
 /*
  * op_stack.h: the stack outside the hot 64-bit forms: any stack width, any operand size.
  *
- * The stack pointer has 64, 32 or 16 bits by mode, and wraps there; outside 64-bit mode the stack is
- * reached through SS and its limit. Nothing here changes RSP: a handler computes where it will be,
- * does its accesses, and then calls stack_pointer_set().
+ * The stack pointer has 64, 32 or 16 bits by mode, and wraps there; outside 64-bit mode the stack
+ * is reached through SS and its limit. Nothing here changes RSP: a handler computes where it will
+ * be, does its accesses, and then calls stack_pointer_set().
  */
 #pragma once
 

@@ -143,8 +143,8 @@ static inline bool stride_again(struct soft_vcpu *v, const struct insn *insn)
             return 0;                                                                              \
         uint64_t left = count;                                                                     \
         HOST_STRING("rep ", "movs" suffix, : "+S"(from), "+D"(to), "+c"(left)::"memory", "cc");    \
-        advance(v, insn, CPU_RSI, count * step_of(v, bits / 8));                                   \
-        advance(v, insn, CPU_RDI, count * step_of(v, bits / 8));                                   \
+        advance(v, insn, CPU_RSI, count *step_of(v, bits / 8));                                    \
+        advance(v, insn, CPU_RDI, count *step_of(v, bits / 8));                                    \
         return count;                                                                              \
     }                                                                                              \
     HANDLER(movs_##bits)                                                                           \
@@ -176,9 +176,11 @@ MOVS(64, "q")
         if (!stride(v, insn, CPU_RDI, CPU_ES, bits / 8, true, &count, &to))                        \
             return 0;                                                                              \
         uint64_t left = count;                                                                     \
-        HOST_STRING("rep ", "stos" suffix, : "+D"(to), "+c"(left) : "a"(v->gpr[CPU_RAX]) :         \
-                    "memory", "cc");                                                               \
-        advance(v, insn, CPU_RDI, count * step_of(v, bits / 8));                                   \
+        HOST_STRING("rep ", "stos" suffix,                                                         \
+                    : "+D"(to), "+c"(left)                                                         \
+                    : "a"(v->gpr[CPU_RAX])                                                         \
+                    : "memory", "cc");                                                             \
+        advance(v, insn, CPU_RDI, count *step_of(v, bits / 8));                                    \
         return count;                                                                              \
     }                                                                                              \
     HANDLER(stos_##bits)                                                                           \
@@ -211,10 +213,9 @@ STOS(64, "q")
         if (!stride(v, insn, CPU_RSI, insn->seg, bits / 8, false, &count, &from))                  \
             return 0;                                                                              \
         uint64_t step = step_of(v, bits / 8);                                                      \
-        uint##bits##_t value =                                                                     \
-            *(volatile uint##bits##_t *)((uintptr_t)from + (count - 1) * step);                    \
+        uint##bits##_t value = *(volatile uint##bits##_t *)((uintptr_t)from + (count - 1) * step); \
         REG_SET##bits(v, 0, value);                                                                \
-        advance(v, insn, CPU_RSI, count * step);                                                   \
+        advance(v, insn, CPU_RSI, count *step);                                                    \
         return count;                                                                              \
     }                                                                                              \
     HANDLER(lods_##bits)                                                                           \
@@ -270,11 +271,9 @@ FOR_SIZES(COMPARE)
         scas_one_##bits(v, insn);                                                                  \
         NEXT(v, insn);                                                                             \
     }                                                                                              \
-    HANDLER(repe_scas_##bits)                                                                      \
-    {                                                                                              \
-        REPEAT(scas_equal_stride_##bits(v, insn, count), scas_one_##bits(v, insn), UNEQUAL)        \
-    }                                                                                              \
-    HANDLER(repne_scas_##bits)                                                                     \
+    HANDLER(repe_scas_##bits){REPEAT(scas_equal_stride_##bits(v, insn, count),                     \
+                                     scas_one_##bits(v, insn),                                     \
+                                     UNEQUAL)} HANDLER(repne_scas_##bits)                          \
     {                                                                                              \
         REPEAT(scas_unequal_stride_##bits(v, insn, count), scas_one_##bits(v, insn), EQUAL)        \
     }
@@ -317,11 +316,9 @@ SCAS(64, "q")
         cmps_one_##bits(v, insn);                                                                  \
         NEXT(v, insn);                                                                             \
     }                                                                                              \
-    HANDLER(repe_cmps_##bits)                                                                      \
-    {                                                                                              \
-        REPEAT(cmps_equal_stride_##bits(v, insn, count), cmps_one_##bits(v, insn), UNEQUAL)        \
-    }                                                                                              \
-    HANDLER(repne_cmps_##bits)                                                                     \
+    HANDLER(repe_cmps_##bits){REPEAT(cmps_equal_stride_##bits(v, insn, count),                     \
+                                     cmps_one_##bits(v, insn),                                     \
+                                     UNEQUAL)} HANDLER(repne_cmps_##bits)                          \
     {                                                                                              \
         REPEAT(cmps_unequal_stride_##bits(v, insn, count), cmps_one_##bits(v, insn), EQUAL)        \
     }

@@ -78,51 +78,91 @@ static uint64_t vector_get_64(const struct soft_vcpu *v, unsigned number, unsign
     return value;
 }
 
+/* The slow ways of those below; the size is in aux. */
+static __attribute__((noinline)) uint64_t move_read(struct soft_vcpu *v, const struct insn *insn)
+{
+    unsigned size = (uint16_t)insn->aux;
+    uint64_t linear = native_linear(v, insn, size, false);
+    return size == 4 ? load_32(v, insn, linear, insn->seg) : load_64(v, insn, linear, insn->seg);
+}
+
+static __attribute__((noinline)) void move_load_slow(struct soft_vcpu *v, const struct insn *insn)
+{
+    vector_set_64(v, insn, move_read(v, insn));
+    NEXT(v, insn);
+}
+
 static void move_load_8(struct soft_vcpu *v, const struct insn *insn)
 {
-    vector_set_64(v, insn, load_64(v, insn, insn_linear(v, insn, 8, false), insn->seg));
+    const void *from = native_fast(v, insn, false);
+    uint64_t value;
+    if (unlikely(!from))
+        return move_load_slow(v, insn);
+    memcpy(&value, from, 8);
+    vector_set_64(v, insn, value);
     NEXT(v, insn);
 }
 
 static void move_load_4(struct soft_vcpu *v, const struct insn *insn)
 {
-    vector_set_64(v, insn, load_32(v, insn, insn_linear(v, insn, 4, false), insn->seg));
+    const void *from = native_fast(v, insn, false);
+    uint32_t value;
+    if (unlikely(!from))
+        return move_load_slow(v, insn);
+    memcpy(&value, from, 4);
+    vector_set_64(v, insn, value);
+    NEXT(v, insn);
+}
+
+static __attribute__((noinline)) void move_store_slow(struct soft_vcpu *v, const struct insn *insn,
+                                                      uint64_t value)
+{
+    unsigned size = (uint16_t)insn->aux;
+    uint64_t linear = native_linear(v, insn, size, true);
+    if (size == 4)
+        store_32(v, insn, linear, insn->seg, (uint32_t)value);
+    else
+        store_64(v, insn, linear, insn->seg, value);
     NEXT(v, insn);
 }
 
 static void move_store_8(struct soft_vcpu *v, const struct insn *insn)
 {
-    uint64_t linear = insn_linear(v, insn, 8, true);
-    store_64(v, insn, linear, insn->seg, vector_get_64(v, insn->b, 0));
+    uint64_t value = vector_get_64(v, insn->b, 0);
+    void *to = native_fast(v, insn, true);
+    if (unlikely(!to))
+        return move_store_slow(v, insn, value);
+    memcpy(to, &value, 8);
     NEXT(v, insn);
 }
 
 static void move_store_4(struct soft_vcpu *v, const struct insn *insn)
 {
-    uint64_t linear = insn_linear(v, insn, 4, true);
-    store_32(v, insn, linear, insn->seg, (uint32_t)vector_get_64(v, insn->b, 0));
+    uint64_t value = vector_get_64(v, insn->b, 0);
+    void *to = native_fast(v, insn, true);
+    if (unlikely(!to))
+        return move_store_slow(v, insn, value);
+    memcpy(to, &value, 4);
     NEXT(v, insn);
 }
 
 static void move_load_low(struct soft_vcpu *v, const struct insn *insn)
 {
-    uint64_t value = load_64(v, insn, insn_linear(v, insn, 8, false), insn->seg);
+    uint64_t value = move_read(v, insn);
     memcpy(v->vector[insn->b], &value, 8);
     NEXT(v, insn);
 }
 
 static void move_load_high(struct soft_vcpu *v, const struct insn *insn)
 {
-    uint64_t value = load_64(v, insn, insn_linear(v, insn, 8, false), insn->seg);
+    uint64_t value = move_read(v, insn);
     memcpy(v->vector[insn->b] + 8, &value, 8);
     NEXT(v, insn);
 }
 
 static void move_store_high(struct soft_vcpu *v, const struct insn *insn)
 {
-    uint64_t linear = insn_linear(v, insn, 8, true);
-    store_64(v, insn, linear, insn->seg, vector_get_64(v, insn->b, 8));
-    NEXT(v, insn);
+    return move_store_slow(v, insn, vector_get_64(v, insn->b, 8));
 }
 
 static void move_general_8(struct soft_vcpu *v, const struct insn *insn)
@@ -222,8 +262,7 @@ void vector_move_bind(struct decoder *decoder)
 {
     struct insn *insn = decoder->insn;
     native_bind(decoder);
-    /* Three operands merge; alignment checks are left to the general way. */
-    if (!insn->data || decoder->zydis->operand_count_visible != 2 || (decoder->mode & MODE_AC))
+    if (!insn->data || decoder->zydis->operand_count_visible != 2) /* three operands merge */
         return;
     for (unsigned i = 0; i < ARRAY_LEN(move_forms); i++) {
         if (move_forms[i].kind != decoder->arg)

@@ -60,11 +60,12 @@ static void image_copy_x87(uint8_t *to, const uint8_t *from)
     memcpy(to + AT_STACK, from + AT_STACK, 128);
 }
 
+/* `size` is a multiple of 8. */
 static bool is_zero(const uint8_t *bytes, unsigned size)
 {
-    uint8_t all = 0;
-    for (unsigned i = 0; i < size; i++)
-        all |= bytes[i];
+    uint64_t all = 0;
+    for (unsigned i = 0; i < size; i += 8)
+        all |= le64_read(bytes + i);
     return all == 0;
 }
 

@@ -105,8 +105,7 @@ static void loop(struct soft_vcpu *v)
     while (!v->exit_reason) {
         if (!between(v))
             continue;
-        bool step =
-            atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
+        bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
         struct soft_block *block = block_lookup(v, step);
         v->link = NULL;
         enter_block(v, block);

@@ -290,8 +290,7 @@ struct soft_vcpu {
 
 #define REG8(v, offset)  (*(uint8_t *)((uint8_t *)(v)->gpr + (offset)))
 #define REG16(v, offset) (*(uint16_t *)((uint8_t *)(v)->gpr + (offset)))
-#define REG32(v, offset) (*(uint32_t *)((uint8_t *)(v)->gpr + (offset))) /* read only: see below   \
-                                                                          */
+#define REG32(v, offset) (*(uint32_t *)((uint8_t *)(v)->gpr + (offset))) /* to read only */
 #define REG64(v, offset) (*(uint64_t *)((uint8_t *)(v)->gpr + (offset)))
 
 /* A write of 32 bits clears the upper half. */
@@ -397,13 +396,15 @@ static inline bool tlb_hit(uint64_t tag, uint64_t linear, unsigned size)
     return likely(tag == ((linear + size - 1) & ~(uint64_t)SOFT_PAGE_MASK));
 }
 
+/* Guests access memory at any alignment; each access stays one host access. */
 #define SOFT_DEFINE_ACCESS(bits)                                                                   \
+    typedef uint##bits##_t guest_##bits __attribute__((aligned(1)));                               \
     static inline uint##bits##_t load_##bits(struct soft_vcpu *v, const struct insn *insn,         \
                                              uint64_t linear, unsigned seg)                        \
     {                                                                                              \
         struct soft_tlb_entry *entry = tlb_slot(v, linear);                                        \
         if (tlb_hit(entry->read, linear, bits / 8))                                                \
-            return *(volatile uint##bits##_t *)(linear + entry->addend);                           \
+            return *(volatile guest_##bits *)(linear + entry->addend);                             \
         return (uint##bits##_t)soft_load_slow(v, insn, linear, bits / 8, seg);                     \
     }                                                                                              \
     static inline void store_##bits(struct soft_vcpu *v, const struct insn *insn, uint64_t linear, \
@@ -411,7 +412,7 @@ static inline bool tlb_hit(uint64_t tag, uint64_t linear, unsigned size)
     {                                                                                              \
         struct soft_tlb_entry *entry = tlb_slot(v, linear);                                        \
         if (tlb_hit(entry->write, linear, bits / 8))                                               \
-            *(volatile uint##bits##_t *)(linear + entry->addend) = value;                          \
+            *(volatile guest_##bits *)(linear + entry->addend) = value;                            \
         else                                                                                       \
             soft_store_slow(v, insn, linear, bits / 8, seg, value);                                \
     }
