@@ -113,7 +113,8 @@ bool board_event_next(struct board *board, struct board_event *ret_event);
 
 /* ACPI power button. False when the guest does not listen to it. */
 bool board_power_button(struct board *board);
-/* The terminal behind a console port has this size. */
+/* The terminal behind a console port has this size. Port 0 is the hvc console; named ports count
+ * from 1 in the order of the configuration, here and in events. */
 void board_console_size(struct board *board, unsigned port, uint16_t cols, uint16_t rows);
 
 /* With the machine stopped: waits until what the guest has written to COM1, or to its consoles, is

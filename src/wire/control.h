@@ -8,7 +8,8 @@
  * Events, from the VMM:
  *   READY           the first vCPU is about to execute the guest's first instruction; which engine
  *                   runs it, why, and when that was (CLOCK_MONOTONIC)
- *   CONSOLE_OPENED  the guest opened or closed a console port
+ *   CONSOLE_OPENED  the guest opened or closed a console port: 0 is the hvc console, the named
+ *                   ports of the definition count from 1 in its order
  *   RESET           the guest reset the machine; with on_reset = reboot it starts anew, and READY
  *                   is not sent again
  *   PANICKED        the guest's kernel said so through the panic port
@@ -19,7 +20,8 @@
  *   DEBUG_EXIT      the code that the guest wrote to the isa-debug-exit port, as QEMU counts it:
  *                   (value << 1 | 1) & 0xff
  *   TRIPLE_FAULT    CONTROL_EXIT_FAILED; the text holds the registers
- *   ERROR           CONTROL_EXIT_FAILED; the text is one phrase
+ *   ERROR           CONTROL_EXIT_FAILED; the text is one phrase, and registers on further lines
+ *                   where a vCPU cannot go on
  *
  * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME, QUIT (ends at once, status
  * 0), CONSOLE_SIZE, STATS_ASK. When the socket is closed the owner is gone: the VMM ends at once.

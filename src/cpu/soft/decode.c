@@ -254,7 +254,12 @@ static bool is_hidden(const struct decode_tables *tables, const ZydisDecodedInst
         break;
     default: return true; /* 3DNow!, XOP, EVEX, MVEX */
     }
-    return tables->hidden[zydis->meta.isa_set];
+    switch (zydis->meta.isa_ext) {
+    case ZYDIS_ISA_EXT_KNC: /* VEX forms of Knights Corner alone */
+    case ZYDIS_ISA_EXT_KNCE:
+    case ZYDIS_ISA_EXT_KNCV: return true;
+    default: return tables->hidden[zydis->meta.isa_set];
+    }
 }
 
 static bool surely_ends(const ZydisDecodedInstruction *zydis)
@@ -271,6 +276,31 @@ static bool surely_ends(const ZydisDecodedInstruction *zydis)
     }
 }
 
+/* F3 90 with REX.B is no PAUSE but XCHG R8, RAX: the F3 means nothing. Decodes again with a prefix
+ * that means nothing to the tables either (CS, in 64-bit mode). */
+static ZyanStatus decode_xchg_r8(const ZydisDecoder *zydis, struct decoded *decoded,
+                                 const uint8_t *text)
+{
+    uint8_t copy[ZYDIS_MAX_INSTRUCTION_LENGTH];
+    unsigned length = decoded->zydis.length;
+    memcpy(copy, text, length);
+    for (unsigned i = 0; i < length; i++)
+        if (copy[i] == 0xf3 || copy[i] == 0xf2)
+            copy[i] = 0x2e;
+    return ZydisDecoderDecodeFull(zydis, copy, length, &decoded->zydis, decoded->operands);
+}
+
+static ZyanStatus decode_bytes(const ZydisDecoder *zydis, struct decoded *decoded,
+                               const uint8_t *text, unsigned size)
+{
+    ZyanStatus status =
+        ZydisDecoderDecodeFull(zydis, text, size, &decoded->zydis, decoded->operands);
+    if (ZYAN_SUCCESS(status) && decoded->zydis.mnemonic == ZYDIS_MNEMONIC_PAUSE &&
+        decoded->zydis.raw.rex.B)
+        status = decode_xchg_r8(zydis, decoded, text);
+    return status;
+}
+
 /* Returns how many instructions there are; 0 when the first one is cut off. */
 static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
 {
@@ -283,11 +313,10 @@ static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
         if (at + ZYDIS_MAX_INSTRUCTION_LENGTH > BLOCK_BYTES_MAX)
             return n;
         decoded->undefined = decoded->too_long = false;
-        ZyanStatus status =
-            left == 0 ? ZYDIS_STATUS_NO_MORE_DATA
-                      : ZydisDecoderDecodeFull(zydis, cache->text + at,
-                                               min(left, (unsigned)ZYDIS_MAX_INSTRUCTION_LENGTH),
-                                               &decoded->zydis, decoded->operands);
+        ZyanStatus status = left == 0
+                                ? ZYDIS_STATUS_NO_MORE_DATA
+                                : decode_bytes(zydis, decoded, cache->text + at,
+                                               min(left, (unsigned)ZYDIS_MAX_INSTRUCTION_LENGTH));
         if (ZYAN_SUCCESS(status)) {
             decoded->undefined = is_hidden(cache->tables, &decoded->zydis, v->mode);
         } else {

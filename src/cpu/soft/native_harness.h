@@ -1,11 +1,11 @@
 /*
  * native_harness.h: for native_test.c and native_forms_test.c. A vCPU over flat memory, the rest of
  * the engine replaced by a few functions, and the means to run one instruction by its handler and
- * on the host (native_host.h) from the same random state.
+ * on the host (host_harness.h) from the same random state.
  */
 #pragma once
 
-#include "cpu/soft/native_host.h"
+#include "cpu/soft/host_harness.h"
 #include "cpu/soft/native_stub.h"
 
 enum { MODE_TEST = MODE_64 | MODE_PROTECTED | MODE_LONG | MODE_SSE | MODE_AVX | 3 };

@@ -100,20 +100,40 @@ FOR_SIZES(XADD)
         if (value != expected)                                                                     \
             REG_SET##bits(v, 0, value);                                                            \
         NEXT(v, insn);                                                                             \
-    }                                                                                              \
-    HANDLER(cmpxchg_r_##bits)                                                                      \
-    {                                                                                              \
-        uint##bits##_t expected = REG##bits(v, 0), value = REG##bits(v, insn->a);                  \
-        compare_##bits(v, expected, value);                                                        \
-        if (value == expected) {                                                                   \
-            REG_SET##bits(v, insn->a, REG##bits(v, insn->b));                                      \
-        } else {                                                                                   \
-            REG_SET##bits(v, insn->a, value);                                                      \
-            REG_SET##bits(v, 0, value);                                                            \
-        }                                                                                          \
-        NEXT(v, insn);                                                                             \
     }
 FOR_SIZES(CMPXCHG)
+
+/* Between registers: the host's own, since processors differ in what a failed one does to the upper
+ * half of a 32-bit destination. */
+#define CMPXCHG_REGISTERS(bits, modifier)                                                          \
+    HANDLER(cmpxchg_r_##bits)                                                                      \
+    {                                                                                              \
+        uint64_t accumulator, value = REG64(v, insn->a), flags = v->gpr[CPU_RAX];                  \
+        uint64_t other = REG64(v, insn->b);                                                        \
+        asm("cmpxchg %" modifier "[other], %" modifier                                             \
+            "[value]\n\tmov %%rax, %[accumulator]" FLAGS_OUT                                       \
+            : [value] "+&r"(value), [accumulator] "=&r"(accumulator), "+&a"(flags)                 \
+            : [other] "r"(other)                                                                   \
+            : "cc");                                                                               \
+        v->gpr[CPU_RAX] = accumulator;                                                             \
+        REG64(v, insn->a) = value; /* last: a destination of RAX always becomes the source */      \
+        v->flags = (uint16_t)flags;                                                                \
+        NEXT(v, insn);                                                                             \
+    }
+CMPXCHG_REGISTERS(16, "w")
+CMPXCHG_REGISTERS(32, "k")
+CMPXCHG_REGISTERS(64, "q")
+
+HANDLER(cmpxchg_r_8)
+{
+    uint8_t expected = REG8(v, 0), value = REG8(v, insn->a);
+    compare_8(v, expected, value);
+    if (value == expected)
+        REG8(v, insn->a) = REG8(v, insn->b);
+    else
+        REG8(v, 0) = value;
+    NEXT(v, insn);
+}
 
 /* ---- CMPXCHG8B, CMPXCHG16B: only ZF changes ---- */
 

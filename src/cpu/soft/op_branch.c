@@ -132,11 +132,19 @@ HANDLER(jmp_indirect_any)
 
 /* ---- CALL and RET ---- */
 
+/* A call to nowhere: a fault of its push comes first, but nothing is pushed. */
+static _Noreturn void bad_call(struct soft_vcpu *v, const struct insn *insn, uint64_t sp,
+                               unsigned size)
+{
+    soft_probe_write(v, insn, sp, size, CPU_SS);
+    soft_raise_error(v, insn, VECTOR_GP, 0);
+}
+
 MEMORY_HANDLER(call_direct_64)
 {
     uint64_t sp = v->gpr[CPU_RSP] - 8;
     if (unlikely(!canonical(v->gpr[SOFT_RIP] + insn->imm)))
-        soft_raise_error(v, insn, VECTOR_GP, 0);
+        bad_call(v, insn, sp, 8);
     STORE_SEG(64, sp, CPU_SS, insn_next(v, insn));
     v->gpr[CPU_RSP] = sp;
     return block_branch(v, insn);
@@ -146,7 +154,7 @@ MEMORY_HANDLER(call_r_64)
 {
     uint64_t target = REG64(v, insn->a), sp = v->gpr[CPU_RSP] - 8;
     if (unlikely(!canonical(target)))
-        soft_raise_error(v, insn, VECTOR_GP, 0);
+        bad_call(v, insn, sp, 8);
     STORE_SEG(64, sp, CPU_SS, insn_next(v, insn));
     v->gpr[CPU_RSP] = sp;
     v->gpr[SOFT_RIP] = target;
@@ -158,7 +166,7 @@ MEMORY_HANDLER(call_m_64)
     uint64_t target = LOAD(64, LINEAR(ADDRESS_ANY, 8, false));
     uint64_t sp = v->gpr[CPU_RSP] - 8;
     if (unlikely(!canonical(target)))
-        soft_raise_error(v, insn, VECTOR_GP, 0);
+        bad_call(v, insn, sp, 8);
     STORE_SEG(64, sp, CPU_SS, insn_next(v, insn));
     v->gpr[CPU_RSP] = sp;
     v->gpr[SOFT_RIP] = target;
@@ -168,6 +176,7 @@ MEMORY_HANDLER(call_m_64)
 static void call_to(struct soft_vcpu *v, const struct insn *insn, uint64_t target)
 {
     uint64_t sp = v->gpr[CPU_RSP] - insn->size;
+    soft_probe_write(v, insn, stack_linear(v, insn, sp, insn->size, true), insn->size, CPU_SS);
     target = branch_target(v, insn, target, insn->size);
     stack_store(v, insn, sp, insn->size, insn_next(v, insn));
     stack_pointer_set(v, sp);
@@ -242,6 +251,13 @@ static void bind_loop(struct decoder *decoder)
                   : decoder->zydis->address_width == 32 ? UINT32_MAX
                                                         : UINT16_MAX;
     insn->aux = decoder->arg;
+    /* A REP prefix says which of the two it is, whatever the opcode. */
+    if (decoder->arg == LOOPE || decoder->arg == LOOPNE) {
+        if (insn->flags & INSN_REP)
+            insn->aux = LOOPE;
+        else if (insn->flags & INSN_REPNE)
+            insn->aux = LOOPNE;
+    }
     insn->run = loop_any;
     decoder->ends_block = true;
 }

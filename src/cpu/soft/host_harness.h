@@ -1,5 +1,5 @@
 /*
- * native_host.h: for native_test.c. Runs one instruction, as it is, on the host CPU: all registers
+ * host_harness.h: for native_test.c. Runs one instruction, as it is, on the host CPU: all registers
  * loaded from a struct, all stored back, faults caught. The reference that stubs are compared with.
  */
 #pragma once

@@ -1,4 +1,4 @@
-#include "cpu/soft/native_host.h"
+#include "cpu/soft/host_harness.h"
 
 #include <assert.h>
 #include <signal.h>
