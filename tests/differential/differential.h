@@ -39,6 +39,7 @@ struct test {
     unsigned length, insns;
     uint64_t memory_seed;
     uint32_t undefined_flags; /* RFLAGS bits nobody can promise after this test */
+    uint32_t undefined_ever;  /* nor where an exception ended it midway */
     struct registers in;
     ZydisMnemonic mnemonic; /* of the last instruction, for the report */
 };

@@ -506,7 +506,7 @@ static void fill(struct insn *insn, const struct decoded *decoded, uint32_t mode
         }
 }
 
-static void bind_one(struct soft_vcpu *v, struct decoder *decoder, const struct decoded *decoded)
+static void bind_one(struct soft_vcpu *v, struct decoder *decoder, struct decoded *decoded)
 {
     const struct decode_tables *tables = v->cache->tables;
     struct insn *insn = decoder->insn;
@@ -524,6 +524,7 @@ static void bind_one(struct soft_vcpu *v, struct decoder *decoder, const struct 
         }
     }
     if (!insn->run) {
+        decoded->undefined = !decoded->too_long;
         insn->run = decoded->too_long ? op_privileged : op_undefined;
         decoder->ends_block = true;
     }
@@ -541,9 +542,12 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
         flags_backward(cache->tables, cache->decoded, count);
         for (unsigned i = 0; i < count; i++) {
             decoder.insn = &cache->insns[i];
-            bind_one(v, &decoder, &cache->decoded[i]);
-            if ((decoder.ends_block || decoder.alone) && i + 1 < count) {
-                again = !is_barrier(cache->tables, &cache->decoded[i]);
+            struct decoded *decoded = &cache->decoded[i];
+            bool barrier = is_barrier(cache->tables, decoded);
+            bind_one(v, &decoder, decoded);
+            if (decoded->undefined || decoder.ends_block || decoder.alone) {
+                /* What it would have written counts for nothing; nor does what follows. */
+                again = !barrier && (decoded->undefined || i + 1 < count);
                 count = i + 1;
             }
         }

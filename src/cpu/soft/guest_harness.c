@@ -104,6 +104,24 @@ static void apic_init(void *opaque, unsigned vcpu)
 
 /* ---- machines ---- */
 
+/* AMD's own leaf, as far as these tests need it. */
+static void set_auto_ibrs(struct cpuid *cpuid, bool there)
+{
+    struct cpuid_leaf *found = NULL;
+    for (unsigned i = 0; i < cpuid->count; i++) {
+        if (cpuid->leaves[i].leaf == 0x80000021)
+            found = &cpuid->leaves[i];
+        if (cpuid->leaves[i].leaf == 0x80000000)
+            cpuid->leaves[i].eax = there ? 0x80000021 : 0x80000008;
+    }
+    if (!found) {
+        assert_true(cpuid->count < CPUID_LEAVES_MAX);
+        found = &cpuid->leaves[cpuid->count++];
+        *found = (struct cpuid_leaf){.leaf = 0x80000021};
+    }
+    found->eax = there ? 1 << 8 : 0;
+}
+
 void guest_cpuid(struct cpuid *ret_cpuid, bool amd)
 {
     cpuid_model(ret_cpuid, CPUID_SOFT, NULL, 1, 2000000);
@@ -118,7 +136,10 @@ void guest_cpuid(struct cpuid *ret_cpuid, bool amd)
             leaf->edx |= 1u << 26 | 1u << 29;
         if (leaf->leaf == 0x80000008) /* the same physical width on every host */
             leaf->eax = 48 << 8 | 40;
+        if (leaf->leaf == 7 && leaf->subleaf == 0 && amd)
+            leaf->edx &= ~(1u << 26 | 1u << 29);
     }
+    set_auto_ibrs(ret_cpuid, amd);
 }
 
 static void begin(struct guest *guest, const struct cpuid *cpuid, bool with_apic)

@@ -123,94 +123,71 @@ FOR_WIDE_SIZES(PRODUCT_ALL)
 
 /* ---- division: checked first, so that the host never faults ---- */
 
-static _Noreturn void divide_error(struct soft_vcpu *v, const struct insn *insn)
-{
-    soft_raise(v, insn, VECTOR_DE);
-}
+/* Would dividend / divisor leave `bits` bits? Zero divides nothing. */
+#define DIVIDE_CHECK(bits, wide)                                                                   \
+    static inline bool divides_##bits(uint##wide##_t dividend, uint##bits##_t divisor,             \
+                                      bool is_signed)                                              \
+    {                                                                                              \
+        if (!is_signed)                                                                            \
+            return (uint##bits##_t)(dividend >> bits) < divisor;                                   \
+        bool negative = dividend >> (wide - 1), by_negative = divisor >> (bits - 1);               \
+        uint##wide##_t size = negative ? -dividend : dividend;                                     \
+        uint##wide##_t by = by_negative ? (uint##bits##_t) - divisor : divisor;                    \
+        return size < (by << (bits - 1)) + (negative != by_negative ? by : 0);                     \
+    }
+typedef unsigned __int128 uint128_t;
+DIVIDE_CHECK(8, 16)
+DIVIDE_CHECK(16, 32)
+DIVIDE_CHECK(32, 64)
+DIVIDE_CHECK(64, 128)
 
 static void divide_8(struct soft_vcpu *v, const struct insn *insn, uint8_t divisor, bool is_signed)
 {
-    uint16_t dividend = REG16(v, 0), quotient, remainder;
-    if (divisor == 0)
-        divide_error(v, insn);
-    if (is_signed) {
-        int whole = (int16_t)dividend / (int8_t)divisor;
-        if (whole != (int8_t)whole)
-            divide_error(v, insn);
-        quotient = (uint8_t)whole;
-        remainder = (uint8_t)((int16_t)dividend % (int8_t)divisor);
-    } else {
-        if (dividend / divisor > UINT8_MAX)
-            divide_error(v, insn);
-        quotient = dividend / divisor;
-        remainder = dividend % divisor;
-    }
-    REG16(v, 0) = (uint16_t)(quotient | remainder << 8);
+    uint16_t result, dividend = REG16(v, 0);
+    uint32_t ax = v->flags;
+    if (!divides_8(dividend, divisor, is_signed))
+        soft_raise(v, insn, VECTOR_DE);
+    if (is_signed)
+        asm(FLAGS_IN "movw %[dividend], %%ax\n\tidivb %[divisor]\n\tmovw %%ax, %[result]" FLAGS_OUT
+            : "+&a"(ax), [result] "=&r"(result)
+            : [dividend] "r"(dividend), [divisor] "r"(divisor)
+            : "cc");
+    else
+        asm(FLAGS_IN "movw %[dividend], %%ax\n\tdivb %[divisor]\n\tmovw %%ax, %[result]" FLAGS_OUT
+            : "+&a"(ax), [result] "=&r"(result)
+            : [dividend] "r"(dividend), [divisor] "r"(divisor)
+            : "cc");
+    REG16(v, 0) = result;
+    v->flags = (uint16_t)ax;
 }
 
-#define DIVIDE(bits, wide)                                                                         \
+#define DIVIDE(bits, wide, suffix, accumulator)                                                    \
     static void divide_##bits(struct soft_vcpu *v, const struct insn *insn,                        \
                               uint##bits##_t divisor, bool is_signed)                              \
     {                                                                                              \
-        uint##wide##_t dividend =                                                                  \
-            (uint##wide##_t)REG##bits(v, CPU_RDX * 8) << bits | REG##bits(v, 0);                   \
-        if (divisor == 0)                                                                          \
-            divide_error(v, insn);                                                                 \
-        if (is_signed) {                                                                           \
-            int##bits##_t by = (int##bits##_t)divisor;                                             \
-            if (by == -1) { /* the one division that overflows in C */                             \
-                uint##wide##_t negated = -dividend;                                                \
-                if ((int##wide##_t)negated != (int##bits##_t)negated)                              \
-                    divide_error(v, insn);                                                         \
-                REG_SET##bits(v, 0, negated);                                                      \
-                REG_SET##bits(v, CPU_RDX * 8, 0);                                                  \
-                return;                                                                            \
-            }                                                                                      \
-            int##wide##_t quotient = (int##wide##_t)dividend / by;                                 \
-            if (quotient != (int##bits##_t)quotient)                                               \
-                divide_error(v, insn);                                                             \
-            REG_SET##bits(v, 0, (uint##bits##_t)quotient);                                         \
-            REG_SET##bits(v, CPU_RDX * 8, (uint##bits##_t)((int##wide##_t)dividend % by));         \
-        } else {                                                                                   \
-            uint##wide##_t quotient = dividend / divisor;                                          \
-            if (quotient >> bits)                                                                  \
-                divide_error(v, insn);                                                             \
-            REG_SET##bits(v, 0, (uint##bits##_t)quotient);                                         \
-            REG_SET##bits(v, CPU_RDX * 8, (uint##bits##_t)(dividend % divisor));                   \
-        }                                                                                          \
+        uint64_t ax = v->flags;                                                                    \
+        uint##bits##_t low = REG##bits(v, 0), high = REG##bits(v, CPU_RDX * 8), quotient;          \
+        if (!divides_##bits((uint##wide##_t)high << bits | low, divisor, is_signed))               \
+            soft_raise(v, insn, VECTOR_DE);                                                        \
+        if (is_signed)                                                                             \
+            asm(FLAGS_IN "mov %[low], %%" accumulator "\n\tidiv" suffix                            \
+                         " %[divisor]\n\tmov %%" accumulator ", %[quotient]" FLAGS_OUT             \
+                : "+&a"(ax), [quotient] "=&r"(quotient), "+&d"(high)                               \
+                : [low] "r"(low), [divisor] "r"(divisor)                                           \
+                : "cc");                                                                           \
+        else                                                                                       \
+            asm(FLAGS_IN "mov %[low], %%" accumulator "\n\tdiv" suffix                             \
+                         " %[divisor]\n\tmov %%" accumulator ", %[quotient]" FLAGS_OUT             \
+                : "+&a"(ax), [quotient] "=&r"(quotient), "+&d"(high)                               \
+                : [low] "r"(low), [divisor] "r"(divisor)                                           \
+                : "cc");                                                                           \
+        REG_SET##bits(v, 0, quotient);                                                             \
+        REG_SET##bits(v, CPU_RDX * 8, high);                                                       \
+        v->flags = (uint16_t)ax;                                                                   \
     }
-DIVIDE(16, 32)
-DIVIDE(32, 64)
-
-/* 128 by 64 bits on the host's divider; the quotient is known to fit. */
-static uint64_t divide_fitting(uint64_t high, uint64_t low, uint64_t divisor,
-                               uint64_t *ret_remainder)
-{
-    asm("divq %[divisor]" : "+a"(low), "+d"(high) : [divisor] "r"(divisor) : "cc");
-    *ret_remainder = high;
-    return low;
-}
-
-static void divide_64(struct soft_vcpu *v, const struct insn *insn, uint64_t divisor,
-                      bool is_signed)
-{
-    unsigned __int128 dividend = (unsigned __int128)v->gpr[CPU_RDX] << 64 | v->gpr[CPU_RAX];
-    bool negative = is_signed && v->gpr[CPU_RDX] >> 63;
-    bool by_negative = is_signed && divisor >> 63;
-    if (negative)
-        dividend = -dividend;
-    if (by_negative)
-        divisor = -divisor;
-    if (divisor <= (uint64_t)(dividend >> 64)) /* zero, too */
-        divide_error(v, insn);
-    uint64_t remainder;
-    uint64_t quotient =
-        divide_fitting((uint64_t)(dividend >> 64), (uint64_t)dividend, divisor, &remainder);
-    if (is_signed && quotient > INT64_MAX + (uint64_t)(negative != by_negative))
-        divide_error(v, insn);
-    v->gpr[CPU_RAX] = negative != by_negative ? -quotient : quotient;
-    v->gpr[CPU_RDX] = negative ? -remainder : remainder;
-}
+DIVIDE(16, 32, "w", "ax")
+DIVIDE(32, 64, "l", "eax")
+DIVIDE(64, 128, "q", "rax")
 
 #define DIVIDE_FORMS(bits)                                                                         \
     HANDLER(div_r_##bits)                                                                          \

@@ -150,8 +150,8 @@ HANDLER(leave_any)
     NEXT(v, insn);
 }
 
-/* ENTER: aux = nesting level, imm = bytes. Intel's probes the new top of the stack at the end (SDM
- * vol. 2), AMD's does not. */
+/* ENTER: aux = nesting level, imm = bytes. SDM vol. 2: the last push is followed by a probe of the
+ * new top of the stack. */
 HANDLER(enter)
 {
     unsigned size = insn->size, level = insn->aux;
@@ -169,8 +169,7 @@ HANDLER(enter)
         stack_store(v, insn, sp, size, frame);
     }
     sp -= insn->imm;
-    if (!v->system.amd)
-        soft_probe_write(v, insn, stack_linear(v, insn, sp, size, true), size, CPU_SS);
+    soft_probe_write(v, insn, stack_linear(v, insn, sp, size, true), size, CPU_SS);
     stack_pointer_set(v, sp);
     if (size == 8)
         v->gpr[CPU_RBP] = frame & mask;
