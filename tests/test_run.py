@@ -349,6 +349,7 @@ def test_ctrl_c_and_window_size_in_a_shell(terminal):
     console.expect(b"lodge:~# ")
     console.type(b"stty size\r")
     console.expect(b"22 66\r\n")
+    console.expect(b"lodge:~# ")
     console.type(b"\x04")  # end of file: the status of the last command
     assert console.process.wait(timeout=60) == 0
     assert console.restored()

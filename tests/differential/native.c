@@ -30,10 +30,13 @@ static struct batch {
     struct outcome *outcomes;
 } * batch;
 
+/* The code page is not writable where the test runs, as in the guest. */
+static uint8_t *code_alias;
+
 static void load(ucontext_t *context, const struct test *test)
 {
-    memset((void *)CODE_AT, 0xcc, 4096);
-    memcpy((void *)test->in.rip, test->code, test->length);
+    memset(code_alias, 0xcc, 4096);
+    memcpy(code_alias + (test->in.rip - CODE_AT), test->code, test->length);
     window_fill(test->memory_seed, (void *)WINDOW_AT, WINDOW_WRITABLE);
     for (int i = 0; i < 16; i++)
         context->uc_mcontext.gregs[greg_of[i]] = (greg_t)test->in.gpr[i];
@@ -91,8 +94,11 @@ static void child(void)
     const int signals[] = {SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGALRM};
     for (unsigned i = 0; i < sizeof signals / sizeof *signals; i++)
         sigaction(signals[i], &action, NULL);
-    if (mmap((void *)CODE_AT, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED ||
+    int fd = memfd_create("code", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, 4096) < 0 ||
+        (code_alias = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) == MAP_FAILED ||
+        mmap((void *)CODE_AT, 4096, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED_NOREPLACE, fd,
+             0) == MAP_FAILED ||
         mmap((void *)WINDOW_AT, WINDOW_SIZE, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED) {
         perror("map the test window");

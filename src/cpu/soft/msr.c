@@ -33,6 +33,7 @@ enum {
 #define MSR_AMD_HWCR        UINT32_C(0xc0010015)
 #define MSR_AMD_TOP_MEM     UINT32_C(0xc001001a)
 #define MSR_AMD_TOP_MEM2    UINT32_C(0xc001001d)
+#define MSR_AMD_NB_CFG      UINT32_C(0xc001001f)
 #define MSR_AMD_INT_PENDING UINT32_C(0xc0010055)
 #define MSR_AMD_MMIO_CONFIG UINT32_C(0xc0010058)
 #define MSR_AMD_TSEG_BASE   UINT32_C(0xc0010112)
@@ -42,7 +43,9 @@ enum {
 #define MSR_AMD_IC_CFG      UINT32_C(0xc0011021)
 #define MSR_AMD_DC_CFG      UINT32_C(0xc0011022)
 #define MSR_AMD_DE_CFG      UINT32_C(0xc0011029)
+#define MSR_AMD_TW_CFG      UINT32_C(0xc0011023)
 #define MSR_AMD_BU_CFG2     UINT32_C(0xc001102a)
+#define MSR_AMD_EX_CFG      UINT32_C(0xc001102c)
 
 #define HWCR_TSC_FREQ_SEL  (UINT64_C(1) << 24)
 #define DE_CFG_LFENCE      (UINT64_C(1) << 1)
@@ -153,6 +156,7 @@ static bool constant_read(const struct soft_vcpu *v, uint32_t index, uint64_t *r
     case MSR_AMD_SYSCFG:
     case MSR_AMD_TOP_MEM:
     case MSR_AMD_TOP_MEM2:
+    case MSR_AMD_NB_CFG:
     case MSR_AMD_INT_PENDING:
     case MSR_AMD_MMIO_CONFIG:
     case MSR_AMD_TSEG_BASE:
@@ -161,6 +165,8 @@ static bool constant_read(const struct soft_vcpu *v, uint32_t index, uint64_t *r
     case MSR_AMD_LS_CFG:
     case MSR_AMD_IC_CFG:
     case MSR_AMD_DC_CFG:
+    case MSR_AMD_TW_CFG:
+    case MSR_AMD_EX_CFG:
     case MSR_AMD_BU_CFG2: break;
     default: return false;
     }
@@ -253,12 +259,15 @@ static bool constant_write(struct soft_vcpu *v, uint32_t index, uint64_t value)
     case MSR_AMD_SYSCFG:
     case MSR_AMD_TOP_MEM:
     case MSR_AMD_TOP_MEM2:
+    case MSR_AMD_NB_CFG:
     case MSR_AMD_INT_PENDING:
     case MSR_AMD_MMIO_CONFIG:
     case MSR_AMD_LS_CFG:
     case MSR_AMD_IC_CFG:
     case MSR_AMD_DC_CFG:
     case MSR_AMD_DE_CFG:
+    case MSR_AMD_TW_CFG:
+    case MSR_AMD_EX_CFG:
     case MSR_AMD_BU_CFG2: return v->system.amd; /* errata that this processor does not have */
     default: return false;
     }

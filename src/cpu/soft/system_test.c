@@ -416,6 +416,7 @@ static void intel_and_amd_have_their_own(void **state)
         {0xc0011029, false, true, 2},
         {0xc0010010, false, true, 0},
         {0xc001001d, false, true, 0},
+        {0xc001001f, false, true, 0},
         {0xc0010114, false, true, 0},
         {0x49, false, false, 0}, /* write-only */
         {0x10b, false, false, 0},
