@@ -134,7 +134,7 @@ def test_the_guest_is_as_asked(run):
 
 
 def test_memory_and_cpus_are_what_was_asked(run):
-    result = run("sh", "-c", "nproc; grep MemTotal /proc/meminfo; dmesg -l warn,err,crit,alert",
+    result = run("sh", "-c", "nproc; grep MemTotal /proc/meminfo; dmesg -r | grep '^<[0-4]>'",
                  options=["--memory", "256M", "--cpus", "2"])
     cpus, memory, *warnings = result.stdout.decode().splitlines()
     assert cpus == "2"
@@ -229,6 +229,14 @@ def test_a_panic_is_told_with_the_guest_s_last_words(run):
     lines = result.stderr.decode().splitlines()
     assert lines[0] == "lodge: the guest's kernel panicked: sysrq triggered crash"
     assert all(line.startswith("lodge: guest: ") for line in lines[1:]) and len(lines) > 3
+
+
+def test_a_triple_fault_is_told_with_registers(run):
+    result = run("sh", "-c", "echo b >/proc/sysrq-trigger", options=["--append", "reboot=t"])
+    assert result.returncode == 125
+    lines = result.stderr.decode().splitlines()
+    assert lines[0].startswith("lodge: the guest died: ") and "triple fault" in lines[0]
+    assert any(line.startswith("rip ") for line in lines[1:4])
 
 
 def test_power_off_before_the_command_ended(run):

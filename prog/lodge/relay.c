@@ -119,7 +119,10 @@ static void fail(struct relay *relay, const char *what, const char *detail)
 {
     if (relay->over)
         return;
-    say(relay, "%s%s%s", what, *detail ? ": " : "", detail);
+    int length = (int)strlen(detail);
+    while (length > 0 && detail[length - 1] == '\n')
+        length--;
+    say(relay, "%s%s%.*s", what, length ? ": " : "", length, detail);
     show_guest(relay);
     end(relay, RELAY_FAILED);
 }
@@ -345,7 +348,7 @@ static void take_event(struct relay *relay, const struct control_message *event)
     else if (event->type == CONTROL_POWER_OFF)
         guest_powered_off(relay);
     else if (event->type == CONTROL_TRIPLE_FAULT)
-        fail(relay, "the guest died of a triple fault", event->text);
+        fail(relay, "the guest died", event->text);
     else if (event->type == CONTROL_ERROR)
         fail(relay, "cannot run the guest", event->text);
     else

@@ -198,7 +198,7 @@ int load_elf_place(const struct load_source *file, const struct load_elf *elf, s
                            "the kernel needs memory at 0x%" PRIx64 "..0x%" PRIx64
                            ", where the guest has none: give it more (--memory)",
                            segment->start, segment->start + segment->size);
-        int r = load_source_read_sparse(file, segment->offset, to, segment->file_size, err);
+        int r = load_source_place(file, segment->offset, to, segment->file_size, err);
         if (r < 0)
             return r;
         mem_written(mem, segment->start, segment->file_size);

@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "board/load_source.h"
 #include "board/load_unpack.h"
 
 #include <elf.h>
@@ -660,6 +661,41 @@ static void unpack_writes_the_elf_image(void **state)
     assert_memory_equal(back, elf, ELF_SIZE);
 }
 
+/* A file that nobody may write to is mapped: the guest sees the file's bytes at any offset, its own
+ * writes stay its own, and what was not asked for is not there. */
+static void a_read_only_file_is_mapped(void **state)
+{
+    (void)state;
+    enum { SIZE = 400000, AT = 3000, LENGTH = 300000 };
+    _cleanup_free_ uint8_t *bytes = malloc(SIZE);
+    for (unsigned i = 0; i < SIZE; i++)
+        bytes[i] = (uint8_t)(i * 7 + i / 4096);
+    _cleanup_fd_ int fd = file_of(bytes, SIZE);
+    struct mem *mem = mem_new();
+    assert_int_equal(mem_add(mem, 0, MIB(1), false, NULL), 0);
+    uint8_t *ram = mem_at(mem, 0, MIB(1), true);
+    for (unsigned mode = 0; mode < 3; mode++) {
+        fchmod(fd, mode == 0 ? 0600 : 0400);
+        /* Congruent to the file's offset, where a mapping is possible, and not. */
+        uint8_t *to = ram + 8192 + (mode == 2 ? 100 : AT);
+        struct load_source source;
+        assert_int_equal(load_source_open(&source, "kernel", fd, NULL), 0);
+        assert_int_equal(load_source_place(&source, AT, to, LENGTH, NULL), 0);
+        assert_memory_equal(to, bytes + AT, LENGTH);
+        assert_int_equal(to[LENGTH], 0);
+        assert_int_equal(to[-1], 0);
+        memset(to, 0xee, LENGTH);
+        _cleanup_free_ uint8_t *back = malloc(SIZE);
+        assert_int_equal(pread(fd, back, SIZE, 0), SIZE);
+        assert_memory_equal(back, bytes, SIZE);
+        memset(ram, 0, MIB(1));
+        struct err err = {0};
+        assert_int_equal(load_source_place(&source, SIZE - 10, to, LENGTH, &err), -ENOEXEC);
+        load_source_free(&source);
+    }
+    mem_free(mem);
+}
+
 /* Zeros in the middle and at the end: the file gets holes and loads to the same bytes. */
 static void holes_are_written_and_skipped(void **state)
 {
@@ -719,6 +755,7 @@ int main(void)
         cmocka_unit_test(what_does_not_fit_is_said_so),
         cmocka_unit_test(segments_may_lie_only_where_ram_is),
         cmocka_unit_test(unpack_writes_the_elf_image),
+        cmocka_unit_test(a_read_only_file_is_mapped),
         cmocka_unit_test(holes_are_written_and_skipped),
     };
     return cmocka_run_group_tests_name("load", tests, NULL, NULL);

@@ -20,7 +20,15 @@ static void own_json(json_t **json)
 }
 #define _cleanup_json_ _cleanup_(own_json)
 
-enum kind { KIND_STRING, KIND_ENGINE, KIND_MEMORY, KIND_CPUS, KIND_FD, KIND_CONSOLES, KIND_ON_RESET };
+enum kind {
+    KIND_STRING,
+    KIND_ENGINE,
+    KIND_MEMORY,
+    KIND_CPUS,
+    KIND_FD,
+    KIND_CONSOLES,
+    KIND_ON_RESET
+};
 
 static const struct field {
     const char *name;

@@ -274,7 +274,8 @@ static int finish_file(struct work *work, int fd, const char *path, json_t *json
 {
     char digest[DIGEST_TEXT_SIZE];
     struct stat status;
-    if (fsync(fd) < 0 || fstat(fd, &status) < 0)
+    /* Read-only from now on: lodge-vmm maps a kernel that nobody may write to (load_source.h). */
+    if (fchmod(fd, 0444) < 0 || fsync(fd) < 0 || fstat(fd, &status) < 0)
         return err_errno(work->err, errno, "'%s'", path);
     int r = digest_file(path, digest, work->err);
     if (r < 0)

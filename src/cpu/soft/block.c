@@ -1,5 +1,6 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/native.h"
+#include "cpu/soft/system.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -466,6 +467,10 @@ static void block_link(struct soft_vcpu *v, struct insn *insn, struct soft_block
 
 void block_unlinked(struct soft_vcpu *v, const struct insn *insn)
 {
+    if (v->mode & MODE_64 && unlikely(!canonical(v->gpr[SOFT_RIP]))) {
+        v->gpr[SOFT_RIP] -= insn->imm; /* back at the branch, whose fault it is */
+        soft_raise_error(v, insn, VECTOR_GP, 0);
+    }
     if (block_attention(v))
         LEAVE;
     uint64_t linear = v->gpr[SOFT_RIP] + v->ea_base[CPU_CS];

@@ -9,7 +9,7 @@
  * A bind function may end the block early (`alone`, `ends_block`). Where pass 2 had looked past
  * that point, passes 2 and 3 run again on the shorter block.
  */
-#include "cpu/soft/block.h"
+#include "cpu/soft/op.h"
 #include "cpu/soft/system.h"
 
 #include <stdlib.h>
@@ -558,6 +558,8 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
     result.count = count;
     result.size = cache->decoded[count - 1].seen;
     unsigned end = cache->decoded[count - 1].end;
+    if (count >= 2 && cache->insns[count - 1].flags & INSN_JCC)
+        alu_fuse(&cache->insns[count - 2], &cache->insns[count - 1]);
     cache->insns[count] = (struct insn){.run = result.alone ? op_stop : op_continue,
                                         .imm = end,
                                         .end = (uint8_t)end,

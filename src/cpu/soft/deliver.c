@@ -113,9 +113,9 @@ static void deliver_long(struct soft_vcpu *v, const struct insn *insn, const str
         soft_raise_error(v, insn, VECTOR_GP, ext);
     descriptor_touch(v, insn, &target->code);
     if (inner)
-        v->segment[CPU_SS] = (struct cpu_segment){
-            .selector = (uint16_t)target->cpl,
-            .attributes = CPU_SEG_UNUSABLE | target->cpl << CPU_SEG_DPL_SHIFT};
+        v->segment[CPU_SS] =
+            (struct cpu_segment){.selector = (uint16_t)target->cpl,
+                                 .attributes = CPU_SEG_UNUSABLE | target->cpl << CPU_SEG_DPL_SHIFT};
     stack_commit(v, &stack);
 }
 

@@ -12,10 +12,11 @@
  * `interrupt_waiting` remembers to ask again once IF is set (event_flags_changed).
  *
  * STI ends its block and leaves shadow = 1 behind. Where nothing waits, nobody looks at it, and it
- * may be stale when somebody does: then an interrupt is one instruction late, which nobody can tell.
- * HLT, which must not sleep through it, clears it. MOV SS (shadow 2) also holds traps back, so it is
- * exact: alone in its block, with ATTENTION_STEP.
+ * may be stale when somebody does: then an interrupt is one instruction late, which nobody can
+ * tell. HLT, which must not sleep through it, clears it. MOV SS (shadow 2) also holds traps back,
+ * so it is exact: alone in its block, with ATTENTION_STEP.
  */
+#include "cpu/soft/block.h"
 #include "cpu/soft/system.h"
 
 #include <stdio.h>
@@ -172,6 +173,7 @@ void soft_deliver_raised(struct soft_vcpu *v)
     if (vector == VECTOR_DB) {
         v->dr6 |= v->raised.payload;
         v->dr7 &= ~(uint64_t)DR7_GD;
+        v->msr[CPU_MSR_DEBUGCTL] &= ~(uint64_t)EVENT_DEBUGCTL_BTF;
     }
     if (v->in_delivery && doubles(v, vector)) {
         if (v->delivering == VECTOR_DF) {
@@ -320,6 +322,19 @@ static bool take_interrupts(struct soft_vcpu *v)
     return true;
 }
 
+/* With DEBUGCTL.BTF only taken branches trap (SDM vol. 3, 17.4.3): those that did not go on behind
+ * the one instruction of the block that was stepped. */
+static bool step_traps(const struct soft_vcpu *v)
+{
+    if (!(v->msr[CPU_MSR_DEBUGCTL] & EVENT_DEBUGCTL_BTF))
+        return true;
+    const struct soft_block *block = v->block;
+    uint64_t length = block ? block->size : 0;
+    if (block && block->flags & BLOCK_STRADDLES)
+        length += block->size2;
+    return v->gpr[SOFT_RIP] != v->system.step_rip + length;
+}
+
 static bool take_traps(struct soft_vcpu *v)
 {
     struct soft_system *s = &v->system;
@@ -341,7 +356,7 @@ static bool take_traps(struct soft_vcpu *v)
         v->rflags &= ~(uint64_t)RFLAG_RF;
         s->resume_passed = false;
     }
-    bool stepped = s->step_armed;
+    bool stepped = s->step_armed && step_traps(v);
     s->step_armed = false;
     if (v->shadow == 2) /* MOV SS holds traps back, SDM vol. 3, 6.8.3 */
         return false;
@@ -369,6 +384,7 @@ static bool begin_instruction(struct soft_vcpu *v)
         }
     }
     s->step_armed = v->rflags & RFLAG_TF;
+    s->step_rip = v->gpr[SOFT_RIP];
     s->shadow_passed = v->shadow != 0;
     s->resume_passed = v->rflags & RFLAG_RF;
     if (s->step_armed || s->shadow_passed || debug_armed(v))

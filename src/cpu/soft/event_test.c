@@ -1,4 +1,5 @@
-/* Exceptions, interrupts, shadows, steps and breakpoints, seen from guests of a few instructions. */
+/* Exceptions, interrupts, shadows, steps and breakpoints, seen from guests of a few instructions.
+ */
 #include "cpu/soft/guest_harness.h"
 
 #include <pthread.h>
@@ -127,7 +128,7 @@ static void page_fault_in_contributory_is_serial_and_the_reverse_doubles(void **
     /* #NP, whose IST stack is not there: #PF, alone. */
     guest_long(&guest, 0);
     *guest_quad(&guest, GUEST_PD + 56 * 8) = 0;
-    *guest_quad(&guest, GUEST_TSS + 36) = 0x7001000;
+    le64_write(guest.ram + GUEST_TSS + 36, 0x7001000);
     guest_set_gate(&guest, VECTOR_NP, SYSTEM_INT, 0, 1, SEL_CODE64);
     assert_int_equal(RUN(code_gp), VECTOR_PF);
     assert_int_equal(guest.state.cr2, 0x7001000 - 8);
@@ -319,9 +320,10 @@ static void popf_that_sets_tf_traps_after_the_next_instruction(void **state)
     assert_int_equal(guest.state.dr6 & (DR6_BS | 15), DR6_BS);
 }
 
-GUEST_CODE(code_iret_tf, 64,
-           "push $0x10; push $0x20000; push $0x102; push $8; push $0x10000+iret_tf_next-code_iret_tf;"
-           "iretq; iret_tf_next: inc %ebx; iret_tf_after: inc %ebx;" GUEST_STOP);
+GUEST_CODE(
+    code_iret_tf, 64,
+    "push $0x10; push $0x20000; push $0x102; push $8; push $0x10000+iret_tf_next-code_iret_tf;"
+    "iretq; iret_tf_next: inc %ebx; iret_tf_after: inc %ebx;" GUEST_STOP);
 
 static void iret_that_sets_tf_traps_after_the_next_instruction(void **state)
 {
@@ -355,9 +357,25 @@ static void a_step_through_rep_traps_each_time(void **state)
     assert_int_equal(guest_stack(&guest, 0), GUEST_CODE_AT + 5);
 }
 
+GUEST_CODE(code_branch, 64,
+           "inc %ebx; inc %ebx; clc; jc 1f; inc %ebx; 1: jmp branch_to; nop; branch_to: inc "
+           "%ebx;" GUEST_STOP);
+
+static void branch_steps_trap_at_taken_branches_only(void **state)
+{
+    guest_long(&guest, 0);
+    guest.state.rflags |= RFLAG_TF;
+    guest.state.msr[CPU_MSR_DEBUGCTL] = 2;
+    assert_int_equal(RUN(code_branch), VECTOR_DB);
+    assert_int_equal(guest_stack(&guest, 0), SYMBOL(code_branch, branch_to));
+    assert_int_equal(guest.state.gpr[CPU_RBX], 3);
+    assert_int_equal(guest.state.msr[CPU_MSR_DEBUGCTL], 0);
+}
+
 /* ---- breakpoints ---- */
 
-GUEST_CODE(code_break, 64, "inc %ebx; break_at: inc %ebx; movl $1, 0x60004; break_after:" GUEST_STOP);
+GUEST_CODE(code_break, 64,
+           "inc %ebx; break_at: inc %ebx; movl $1, 0x60004; break_after:" GUEST_STOP);
 
 static void an_instruction_breakpoint_faults_and_rf_passes_it(void **state)
 {
@@ -509,6 +527,7 @@ int main(void)
         EVENT_TEST(iret_that_sets_tf_traps_after_the_next_instruction),
         EVENT_TEST(syscall_with_masked_tf_does_not_trap),
         EVENT_TEST(a_step_through_rep_traps_each_time),
+        EVENT_TEST(branch_steps_trap_at_taken_branches_only),
         EVENT_TEST(an_instruction_breakpoint_faults_and_rf_passes_it),
         EVENT_TEST(a_data_breakpoint_traps_after_the_store),
         EVENT_TEST(general_detect_faults_and_is_cleared),

@@ -180,8 +180,8 @@ static void iretq_to_user_mode_drops_kernel_segments(void **state)
 {
     guest_long(&guest, 0);
     guest.state.segment[CPU_FS] = guest.state.segment[CPU_DS];
-    push_frame(GUEST_CODE_AT + 2, SEL_USER64, RFLAG_ONE | RFLAG_IOPL | RFLAG_IF,
-               GUEST_USER_STACK, SEL_USER_DATA);
+    push_frame(GUEST_CODE_AT + 2, SEL_USER64, RFLAG_ONE | RFLAG_IOPL | RFLAG_IF, GUEST_USER_STACK,
+               SEL_USER_DATA);
     assert_int_equal(RUN(code_iretq), 0x80);
     assert_int_equal(guest_stack(&guest, 1), SEL_USER64);
     assert_int_equal(guest_stack(&guest, 2), RFLAG_ONE | RFLAG_IOPL | RFLAG_IF);
@@ -209,12 +209,12 @@ static void iretq_refuses_what_it_must(void **state)
         unsigned vector;
         uint32_t error;
     } cases[] = {
-        {GUEST_CODE_AT, SEL_USER64, 0, VECTOR_GP, 0},                 /* null SS at CPL 3 */
-        {GUEST_CODE_AT, 0, SEL_DATA, VECTOR_GP, 0},                   /* null CS */
-        {GUEST_CODE_AT, SEL_DATA, SEL_DATA, VECTOR_GP, SEL_DATA},     /* no code */
-        {GUEST_CODE_AT, 0x1000, SEL_DATA, VECTOR_GP, 0x1000},         /* outside the GDT */
-        {UINT64_C(1) << 47, SEL_CODE64, SEL_DATA, VECTOR_GP, 0},      /* not canonical */
-        {GUEST_CODE_AT, SEL_USER64, SEL_DATA, VECTOR_GP, SEL_DATA},   /* RPL and DPL of SS */
+        {GUEST_CODE_AT, SEL_USER64, 0, VECTOR_GP, 0},               /* null SS at CPL 3 */
+        {GUEST_CODE_AT, 0, SEL_DATA, VECTOR_GP, 0},                 /* null CS */
+        {GUEST_CODE_AT, SEL_DATA, SEL_DATA, VECTOR_GP, SEL_DATA},   /* no code */
+        {GUEST_CODE_AT, 0x1000, SEL_DATA, VECTOR_GP, 0x1000},       /* outside the GDT */
+        {UINT64_C(1) << 47, SEL_CODE64, SEL_DATA, VECTOR_GP, 0},    /* not canonical */
+        {GUEST_CODE_AT, SEL_USER64, SEL_DATA, VECTOR_GP, SEL_DATA}, /* RPL and DPL of SS */
         {GUEST_CODE_AT, SEL_CODE64, SEL_ABSENT, VECTOR_SS, SEL_ABSENT},
         {GUEST_CODE_AT, SEL_CODE64, SEL_READ_ONLY, VECTOR_GP, SEL_READ_ONLY},
     };
@@ -385,12 +385,18 @@ static void limits_hold_outside_64_bit_mode(void **state)
         uint32_t offset;
         bool faults;
     } cases[] = {
-        {SEL_SMALL, 0xffc, false},       {SEL_SMALL, 0xffd, true},
-        {SEL_SMALL, 0xffffffff, true},   {SEL_DOWN, 0xffc, true},
-        {SEL_DOWN, 0xfff, true},         {SEL_DOWN, 0x1000, false},
-        {SEL_DOWN, 0x60000, false},      {SEL_READ_ONLY, 0x60000, true},
-        {SEL_CODE32, 0x60000, true},     {SEL_DATA, 0x60000, false},
-        {0, 0x60000, true},              {SEL_DOWN, 0xfffffffe, true},
+        {SEL_SMALL, 0xffc, false},
+        {SEL_SMALL, 0xffd, true},
+        {SEL_SMALL, 0xffffffff, true},
+        {SEL_DOWN, 0xffc, true},
+        {SEL_DOWN, 0xfff, true},
+        {SEL_DOWN, 0x1000, false},
+        {SEL_DOWN, 0x60000, false},
+        {SEL_READ_ONLY, 0x60000, true},
+        {SEL_CODE32, 0x60000, true},
+        {SEL_DATA, 0x60000, false},
+        {0, 0x60000, true},
+        {SEL_DOWN, 0xfffffffe, true},
     };
     for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
         guest_compat(&guest, 0);
@@ -407,9 +413,10 @@ static void limits_hold_outside_64_bit_mode(void **state)
     }
 }
 
-GUEST_CODE(code_verify, 64,
-           "lar %eax, %ebx; setz %cl; lsl %eax, %edx; setz %ch; verr %ax; setz %sil; verw %ax; setz "
-           "%dil;" GUEST_STOP);
+GUEST_CODE(
+    code_verify, 64,
+    "lar %eax, %ebx; setz %cl; lsl %eax, %edx; setz %ch; verr %ax; setz %sil; verw %ax; setz "
+    "%dil;" GUEST_STOP);
 
 static void lar_lsl_verr_verw_tell_without_faults(void **state)
 {
@@ -435,8 +442,8 @@ static void lar_lsl_verr_verw_tell_without_faults(void **state)
         if ((gpr[CPU_RCX] & 1) != cases[i].lar || (gpr[CPU_RCX] >> 8 & 1) != cases[i].lsl ||
             (gpr[CPU_RSI] & 1) != cases[i].verr || (gpr[CPU_RDI] & 1) != cases[i].verw)
             fail_msg("selector %x: lar %d lsl %d verr %d verw %d", cases[i].selector,
-                     (int)(gpr[CPU_RCX] & 1), (int)(gpr[CPU_RCX] >> 8 & 1),
-                     (int)(gpr[CPU_RSI] & 1), (int)(gpr[CPU_RDI] & 1));
+                     (int)(gpr[CPU_RCX] & 1), (int)(gpr[CPU_RCX] >> 8 & 1), (int)(gpr[CPU_RSI] & 1),
+                     (int)(gpr[CPU_RDI] & 1));
         if (cases[i].lar)
             assert_int_equal(gpr[CPU_RBX] & 0xf0ff00, cases[i].rights);
         if (cases[i].lsl)
@@ -512,22 +519,30 @@ static void a_task_call_switches_and_iret_comes_back(void **state)
     assert_int_equal(guest.state.gpr[CPU_RBX], 7); /* of the old task again */
     assert_int_equal(guest.state.gpr[CPU_RSP], GUEST_STACK);
     assert_int_equal(guest.state.task.selector, SEL_TSS);
-    assert_int_equal(le32_read(guest.ram + TASK_AT + 44), 101); /* saved by IRET */
-    assert_int_equal(le16_read(guest.ram + TASK_AT), SEL_TSS);  /* back link */
+    assert_int_equal(le32_read(guest.ram + TASK_AT + 44), 101);  /* saved by IRET */
+    assert_int_equal(le16_read(guest.ram + TASK_AT), SEL_TSS);   /* back link */
     assert_int_equal(guest.ram[GUEST_GDT + SEL_TASK + 5], 0x89); /* no longer busy */
     assert_true(guest.state.cr0 & CR0_TS);
     assert_int_equal(guest.state.rflags & RFLAG_NT, 0);
 }
 
-GUEST_CODE(code_vm86, 32, "iret; vm86_code: .code16; mov %cs, %ax; mov %ax, %bx; int $0x80; .code32");
+GUEST_CODE(code_vm86, 32,
+           "iret; vm86_code: .code16; mov %cs, %ax; mov %ax, %bx; int $0x80; .code32");
 
 static void iret_enters_vm86_and_an_interrupt_leaves_it(void **state)
 {
     guest_legacy(&guest, 0, true);
     guest_set_gate(&guest, 0x80, SYSTEM_INT, 3, 0, SEL_CODE32);
     uint32_t offset = (uint32_t)OFFSET(code_vm86, vm86_code);
-    const uint32_t frame[] = {offset, GUEST_CODE_AT >> 4, RFLAG_ONE | RFLAG_VM | RFLAG_IOPL,
-                              0x1000, 0x3000, 0x4444, 0x5555, 0x6666, 0x7777};
+    const uint32_t frame[] = {offset,
+                              GUEST_CODE_AT >> 4,
+                              RFLAG_ONE | RFLAG_VM | RFLAG_IOPL,
+                              0x1000,
+                              0x3000,
+                              0x4444,
+                              0x5555,
+                              0x6666,
+                              0x7777};
     memcpy(guest.ram + GUEST_STACK - sizeof frame, frame, sizeof frame);
     guest.state.gpr[CPU_RSP] = GUEST_STACK - sizeof frame;
     assert_int_equal(RUN(code_vm86), 0x80);
@@ -558,7 +573,7 @@ static void a_legacy_call_gate_copies_parameters(void **state)
     guest.ram[GUEST_GDT + 0x48 + 4] = 2;
     memcpy(guest.ram + GUEST_GDT + 0x48 + 2, &(uint16_t){SEL_CODE32}, 2);
     assert_int_equal(RUN(code_gate32), LSTAR_HANDLER);
-    static const uint32_t frame[] = {GUEST_CODE_AT + 17, SEL_USER32, 0x5678, 0x1234,
+    static const uint32_t frame[] = {GUEST_CODE_AT + 17,   SEL_USER32,   0x5678, 0x1234,
                                      GUEST_USER_STACK - 8, SEL_USER_DATA};
     assert_int_equal(guest.state.gpr[CPU_RSP], GUEST_RSP0 - sizeof frame);
     assert_memory_equal(guest.ram + guest.state.gpr[CPU_RSP], frame, sizeof frame);

@@ -7,8 +7,7 @@
 static void note(struct guest *guest, bool write, uint64_t address, unsigned size, uint64_t value)
 {
     if (guest->access_count < ARRAY_LEN(guest->accesses))
-        guest->accesses[guest->access_count++] =
-            (struct guest_access){write, address, size, value};
+        guest->accesses[guest->access_count++] = (struct guest_access){write, address, size, value};
 }
 
 static uint32_t port_read(void *opaque, unsigned vcpu, uint16_t port, unsigned size)
@@ -241,8 +240,8 @@ static void write_gdt(struct guest *guest, bool wide)
     memcpy(guest->ram + GUEST_GDT + (SEL_GATE & ~7u), &gate, sizeof gate);
 }
 
-void guest_set_gate(struct guest *guest, unsigned vector, unsigned type, unsigned dpl,
-                    unsigned ist, uint16_t selector)
+void guest_set_gate(struct guest *guest, unsigned vector, unsigned type, unsigned dpl, unsigned ist,
+                    uint16_t selector)
 {
     bool wide = guest->state.efer & EFER_LMA;
     uint32_t handler = GUEST_HANDLERS + vector * 16;
@@ -377,10 +376,10 @@ void guest_real(struct guest *guest)
     state->cr4 = 0;
     state->idt = (struct cpu_table){.limit = 1023};
     for (unsigned i = 0; i < CPU_SEG_MAX; i++)
-        state->segment[i] = (struct cpu_segment){
-            .limit = 0xffff,
-            .attributes = CPU_SEG_P | CPU_SEG_S | CPU_SEG_WRITE | CPU_SEG_ACCESSED |
-                          (i == CPU_CS ? CPU_SEG_CODE : 0)};
+        state->segment[i] =
+            (struct cpu_segment){.limit = 0xffff,
+                                 .attributes = CPU_SEG_P | CPU_SEG_S | CPU_SEG_WRITE |
+                                               CPU_SEG_ACCESSED | (i == CPU_CS ? CPU_SEG_CODE : 0)};
     state->segment[CPU_CS].selector = GUEST_CODE_AT >> 4;
     state->segment[CPU_CS].base = GUEST_CODE_AT;
     state->rip = 0;
@@ -391,8 +390,7 @@ void guest_real(struct guest *guest)
 
 void guest_load(struct guest *guest, const uint8_t *code, const uint8_t *end)
 {
-    assert_int_equal(
-        mem_write(guest->mem, GUEST_CODE_AT, code, (uint64_t)(end - code)), 0);
+    assert_int_equal(mem_write(guest->mem, GUEST_CODE_AT, code, (uint64_t)(end - code)), 0);
 }
 
 enum engine_exit_reason guest_go(struct guest *guest)

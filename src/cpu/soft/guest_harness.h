@@ -2,8 +2,8 @@
  * guest_harness.h: a machine of one vCPU over plain memory, for the tests of the privileged half.
  *
  * 16 MiB of RAM, identity mapped. guest_long() makes a 64-bit machine: a GDT with a segment of each
- * kind, a TSS with RSP0 and IST1, and an IDT whose gates all lead to a GUEST_STOP of their own, so a
- * test runs a few instructions and then asks where the vCPU stopped: guest_vector() says through
+ * kind, a TSS with RSP0 and IST1, and an IDT whose gates all lead to a GUEST_STOP of their own, so
+ * a test runs a few instructions and then asks where the vCPU stopped: guest_vector() says through
  * which gate. GUEST_CODE assembles a guest with the compiler's own assembler.
  *
  *     GUEST_CODE(code, 64, "sti; nop;" GUEST_STOP);
@@ -128,8 +128,8 @@ bool guest_in_handler(const struct guest *guest);
 unsigned guest_vector(struct guest *guest);
 /* Quadword n of the handler's stack. With an error code, 0 is the error code. */
 uint64_t guest_stack(struct guest *guest, unsigned n);
-void guest_set_gate(struct guest *guest, unsigned vector, unsigned type, unsigned dpl,
-                    unsigned ist, uint16_t selector);
+void guest_set_gate(struct guest *guest, unsigned vector, unsigned type, unsigned dpl, unsigned ist,
+                    uint16_t selector);
 void guest_page(struct guest *guest, unsigned page, uint64_t entry); /* of GUEST_WINDOW */
 uint64_t *guest_quad(struct guest *guest, uint64_t gpa);
 
@@ -138,6 +138,6 @@ static inline struct descriptor_words {
 } guest_descriptor(uint32_t base, uint32_t limit, uint32_t attributes)
 {
     return (struct descriptor_words){base << 16 | (limit & 0xffff),
-                                     (base & 0xff000000) | (base >> 16 & 0xff) |
-                                         (limit & 0xf0000) | attributes << 8};
+                                     (base & 0xff000000) | (base >> 16 & 0xff) | (limit & 0xf0000) |
+                                         attributes << 8};
 }

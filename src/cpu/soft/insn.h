@@ -29,6 +29,7 @@ enum insn_flag {
     INSN_REPNE = 1 << 3,  /* F2 */
     INSN_ALIGN = 1 << 4,  /* the memory operand must be aligned to its size, else #GP */
     INSN_MEMORY = 1 << 5, /* there is a memory operand in base/index/... */
+    INSN_JCC = 1 << 6,    /* Jcc of 64-bit mode, its condition in aux */
 };
 
 struct insn {

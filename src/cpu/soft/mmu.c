@@ -199,8 +199,7 @@ static enum soft_tlb_kind current_kind(const struct soft_vcpu *v)
 static struct place resolve(struct soft_vcpu *v, const struct insn *insn, uint64_t linear,
                             bool write, enum soft_tlb_kind kind)
 {
-    const struct soft_tlb_entry *entry =
-        &v->tlbs[kind][(linear >> MEM_PAGE_SHIFT) % SOFT_TLB_SIZE];
+    const struct soft_tlb_entry *entry = &v->tlbs[kind][(linear >> MEM_PAGE_SHIFT) % SOFT_TLB_SIZE];
     if ((write ? entry->write : entry->read) == (linear & ~(uint64_t)SOFT_PAGE_MASK))
         return (struct place){.gpa = (entry->page & ~(uint64_t)SOFT_PAGE_MASK) |
                                      (linear & SOFT_PAGE_MASK),

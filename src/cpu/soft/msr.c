@@ -300,7 +300,7 @@ static bool slot_write(struct soft_vcpu *v, int slot, uint64_t value)
             return false;
         break;
     case CPU_MSR_DEBUGCTL:
-        if (value) /* neither branch records nor branch steps */
+        if (value & ~(uint64_t)EVENT_DEBUGCTL_BTF) /* there are no branch records */
             return false;
         break;
     case CPU_MSR_PAT:
@@ -353,10 +353,10 @@ struct allowed {
 };
 
 static const struct allowed cr4_rows[] = {
-    {CR4_TSD, 1, 3, 4},      {CR4_DE, 1, 3, 2},       {CR4_PSE, 1, 3, 3},
-    {CR4_PAE, 1, 3, 6},      {CR4_MCE, 1, 3, 7},      {CR4_PGE, 1, 3, 13},
+    {CR4_TSD, 1, 3, 4},      {CR4_DE, 1, 3, 2},          {CR4_PSE, 1, 3, 3},
+    {CR4_PAE, 1, 3, 6},      {CR4_MCE, 1, 3, 7},         {CR4_PGE, 1, 3, 13},
     {CR4_OSFXSR, 1, 3, 24},  {CR4_OSXMMEXCPT, 1, 3, 25}, {CR4_PCIDE, 1, 2, 17},
-    {CR4_OSXSAVE, 1, 2, 26}, {CR4_FSGSBASE, 7, 1, 0}, {CR4_SMEP, 7, 1, 7},
+    {CR4_OSXSAVE, 1, 2, 26}, {CR4_FSGSBASE, 7, 1, 0},    {CR4_SMEP, 7, 1, 7},
     {CR4_SMAP, 7, 1, 20},    {CR4_UMIP, 7, 2, 2},
 };
 

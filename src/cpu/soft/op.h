@@ -86,6 +86,16 @@ COND_NOT(l)
 COND_NOT(le)
 #undef COND_NOT
 
+/* ---- comparison and branch in one (op_fused.c) ---- */
+
+enum fused_op { FUSED_CMP, FUSED_TEST, FUSED_OP_MAX };
+enum fused_form { FUSED_RR, FUSED_RI, FUSED_RB, FUSED_BI, FUSED_FORM_MAX };
+
+/* The handler of both, or NULL. `size` as of size_index(). */
+insn_run *fused_handler(enum fused_op op, enum fused_form form, unsigned size, unsigned condition);
+/* `compare` and the Jcc behind it become a pair where there is a handler for it (op_alu.c). */
+void alu_fuse(struct insn *compare, const struct insn *branch);
+
 /* ---- for bind functions ---- */
 
 static inline unsigned size_index(unsigned bytes)

@@ -301,6 +301,27 @@ static void bind_two(struct decoder *decoder)
     }
 }
 
+void alu_fuse(struct insn *compare, const struct insn *branch)
+{
+    static const unsigned ops[] = {[FUSED_CMP] = CMP, [FUSED_TEST] = TEST};
+    for (unsigned op = 0; op < FUSED_OP_MAX; op++) {
+        const struct two_forms *forms = &with_flags[ops[op]];
+        for (unsigned size = 0; size < 4; size++) {
+            insn_run *const originals[FUSED_FORM_MAX] = {
+                [FUSED_RR] = forms->rr[size],
+                [FUSED_RI] = forms->ri[size],
+                [FUSED_RB] = forms->rb[size],
+                [FUSED_BI] = forms->bi[size],
+            };
+            for (unsigned form = 0; form < FUSED_FORM_MAX; form++) {
+                insn_run *fused = fused_handler(op, form, size, branch->aux);
+                if (fused && compare->run == originals[form])
+                    compare->run = fused;
+            }
+        }
+    }
+}
+
 enum { INC, DEC, NEG, NOT };
 
 struct one_forms {

@@ -28,8 +28,6 @@ static inline uint64_t branch_target(struct soft_vcpu *v, const struct insn *ins
 
 HANDLER(jmp_direct)
 {
-    if (unlikely(!canonical(v->gpr[SOFT_RIP] + insn->imm)))
-        soft_raise_error(v, insn, VECTOR_GP, 0);
     return block_branch(v, insn);
 }
 
@@ -46,7 +44,7 @@ HANDLER(jmp_direct_any)
     HANDLER(jcc_##condition)                                                                       \
     {                                                                                              \
         if (cond_##condition(v->flags))                                                            \
-            return jmp_direct(v, insn);                                                            \
+            return block_branch(v, insn);                                                          \
         return block_branch(v, insn + 1);                                                          \
     }                                                                                              \
     HANDLER(jcc_##condition##_any)                                                                 \
@@ -240,6 +238,10 @@ static void bind_jcc(struct decoder *decoder)
     static insn_run *const forms[16][2] = {FOR_CONDITIONS(JCC_FORMS)};
     bind_target(decoder);
     decoder->insn->run = forms[decoder->arg][!is_64(decoder)];
+    if (is_64(decoder)) {
+        decoder->insn->flags |= INSN_JCC;
+        decoder->insn->aux = decoder->arg;
+    }
     decoder->ends_block = true;
 }
 

@@ -74,8 +74,8 @@ static bool cr4_write(struct soft_vcpu *v, uint64_t value)
         return false;
     if (changed & value & CR4_PCIDE && (!(v->efer & EFER_LMA) || v->cr3 & 0xfff))
         return false;
-    if (changed & (CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP) &&
-        pae_tables(v->cr0, value, v->efer) && !mmu_load_pdptes(v, v->cr3))
+    if (changed & (CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP) && pae_tables(v->cr0, value, v->efer) &&
+        !mmu_load_pdptes(v, v->cr3))
         return false;
     v->cr4 = value;
     if (changed & (CR4_PGE | CR4_PSE | CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PCIDE))
@@ -206,9 +206,7 @@ void op_control_bind(struct decoder *decoder)
     insn->aux = (uint32_t)ZydisRegisterGetId(special);
     decoder->ends_block = write;
     switch (ZydisRegisterGetClass(special)) {
-    case ZYDIS_REGCLASS_CONTROL:
-        insn->run = write ? op_control_write : op_control_read;
-        break;
+    case ZYDIS_REGCLASS_CONTROL: insn->run = write ? op_control_write : op_control_read; break;
     case ZYDIS_REGCLASS_DEBUG:
         if (insn->aux < 8)
             insn->run = write ? op_debug_write : op_debug_read;

@@ -81,8 +81,7 @@ static void open_gate(struct soft_vcpu *v, const struct insn *insn, struct descr
     if (!(d->high & DESC_P))
         soft_raise_error(v, insn, VECTOR_NP, error);
     if (task) {
-        uint16_t selector =
-            type == SYSTEM_TASK_GATE ? (uint16_t)(d->low >> 16) : d->selector;
+        uint16_t selector = type == SYSTEM_TASK_GATE ? (uint16_t)(d->low >> 16) : d->selector;
         task_switch(v, insn, selector, cause, insn_next(v, insn), NULL);
         soft_unwind(v);
     }
@@ -129,9 +128,8 @@ static void call_inner_long(struct soft_vcpu *v, const struct insn *insn,
     push_return(v, insn, &stack);
     segment_check_target(v, insn, code, gate->offset, 0);
     descriptor_touch(v, insn, code);
-    v->segment[CPU_SS] =
-        (struct cpu_segment){.selector = (uint16_t)cpl,
-                             .attributes = CPU_SEG_UNUSABLE | cpl << CPU_SEG_DPL_SHIFT};
+    v->segment[CPU_SS] = (struct cpu_segment){
+        .selector = (uint16_t)cpl, .attributes = CPU_SEG_UNUSABLE | cpl << CPU_SEG_DPL_SHIFT};
     stack_commit(v, &stack);
 }
 

@@ -336,8 +336,7 @@ void cpuid_refresh(struct soft_vcpu *v)
 static void op_cpuid(struct soft_vcpu *v, const struct insn *insn)
 {
     cpuid_refresh(v);
-    struct cpuid_leaf leaf =
-        cpuid_find(&v->cpuid, REG32(v, CPU_RAX * 8), REG32(v, CPU_RCX * 8));
+    struct cpuid_leaf leaf = cpuid_find(&v->cpuid, REG32(v, CPU_RAX * 8), REG32(v, CPU_RCX * 8));
     reg32_write(v, CPU_RAX * 8, leaf.eax);
     reg32_write(v, CPU_RBX * 8, leaf.ebx);
     reg32_write(v, CPU_RCX * 8, leaf.ecx);

@@ -110,8 +110,8 @@ void soft_segment_check(struct soft_vcpu *v, const struct insn *insn, unsigned s
 void segment_check_target(struct soft_vcpu *v, const struct insn *insn, const struct descriptor *d,
                           uint64_t rip, unsigned ext)
 {
-    bool fits = v->efer & EFER_LMA && d->high & DESC_L ? canonical(rip)
-                                                       : rip <= descriptor_limit(d);
+    bool fits =
+        v->efer & EFER_LMA && d->high & DESC_L ? canonical(rip) : rip <= descriptor_limit(d);
     if (!fits)
         soft_raise_error(v, insn, VECTOR_GP, ext);
 }
@@ -141,8 +141,7 @@ static void set_null(struct soft_vcpu *v, unsigned seg, uint16_t selector)
     unsigned cpl = vcpu_cpl(v);
     v->segment[seg] = (struct cpu_segment){
         .selector = selector,
-        .attributes =
-            CPU_SEG_UNUSABLE | (seg == CPU_SS ? cpl << CPU_SEG_DPL_SHIFT : 0),
+        .attributes = CPU_SEG_UNUSABLE | (seg == CPU_SS ? cpl << CPU_SEG_DPL_SHIFT : 0),
     };
 }
 
@@ -211,7 +210,8 @@ void segment_return_code(struct soft_vcpu *v, const struct insn *insn, uint16_t 
     descriptor_fetch(v, insn, selector, VECTOR_GP, 0, ret_code);
     unsigned dpl = descriptor_dpl(ret_code);
     bool conforming = ret_code->high & DESC_DOWN;
-    if (rpl < vcpu_cpl(v) || !descriptor_is_code(ret_code) || (conforming ? dpl > rpl : dpl != rpl) ||
+    if (rpl < vcpu_cpl(v) || !descriptor_is_code(ret_code) ||
+        (conforming ? dpl > rpl : dpl != rpl) ||
         (v->efer & EFER_LMA && (ret_code->high & (DESC_L | DESC_DB)) == (DESC_L | DESC_DB)))
         soft_raise_error(v, insn, VECTOR_GP, error);
     if (!(ret_code->high & DESC_P))
@@ -223,12 +223,10 @@ void segment_return_stack(struct soft_vcpu *v, const struct insn *insn, uint16_t
 {
     if (!(selector & 0xfffc)) {
         /* A null SS is for 64-bit code above CPL 3. */
-        if (!(v->efer & EFER_LMA) || !(code->high & DESC_L) || cpl == 3 ||
-            (selector & 3u) != cpl)
+        if (!(v->efer & EFER_LMA) || !(code->high & DESC_L) || cpl == 3 || (selector & 3u) != cpl)
             soft_raise_error(v, insn, VECTOR_GP, 0);
         *ret_ss = (struct cpu_segment){.selector = selector,
-                                       .attributes =
-                                           CPU_SEG_UNUSABLE | cpl << CPU_SEG_DPL_SHIFT};
+                                       .attributes = CPU_SEG_UNUSABLE | cpl << CPU_SEG_DPL_SHIFT};
         return;
     }
     struct descriptor ss;
@@ -244,8 +242,8 @@ void segment_drop_inner(struct soft_vcpu *v, unsigned cpl)
         struct cpu_segment *segment = &v->segment[data[i]];
         if (segment->attributes & CPU_SEG_UNUSABLE)
             continue;
-        bool conforming = (segment->attributes & (CPU_SEG_CODE | CPU_SEG_DOWN)) ==
-                          (CPU_SEG_CODE | CPU_SEG_DOWN);
+        bool conforming =
+            (segment->attributes & (CPU_SEG_CODE | CPU_SEG_DOWN)) == (CPU_SEG_CODE | CPU_SEG_DOWN);
         if (!conforming && ((segment->attributes >> CPU_SEG_DPL_SHIFT) & 3) < cpl)
             set_null(v, data[i], 0);
     }
@@ -265,8 +263,8 @@ void segment_set_flat(struct soft_vcpu *v, unsigned seg, uint16_t selector, unsi
         attributes |= CPU_SEG_CODE | (long_code ? CPU_SEG_L : CPU_SEG_DB);
     else
         attributes |= CPU_SEG_DB;
-    v->segment[seg] = (struct cpu_segment){
-        .limit = UINT32_MAX, .attributes = attributes, .selector = selector};
+    v->segment[seg] =
+        (struct cpu_segment){.limit = UINT32_MAX, .attributes = attributes, .selector = selector};
 }
 
 /* ---- the mode ---- */

@@ -13,8 +13,8 @@ struct stack stack_current(const struct soft_vcpu *v, unsigned width)
     return stack;
 }
 
-struct stack stack_other(const struct descriptor *d, uint16_t selector, uint64_t sp,
-                         unsigned width, unsigned ext)
+struct stack stack_other(const struct descriptor *d, uint16_t selector, uint64_t sp, unsigned width,
+                         unsigned ext)
 {
     struct stack stack = {.segment = descriptor_segment(d, selector),
                           .sp = sp,
@@ -79,8 +79,7 @@ void stack_from_task(struct soft_vcpu *v, const struct insn *insn, unsigned cpl,
     if (offset + (wide ? 5 : 3) > v->task.limit)
         soft_raise_error(v, insn, VECTOR_TS, (v->task.selector & 0xfffcu) | ext);
     *ret_sp = (uint32_t)soft_system_load(v, insn, v->task.base + offset, wide ? 4 : 2);
-    *ret_selector =
-        (uint16_t)soft_system_load(v, insn, v->task.base + offset + (wide ? 4 : 2), 2);
+    *ret_selector = (uint16_t)soft_system_load(v, insn, v->task.base + offset + (wide ? 4 : 2), 2);
 }
 
 /* SDM vol. 3, figure 7-11: RSP0 at 4, IST1 at 36. */

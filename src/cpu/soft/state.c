@@ -92,8 +92,9 @@ static int check_control(const struct soft_vcpu *v, const struct cpu_state *stat
                        state->cr4 & ~s->cr4_allowed, state->efer & ~s->efer_allowed);
     if (state->cr0 >> 32 || (paging && !(state->cr0 & CR0_PE)) ||
         lma != (paging && state->efer & EFER_LME) || (lma && !(state->cr4 & CR4_PAE)))
-        return err_set(err, -EINVAL, "CPU state is in no mode that exists: cr0 %" PRIx64
-                                     " cr4 %" PRIx64 " efer %" PRIx64,
+        return err_set(err, -EINVAL,
+                       "CPU state is in no mode that exists: cr0 %" PRIx64 " cr4 %" PRIx64
+                       " efer %" PRIx64,
                        state->cr0, state->cr4, state->efer);
     if (state->cr3 & ~s->physical_mask)
         return err_set(err, -EINVAL, "CPU state has cr3 %" PRIx64 ", wider than memory",
@@ -123,8 +124,8 @@ static int check_rest(const struct cpu_state *state, struct err *err)
                            cpu_msr_index[addresses[i]], state->msr[addresses[i]]);
     if (state->pending.exception < -1 || state->pending.exception > 31 ||
         state->pending.interrupt < -1 || state->pending.interrupt > 255)
-        return err_set(err, -EINVAL, "CPU state has pending event %d, %d",
-                       state->pending.exception, state->pending.interrupt);
+        return err_set(err, -EINVAL, "CPU state has pending event %d, %d", state->pending.exception,
+                       state->pending.interrupt);
     return 0;
 }
 
@@ -160,9 +161,9 @@ static void set_pending(struct soft_vcpu *v, const struct cpu_state *state)
     s->exception = (int16_t)(pending->exception + 1);
     s->exception_has_error = pending->exception_has_error;
     s->exception_error = pending->exception_error;
-    s->exception_payload = pending->exception_has_payload     ? pending->exception_payload
+    s->exception_payload = pending->exception_has_payload    ? pending->exception_payload
                            : pending->exception == VECTOR_PF ? state->cr2
-                                                              : 0;
+                                                             : 0;
     s->interrupt = (int16_t)(pending->interrupt + 1);
     s->interrupt_soft = pending->interrupt_soft;
     s->interrupt_waiting = false;
@@ -173,8 +174,7 @@ static void set_pending(struct soft_vcpu *v, const struct cpu_state *state)
     v->in_delivery = false;
     atomic_store(&v->signals, pending->nmi_pending ? EVENT_SIGNAL_NMI : 0);
     v->run_state = state->run_state;
-    atomic_fetch_or(&v->attention,
-                    ATTENTION_INTERRUPT | ATTENTION_SIGNAL | ATTENTION_STEP);
+    atomic_fetch_or(&v->attention, ATTENTION_INTERRUPT | ATTENTION_SIGNAL | ATTENTION_STEP);
 }
 
 static void set_registers(struct soft_vcpu *v, const struct cpu_state *state)

@@ -61,6 +61,8 @@ enum { /* bits of soft_vcpu.signals */
        EVENT_SIGNAL_SIPI_SHIFT = 8,
 };
 
+enum { EVENT_DEBUGCTL_BTF = 1 << 1 }; /* single-step on branches */
+
 enum event_kind {
     EVENT_EXCEPTION, /* faults, aborts, #DB: EXT in nested error codes */
     EVENT_EXTERNAL,  /* interrupts and NMI */
@@ -197,8 +199,7 @@ void segment_return_code(struct soft_vcpu *v, const struct insn *insn, uint16_t 
                          struct descriptor *ret_code);
 /* The new SS for a return to `code` at privilege `cpl`: null only for 64-bit code above CPL 3. */
 void segment_return_stack(struct soft_vcpu *v, const struct insn *insn, uint16_t selector,
-                          const struct descriptor *code, unsigned cpl,
-                          struct cpu_segment *ret_ss);
+                          const struct descriptor *code, unsigned cpl, struct cpu_segment *ret_ss);
 /* After a return to an outer level: data segments that `cpl` may not use become null. */
 void segment_drop_inner(struct soft_vcpu *v, unsigned cpl);
 /* CS for code at privilege `cpl`; CPL itself follows SS.DPL (segment_set_cpl). */
@@ -228,8 +229,8 @@ struct stack {
 /* The vCPU's own stack. */
 struct stack stack_current(const struct soft_vcpu *v, unsigned width);
 /* Another one in a legacy mode: SS from `d`. */
-struct stack stack_other(const struct descriptor *d, uint16_t selector, uint64_t sp,
-                         unsigned width, unsigned ext);
+struct stack stack_other(const struct descriptor *d, uint16_t selector, uint64_t sp, unsigned width,
+                         unsigned ext);
 /* Another one in long mode, which has no segment. */
 struct stack stack_long(uint64_t sp, unsigned width, bool inner);
 void stack_push(struct soft_vcpu *v, const struct insn *insn, struct stack *stack, uint64_t value);

@@ -34,12 +34,13 @@ struct soft_system {
     struct soft_fetch_entry fetch[SOFT_FETCH_SIZE];
 
     /* event.c */
-    bool interrupt_waiting; /* poll() was not asked because interrupts were off */
-    bool shadow_passed;     /* the instruction that `shadow` protects is being executed */
-    bool step_armed;        /* RFLAGS.TF was set when the instruction began */
-    bool resume_passed;     /* the instruction that RFLAGS.RF protects is being executed */
-    bool double_fault;      /* #DF is being delivered */
-    bool external;          /* what is being delivered is no INT n: error codes get EXT */
+    bool interrupt_waiting;        /* poll() was not asked because interrupts were off */
+    bool shadow_passed;            /* the instruction that `shadow` protects is being executed */
+    bool step_armed;               /* RFLAGS.TF was set when the instruction began... */
+    uint64_t step_rip;             /* ...here */
+    bool resume_passed;            /* the instruction that RFLAGS.RF protects is being executed */
+    bool double_fault;             /* #DF is being delivered */
+    bool external;                 /* what is being delivered is no INT n: error codes get EXT */
     uint64_t first_cr2, first_dr6; /* as they were before the first of nested exceptions */
     uint64_t debug_traps;          /* DR6 bits of data and I/O breakpoints that were hit */
     /* From a restored state, vector + 1: accepted or raised, not yet delivered. */
@@ -57,7 +58,7 @@ struct soft_system {
     uint64_t efer_allowed;
     uint64_t mcg_status;
     bool has_spec_ctrl, has_arch_capabilities;
-    uint32_t paravirtual; /* CPUID 0x40000001 EAX */
+    uint32_t paravirtual;   /* CPUID 0x40000001 EAX */
     uint64_t xsave_allowed; /* XCR0 */
     uint64_t cpuid_cr4, cpuid_xcr0;
     bool cpuid_ready;

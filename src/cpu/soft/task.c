@@ -116,8 +116,8 @@ static void load_ldt(struct soft_vcpu *v, uint16_t selector)
 static void load_segments(struct soft_vcpu *v, const struct task_image *image)
 {
     for (unsigned i = 0; i < CPU_SEG_MAX; i++)
-        v->segment[i] = (struct cpu_segment){.selector = image->segment[i],
-                                             .attributes = CPU_SEG_UNUSABLE};
+        v->segment[i] =
+            (struct cpu_segment){.selector = image->segment[i], .attributes = CPU_SEG_UNUSABLE};
     load_ldt(v, image->ldt);
     if (image->eflags & RFLAG_VM) {
         for (unsigned i = 0; i < CPU_SEG_MAX; i++)

@@ -110,8 +110,7 @@ static enum walk_end read_tables(struct soft_vcpu *v, uint64_t linear, struct wa
         uint64_t value = entry->value = read_entry(v, walk, entry);
         if (!(value & PTE_P))
             return WALK_ABSENT;
-        bool leaf = level == 1 ||
-                    (level < 4 && value & PTE_PS && (walk->pae || v->cr4 & CR4_PSE));
+        bool leaf = level == 1 || (level < 4 && value & PTE_PS && (walk->pae || v->cr4 & CR4_PSE));
         if (value & reserved_bits(v, walk, level, leaf))
             return WALK_RESERVED;
         page->user &= (value & PTE_U) != 0;
@@ -184,8 +183,7 @@ bool mmu_walk(struct soft_vcpu *v, uint64_t linear, enum mmu_access access, enum
         return true;
     }
     uint32_t error = (access == MMU_WRITE ? PF_WRITE : 0) | (kind == TLB_USER ? PF_USER : 0);
-    if (access == MMU_FETCH &&
-        ((v->cr4 & CR4_PAE && v->efer & EFER_NXE) || v->cr4 & CR4_SMEP))
+    if (access == MMU_FETCH && ((v->cr4 & CR4_PAE && v->efer & EFER_NXE) || v->cr4 & CR4_SMEP))
         error |= PF_FETCH;
     *ret_error = error;
     /* Another vCPU that changes the entry each time in between can only make itself and this one
