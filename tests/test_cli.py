@@ -33,7 +33,7 @@ def kernel(tmp_path):
 
 
 def one_line(result, status, *words):
-    """A clear error: one line on standard error that names the thing, nothing on standard output."""
+    """A clear error: one line on standard error that names the thing, and no output."""
     assert result.returncode == status, result.stderr
     assert result.stdout == ""
     lines = result.stderr.splitlines()

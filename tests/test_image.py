@@ -1,4 +1,4 @@
-"""lodge image build: reproducible, cached, whole or absent. Downloads go through the usual cache."""
+"""lodge image build: reproducible, cached, whole or absent. Downloads use the usual cache."""
 import json
 import os
 import shutil

@@ -166,7 +166,8 @@ def ready(process, word=b"ready\n"):
 
 
 def test_interrupt_reaches_the_command(start):
-    process = start("sh", "-c", "trap 'echo got; exit 5' INT; echo ready; while :; do sleep 0.1; done")
+    process = start("sh", "-c",
+                    "trap 'echo got; exit 5' INT; echo ready; while :; do sleep 0.1; done")
     ready(process)
     process.send_signal(signal.SIGINT)
     assert process.stdout.read() == b"got\n"

@@ -474,7 +474,9 @@ static void fill_memory(struct insn *insn, const struct decoded *decoded,
     insn->amask = decoded->zydis.address_width == 64   ? UINT64_MAX
                   : decoded->zydis.address_width == 32 ? UINT32_MAX
                                                        : UINT16_MAX;
-    if (!(mode & MODE_64) && ((mode & MODE_SEGCHECK) || insn->seg == CPU_FS || insn->seg == CPU_GS))
+    /* CS is flat where MODE_SEGCHECK is off, but it is never writable. */
+    if (!(mode & MODE_64) && ((mode & MODE_SEGCHECK) || insn->seg == CPU_FS ||
+                              insn->seg == CPU_GS || insn->seg == CPU_CS))
         insn->flags |= INSN_SEGCHECK;
 }
 

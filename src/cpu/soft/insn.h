@@ -22,8 +22,9 @@ enum { INSN_BLOCK_MAX = 32 };
 typedef void insn_run(struct soft_vcpu *v, const struct insn *insn);
 
 enum insn_flag {
-    INSN_SEGCHECK = 1 << 0, /* call soft_segment_check(), wrap linear addresses at 32 bits: set
-                               outside MODE_64 when MODE_SEGCHECK is on or the segment is FS, GS */
+    INSN_SEGCHECK =
+        1 << 0, /* call soft_segment_check(), wrap linear addresses at 32 bits: set
+                   outside MODE_64 when MODE_SEGCHECK is on or the segment is FS, GS, CS */
     INSN_LOCK = 1 << 1,
     INSN_REP = 1 << 2,    /* F3 */
     INSN_REPNE = 1 << 3,  /* F2 */

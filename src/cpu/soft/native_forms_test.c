@@ -1,7 +1,8 @@
 /*
  * Every instruction form of op_vector_rows and op_fpu_rows that the decoder knows, and integer ones
- * that other rows give to native_bind(), is run twice, by its handler and as it is (host_harness.h),
- * from the same random state; registers, flags, memory, x87 state and exceptions must be equal.
+ * that other rows give to native_bind(), is run twice, by its handler and as it is
+ * (host_harness.h), from the same random state; registers, flags, memory, x87 state and exceptions
+ * must be equal.
  *
  * NATIVE_TEST_ROUNDS and NATIVE_TEST_SEED ask for more and for others.
  */

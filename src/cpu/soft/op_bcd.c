@@ -1,7 +1,7 @@
 /*
  * The decimal instructions of 16- and 32-bit modes. A 64-bit host has none of them: they follow the
- * operation sections of the SDM, and undefined flags come out as ADD, SUB and AND of the last step
- * leave them.
+ * operation sections of the SDM. Flags that those call undefined come out as the addition or
+ * subtraction of the correction leaves them, which is what processors do.
  */
 #include "cpu/soft/op.h"
 
@@ -10,71 +10,64 @@ static uint8_t al(const struct soft_vcpu *v)
     return (uint8_t)v->gpr[CPU_RAX];
 }
 
-/* SF ZF PF of a byte, with AF and CF as given, OF 0. */
-static void result_flags(struct soft_vcpu *v, uint8_t value, bool adjust, bool carry)
+#define CORRECT(name, text, bits)                                                                  \
+    static uint##bits##_t name##_##bits(struct soft_vcpu *v, uint##bits##_t value,                 \
+                                        uint##bits##_t by)                                         \
+    {                                                                                              \
+        uint32_t ax;                                                                               \
+        asm(text " %[by], %[value]" FLAGS_OUT                                                      \
+            : [value] "+r"(value), "=&a"(ax)                                                       \
+            : [by] "r"(by)                                                                         \
+            : "cc");                                                                               \
+        v->flags = (uint16_t)ax;                                                                   \
+        return value;                                                                              \
+    }
+CORRECT(add, "add", 8)
+CORRECT(sub, "sub", 8)
+CORRECT(add, "add", 16)
+CORRECT(sub, "sub", 16)
+
+static void carries_are(struct soft_vcpu *v, bool adjust, bool carry)
 {
-    uint16_t flags = 0x200;
-    if (value & 0x80)
-        flags |= SOFT_SF;
-    if (value == 0)
-        flags |= SOFT_ZF;
-    if (!__builtin_parity(value))
-        flags |= SOFT_PF;
-    if (adjust)
-        flags |= SOFT_AF;
-    if (carry)
-        flags |= SOFT_CF;
-    v->flags = flags;
+    v->flags = (uint16_t)((v->flags & ~(SOFT_AF | SOFT_CF)) | (adjust ? SOFT_AF : 0) |
+                          (carry ? SOFT_CF : 0));
+}
+
+static bool low_digit_carries(const struct soft_vcpu *v)
+{
+    return (al(v) & 15) > 9 || v->flags & SOFT_AF;
 }
 
 HANDLER(daa)
 {
-    uint8_t old = al(v), value = old;
-    bool carry = v->flags & SOFT_CF, adjust = (old & 15) > 9 || v->flags & SOFT_AF;
-    if (adjust)
-        value = (uint8_t)(value + 6);
-    bool high = old > 0x99 || carry;
-    if (high)
-        value = (uint8_t)(value + 0x60);
-    REG8(v, 0) = value;
-    result_flags(v, value, adjust, high);
+    bool adjust = low_digit_carries(v), high = al(v) > 0x99 || v->flags & SOFT_CF;
+    REG8(v, 0) = add_8(v, al(v), (uint8_t)((adjust ? 6 : 0) + (high ? 0x60 : 0)));
+    carries_are(v, adjust, high);
     NEXT(v, insn);
 }
 
 HANDLER(das)
 {
-    uint8_t old = al(v), value = old;
-    bool carry = v->flags & SOFT_CF, adjust = (old & 15) > 9 || v->flags & SOFT_AF;
-    bool high = old > 0x99 || carry;
-    bool out = high;
-    if (adjust) {
-        out = out || old < 6;
-        value = (uint8_t)(value - 6);
-    }
-    if (high)
-        value = (uint8_t)(value - 0x60);
-    REG8(v, 0) = value;
-    result_flags(v, value, adjust, out);
+    bool adjust = low_digit_carries(v), high = al(v) > 0x99 || v->flags & SOFT_CF;
+    bool carry = high || (adjust && al(v) < 6);
+    REG8(v, 0) = sub_8(v, al(v), (uint8_t)((adjust ? 6 : 0) + (high ? 0x60 : 0)));
+    carries_are(v, adjust, carry);
     NEXT(v, insn);
 }
 
 HANDLER(aaa)
 {
-    bool adjust = (al(v) & 15) > 9 || v->flags & SOFT_AF;
-    if (adjust)
-        REG16(v, 0) = (uint16_t)(REG16(v, 0) + 0x106);
-    REG8(v, 0) &= 15;
-    result_flags(v, al(v), adjust, adjust);
+    bool adjust = low_digit_carries(v);
+    REG16(v, 0) = add_16(v, REG16(v, 0), adjust ? 0x106 : 0) & 0xff0f;
+    carries_are(v, adjust, adjust);
     NEXT(v, insn);
 }
 
 HANDLER(aas)
 {
-    bool adjust = (al(v) & 15) > 9 || v->flags & SOFT_AF;
-    if (adjust)
-        REG16(v, 0) = (uint16_t)(REG16(v, 0) - 0x106);
-    REG8(v, 0) &= 15;
-    result_flags(v, al(v), adjust, adjust);
+    bool adjust = low_digit_carries(v);
+    REG16(v, 0) = sub_16(v, REG16(v, 0), adjust ? 0x106 : 0) & 0xff0f;
+    carries_are(v, adjust, adjust);
     NEXT(v, insn);
 }
 
@@ -84,15 +77,13 @@ HANDLER(aam)
     if (base == 0)
         soft_raise(v, insn, VECTOR_DE);
     REG16(v, 0) = (uint16_t)(value / base << 8 | value % base);
-    result_flags(v, al(v), false, false);
+    add_8(v, al(v), 0);
     NEXT(v, insn);
 }
 
 HANDLER(aad)
 {
-    uint8_t value = (uint8_t)(al(v) + REG8(v, 1) * (uint8_t)insn->imm);
-    REG16(v, 0) = value;
-    result_flags(v, value, false, false);
+    REG16(v, 0) = add_8(v, al(v), (uint8_t)(REG8(v, 1) * insn->imm));
     NEXT(v, insn);
 }
 
