@@ -1,5 +1,5 @@
-/* PID 1 of the boot benchmark: says that it runs, does the work its kernel argument names, and powers
- * off. Static; the whole initial file system is this program. */
+/* PID 1 of the boot benchmark: says that it runs, does the work its kernel argument names, and
+ * powers off. Static; the whole initial file system is this program. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-// needs: base conf jansson
+// needs: base conf
 /*
  * A guest's definition as people write it. The first byte chooses the reader; what is accepted must
  * survive being written as JSON and read back.

@@ -193,6 +193,41 @@ def test_owner_may_leave_while_output_waits(vmm, engine):
         assert machine.status() == 0
 
 
+# Writes to the panic port for ever: an event at every turn of a loop.
+NOISE = b"\x66\xba\x05\x05\xb0\x01\xee\xeb\xfd"
+
+
+def test_a_noisy_guest_does_not_drown_its_owner(vmm, engine):
+    with Machine(vmm, kernel(NOISE), stream=True, engine=engine) as machine:
+        machine.expect("READY")
+        machine.expect("PANICKED")
+        machine.send(QUIT)
+        deadline = time.monotonic() + 10
+        while machine.event():
+            assert time.monotonic() < deadline, "the request is not heard"
+        assert machine.status() == 0
+
+
+def test_a_noisy_guest_does_not_outlive_its_owner(vmm, engine):
+    with Machine(vmm, kernel(NOISE), engine=engine) as machine:
+        machine.expect("READY")
+        machine.expect("PANICKED")
+        machine.control.shutdown(socket.SHUT_RDWR)
+        assert machine.process.wait(10) == 125
+
+
+def test_a_panic_is_told_once_and_not_of_the_guest_after_a_reset(vmm, engine):
+    # Panics, waits; after the reset that the owner asks for it powers off at once.
+    with Machine(vmm, kernel(NOISE), engine=engine) as machine:
+        machine.expect("READY")
+        machine.expect("PANICKED")
+        time.sleep(0.2)
+        machine.send(STATS_ASK)
+        machine.expect("STATS")
+        machine.send(QUIT)
+        assert machine.status() == 0
+
+
 def test_requests(vmm, engine):
     with Machine(vmm, kernel(HALT), engine=engine) as machine:
         machine.expect("READY")

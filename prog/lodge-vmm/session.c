@@ -217,8 +217,10 @@ int session_run(struct session *session)
             continue;
         if (polls[1].revents)
             control_receive(session);
+        /* One event a turn: a guest may make them faster than they are told, and the owner wants to
+         * be heard, and its leaving noticed, all the same. */
         struct board_event event;
-        while (polls[0].revents && !session->over && board_event_next(session->board, &event))
+        if (polls[0].revents && !session->over && board_event_next(session->board, &event))
             event_handle(session, &event);
     }
     return session->status;

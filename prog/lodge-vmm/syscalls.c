@@ -22,7 +22,6 @@ static const int plain[] = {
     /* Bytes of the guest's streams, of eventfds and of the control socket. */
     SCMP_SYS(read), SCMP_SYS(write), SCMP_SYS(readv), SCMP_SYS(writev), SCMP_SYS(recvfrom),
     SCMP_SYS(sendto), SCMP_SYS(recvmsg), SCMP_SYS(sendmsg),
-    SCMP_SYS(shutdown),   /* a console port that ends its output */
     SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
     SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
     SCMP_SYS(lseek),      /* --unpack-kernel's output; stdio on the definition */
@@ -66,23 +65,25 @@ static int allow(scmp_filter_ctx filter, int call, struct scmp_arg_cmp compare)
     return seccomp_rule_add(filter, SCMP_ACT_ALLOW, call, 1, compare);
 }
 
-/* Memory is writable or executable, not both: three of the four combinations are listed. */
-static int allow_w_xor_x(scmp_filter_ctx filter, int call, unsigned protection_argument)
+/* Memory is writable or executable, not both; and code is a shared mapping of the software engine's
+ * arena, never memory that was written before it became code. */
+static int allow_mmap(scmp_filter_ctx filter)
 {
-    static const int pairs[] = {0, PROT_WRITE, PROT_EXEC};
-    int r = 0;
-    for (size_t i = 0; i < ARRAY_LEN(pairs) && r >= 0; i++)
-        r = allow(filter, call,
-                  SCMP_CMP(protection_argument, SCMP_CMP_MASKED_EQ,
-                           (scmp_datum_t)(PROT_WRITE | PROT_EXEC), (scmp_datum_t)pairs[i]));
+    int r = allow(filter, SCMP_SYS(mmap), SCMP_CMP(2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    if (r >= 0)
+        r = seccomp_rule_add(
+            filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 2,
+            SCMP_CMP(2, SCMP_CMP_MASKED_EQ, PROT_WRITE | PROT_EXEC, PROT_EXEC),
+            SCMP_CMP(3, SCMP_CMP_MASKED_EQ, MAP_TYPE | MAP_ANONYMOUS, MAP_SHARED));
     return r;
 }
 
 static int allow_by_argument(scmp_filter_ctx filter)
 {
-    int r = allow_w_xor_x(filter, SCMP_SYS(mmap), 2);
+    int r = allow_mmap(filter);
+    /* Code comes from one place only, the arena's alias, mapped as such; nothing becomes code. */
     if (r >= 0)
-        r = allow_w_xor_x(filter, SCMP_SYS(mprotect), 2);
+        r = allow(filter, SCMP_SYS(mprotect), SCMP_CMP(2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
     /* fstat() of newer C libraries; AT_EMPTY_PATH says that the descriptor itself is meant. */
     if (r >= 0)
         r = allow(filter, SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
@@ -103,11 +104,6 @@ static int allow_by_argument(scmp_filter_ctx filter)
     /* Thread names; how glibc names the memory of malloc(). */
     if (r >= 0)
         r = allow(filter, SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
-    /* The flag O_NONBLOCK of console sockets. */
-    if (r >= 0)
-        r = allow(filter, SCMP_SYS(fcntl), SCMP_A1(SCMP_CMP_EQ, F_GETFL));
-    if (r >= 0)
-        r = allow(filter, SCMP_SYS(fcntl), SCMP_A1(SCMP_CMP_EQ, F_SETFL));
     return r;
 }
 
@@ -122,6 +118,9 @@ int syscalls_confine(struct err *err)
         r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, plain[i], 0);
     if (r >= 0)
         r = allow_by_argument(filter);
+    /* Another architecture's call ends all threads too, not only the one that made it. */
+    if (r >= 0)
+        r = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
     /* The kernel's search goes from calls to arguments by a balanced tree, not down the list. */
     if (r >= 0)
         r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);

@@ -225,6 +225,7 @@ void board_free(struct board *board)
     if (!board)
         return;
     threads_end(board);
+    board_serial_stop(board->serial); /* its thread uses the UART, and that the timers */
     timers_free(board->timers);
     board_devices_free(board);
     engine_free(board);
@@ -303,7 +304,7 @@ int board_reset(struct board *board, struct err *err)
     if (r < 0)
         return err_prefix(err, r, "cannot boot the guest again");
     pthread_mutex_lock(&board->lock);
-    board->ended = false;
+    board->ended = board->panicked_told = board->panicked_due = false;
     board->final->kind = BOARD_EVENT_NONE;
     pthread_mutex_unlock(&board->lock);
     board_resume(board);

@@ -358,12 +358,12 @@ void board_devices_reset(struct board *board)
             board->devices[i].ops->reset(board->devices[i].device);
 }
 
-/* The streams' thread uses the UART, so it goes first. */
 void board_devices_free(struct board *board)
 {
-    board_serial_free(take_ptr(board->serial));
     while (board->device_count > 0) {
         struct board_device *device = &board->devices[--board->device_count];
         device->ops->free(device->device);
     }
+    /* Last: a UART gives away what it still holds when it is freed. */
+    board_serial_free(take_ptr(board->serial));
 }

@@ -34,8 +34,10 @@ void board_tell_console(void *opaque, unsigned port, bool open)
 void board_tell_panicked(struct board *board)
 {
     pthread_mutex_lock(&board->lock);
-    board->panicked_due = true;
-    event_fd_raise(board);
+    if (!board->panicked_told) {
+        board->panicked_told = board->panicked_due = true;
+        event_fd_raise(board);
+    }
     pthread_mutex_unlock(&board->lock);
 }
 

@@ -93,7 +93,8 @@ struct board {
 
     /* Events, under `lock`; the descriptor counts up when something is added. */
     int event_fd;
-    bool ready_told, ready_due, panicked_due;
+    bool ready_told, ready_due;
+    bool panicked_told, panicked_due; /* told once between two resets */
     uint64_t ready_ns;
     uint32_t console_due, console_open; /* a bit per port */
     struct board_event *final;          /* kind NONE = no final event due */

@@ -215,15 +215,21 @@ int board_serial_start(struct board_serial *streams, struct serial *serial, stru
     return 0;
 }
 
+void board_serial_stop(struct board_serial *streams)
+{
+    if (!streams || !streams->has_thread)
+        return;
+    streams->stop = true;
+    wake(streams);
+    pthread_join(streams->thread, NULL);
+    streams->has_thread = false;
+}
+
 void board_serial_free(struct board_serial *streams)
 {
     if (!streams)
         return;
-    if (streams->has_thread) {
-        streams->stop = true;
-        wake(streams);
-        pthread_join(streams->thread, NULL);
-    }
+    board_serial_stop(streams);
     if (streams->wake_fd >= 0)
         close(streams->wake_fd);
     pthread_cond_destroy(&streams->drained);

@@ -25,8 +25,10 @@
 struct board_serial;
 
 int board_serial_new(int in_fd, int out_fd, struct board_serial **ret_streams, struct err *err);
-/* `serial` must outlive the streams' last use of it: free the streams first. */
+/* `serial` must live until board_serial_stop(), and may call board_serial_output() after it. */
 int board_serial_start(struct board_serial *streams, struct serial *serial, struct err *err);
+/* Joins the thread: nothing goes in or out any more. */
+void board_serial_stop(struct board_serial *streams);
 void board_serial_free(struct board_serial *streams);
 
 /* For struct serial_config, with the streams as opaque. */

@@ -193,6 +193,21 @@ static void guest_speaks_and_exits(void **state)
     machine_end(&machine);
 }
 
+/* What has no newline behind it is still in the UART when the machine is taken apart. */
+static void free_with_half_a_line(void **state)
+{
+    struct code code = {0};
+    out8(&code, 0xf4, 1);
+    halt(&code);
+    struct machine machine;
+    machine_start(&machine, *state, &code, true, 1);
+    expect(&machine, BOARD_EVENT_READY);
+    expect(&machine, BOARD_EVENT_DEBUG_EXIT);
+    board_pause(machine.board); /* its clock too: the UART's own flush does not come */
+    bus_write(machine.board->bus, BUS_PORT, 0x3f8, 1, 'h');
+    machine_end(&machine);
+}
+
 static void soft_off_ends_the_machine(void **state)
 {
     struct code code = {0};
@@ -490,6 +505,7 @@ int main(void)
             continue;
         const struct CMUnitTest tests[] = {
             ENGINE_TEST(guest_speaks_and_exits),
+            ENGINE_TEST(free_with_half_a_line),
             ENGINE_TEST(soft_off_ends_the_machine),
             ENGINE_TEST(reset_works_again_and_again),
             ENGINE_TEST(triple_fault_shows_the_registers),

@@ -41,8 +41,8 @@ int load_source_read_sparse(const struct load_source *source, uint64_t offset, v
                             uint64_t size, struct err *err);
 
 /* The same into guest memory. Pages of a file that nobody may write to (no write permission in its
- * mode, as the image store has it) are mapped instead of read: a machine then starts without copying
- * its kernel, and machines share the pages that they do not change. MADV_DONTNEED brings the file's
- * bytes back. */
+ * mode, as the image store has it) are mapped instead of read: a machine then starts without
+ * copying its kernel, and machines share the pages that they do not change. MADV_DONTNEED brings
+ * the file's bytes back. */
 int load_source_place(const struct load_source *source, uint64_t offset, uint8_t *to, uint64_t size,
                       struct err *err);

@@ -68,8 +68,7 @@ struct msi_target {
     void *opaque;
 };
 
-/* One device of a board: the row that reset and state go through. `save` and `load` come with
- * snapshots; a device without internal state leaves them NULL. */
+/* One device of a board: the row that reset and free go through. */
 struct device_ops {
     const char *name;
     void (*reset)(void *opaque);

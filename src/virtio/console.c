@@ -322,16 +322,15 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Transmits what can go now; returns how many ports wait for their reader, in `fds`. */
+/* One pass of all ports; returns how many have more to say, in `fds`. */
 static unsigned drain_once(struct virtio_console *console, struct pollfd *fds)
 {
     unsigned waiting = 0;
     pthread_mutex_lock(&console->mutex);
     for (unsigned i = 0; console->live && i < console->port_count; i++) {
         struct console_port *port = &console->ports[i];
-        while (console_port_transmit(console, port))
-            ;
-        if (port->transmit_held)
+        bool more = console_port_transmit(console, port);
+        if (more || port->transmit_held)
             fds[waiting++] = (struct pollfd){.fd = port->fd, .events = POLLOUT};
     }
     pthread_mutex_unlock(&console->mutex);

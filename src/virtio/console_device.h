@@ -22,6 +22,9 @@ enum {
     CONSOLE_CONTROL_RX = 2, /* device to driver */
     CONSOLE_CONTROL_TX = 3,
     CONSOLE_BATCH = 64, /* chains of one queue in one pass */
+    /* Bytes of one queue in one pass. Descriptors may name the same memory again and again, so a
+     * chain of a small guest can be a terabyte; a vCPU or a reset would wait for all of it. */
+    CONSOLE_PASS_BYTES = 1 << 20,
 };
 
 /* Sent in this order. */

@@ -38,23 +38,44 @@ void console_port_hung_up(struct console_port *port)
     output_ends(port);
 }
 
-/* Sends the rest of the held chain. False where the socket is full. */
-static bool send_held(struct virtio_console *console, struct console_port *port)
+/* Cuts a list of buffers to `room` bytes; returns how many of them are left. */
+static unsigned cut(struct iovec *iov, unsigned count, uint64_t room)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (iov[i].iov_len >= room) {
+            iov[i].iov_len = room;
+            return i + 1;
+        }
+        room -= iov[i].iov_len;
+    }
+    return count;
+}
+
+enum sending { SENT, SOCKET_FULL, PASS_FULL };
+
+/* Sends the rest of the held chain, at most *budget bytes, which are taken from it. */
+static enum sending send_held(struct virtio_console *console, struct console_port *port,
+                              uint64_t *budget)
 {
     const struct queue_chain *chain = &port->transmit;
     while (port->transmit_done < chain->readable_bytes && port->fd >= 0 && !port->output_ended) {
-        struct msghdr message = {.msg_iov = console->iov};
-        message.msg_iovlen =
+        if (*budget == 0)
+            return PASS_FULL;
+        unsigned count =
             queue_chain_readable(chain, port->transmit_done, console->iov, QUEUE_CHAIN_MAX);
+        struct msghdr message = {.msg_iov = console->iov,
+                                 .msg_iovlen = cut(console->iov, count, *budget)};
         ssize_t sent = sendmsg(port->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (sent >= 0)
+        if (sent >= 0) {
             port->transmit_done += (uint64_t)sent;
-        else if (errno == EAGAIN)
-            return false;
-        else if (errno != EINTR)
+            *budget -= (uint64_t)sent;
+        } else if (errno == EAGAIN) {
+            return SOCKET_FULL;
+        } else if (errno != EINTR) {
             output_ends(port);
+        }
     }
-    return true;
+    return SENT;
 }
 
 /* The next chain of the queue. With none left, the driver has been asked to notify. */
@@ -79,20 +100,24 @@ bool console_port_transmit(struct virtio_console *console, struct console_port *
 {
     unsigned queue = console_transmit_queue(port);
     unsigned moved = 0;
+    uint64_t budget = CONSOLE_PASS_BYTES;
+    enum sending sending = SENT;
     port->wants_output = false;
     while (moved < CONSOLE_BATCH && (port->transmit_held || hold_next(console, port))) {
-        if (!send_held(console, port)) {
+        sending = send_held(console, port, &budget);
+        if (sending == SOCKET_FULL) {
             port->wants_output = true;
             queue_notifications_stop(&console->device.queues[queue]);
-            break;
         }
+        if (sending != SENT)
+            break;
         virtio_push(&console->device, queue, &port->transmit, 0);
         port->transmit_held = false;
         moved++;
     }
     if (moved)
         virtio_notify(&console->device, queue);
-    return moved == CONSOLE_BATCH;
+    return moved == CONSOLE_BATCH || sending == PASS_FULL;
 }
 
 /* One recvmsg() into console->chain, which is popped: it is pushed or given back here. True where

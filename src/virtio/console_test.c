@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -620,6 +621,52 @@ static void drain_moves_the_last_words(void **state)
     assert_int_equal(virtio_console_drain(f->console, PATIENCE_MS), 0);
 }
 
+struct swallower {
+    int fd;
+    _Atomic bool stop;
+};
+
+static void *swallow(void *opaque)
+{
+    struct swallower *swallower = opaque;
+    static uint8_t bytes[1 << 18];
+    while (!swallower->stop)
+        if (recv(swallower->fd, bytes, sizeof bytes, MSG_DONTWAIT) <= 0)
+            sched_yield();
+    return NULL;
+}
+
+/* Descriptors may all name the same memory: one chain is then more than any reader takes soon, and
+ * nobody may have to wait for its end. */
+static void an_endless_chain_holds_nobody_up(void **state)
+{
+    enum { DESCRIPTORS = 1024, EACH = 32 << 20, TABLE = 48 << 20, INDIRECT = 4, NEXT = 1 };
+    struct fixture *f = *state;
+    open_ports(f);
+    struct driver_ring *ring = &f->driver.rings[tx(1)];
+    for (unsigned i = 0; i < DESCRIPTORS; i++) {
+        uint8_t entry[16] = {0};
+        le32_write(entry + 8, EACH);
+        le16_write(entry + 12, i + 1 < DESCRIPTORS ? NEXT : 0);
+        le16_write(entry + 14, (uint16_t)(i + 1));
+        assert_int_equal(mem_write(f->machine.mem, TABLE + i * 16, entry, 16), 0);
+    }
+    struct swallower swallower = {.fd = f->host[1]};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, swallow, &swallower), 0);
+    driver_ring_descriptor(ring, 0, TABLE, DESCRIPTORS * 16, INDIRECT, 0);
+    driver_ring_offer(ring, 0);
+    struct timespec before, after;
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    driver_kick(&f->driver, tx(1));
+    assert_int_equal(virtio_console_drain(f->console, 50), -ETIMEDOUT);
+    driver_set_status(&f->driver, 0);
+    clock_gettime(CLOCK_MONOTONIC, &after);
+    assert_in_range(after.tv_sec - before.tv_sec, 0, 2);
+    swallower.stop = true;
+    pthread_join(thread, NULL);
+}
+
 static void a_driver_without_multiport_has_port_0(void **state)
 {
     struct fixture *f = *state;
@@ -745,6 +792,7 @@ int main(void)
         TEST(the_window_changes),
         TEST(emergency_characters_need_no_driver),
         TEST(drain_moves_the_last_words),
+        TEST(an_endless_chain_holds_nobody_up),
         TEST(a_driver_without_multiport_has_port_0),
         TEST(resets_under_load_lose_no_input),
         TEST(strange_control_messages_do_no_harm),

@@ -177,6 +177,7 @@ int block_cache_new(struct soft_vcpu *v, struct err *err)
     cache->nowhere.generation_at = &cache->never;
     cache->nowhere.generation = 1;
     cache->tables = decode_tables_new(v);
+    cache->chunk_limit = v->vm->config.vcpus == 1 ? BLOCK_CHUNKS_MAX : BLOCK_CHUNKS_SHARED;
     cache->single =
         calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) + ZYDIS_MAX_INSTRUCTION_LENGTH);
     if (!cache->tables || !cache->single)
@@ -215,7 +216,7 @@ static void *arena_take(struct soft_cache *cache, size_t size)
 {
     size = align_up(size, 16);
     if (cache->used + size > BLOCK_CHUNK) {
-        if (cache->chunk + 1 == BLOCK_CHUNKS_MAX)
+        if (cache->chunk + 1 == cache->chunk_limit)
             return NULL;
         cache->chunk++;
         cache->used = 0;
@@ -303,6 +304,7 @@ static struct decode_result decode_fetched(struct soft_vcpu *v, struct fetched *
                                            unsigned max)
 {
     struct soft_cache *cache = v->cache;
+    fetched->second = false; /* a block that no longer fits may have asked for it */
     unsigned limit = max == 1 || !fetched->host ? ZYDIS_MAX_INSTRUCTION_LENGTH : BLOCK_TEXT;
     unsigned size = min(fetched->first, limit);
     fetch_bytes(v, fetched->host, fetched->gpa, cache->text, size);
@@ -420,6 +422,9 @@ static struct soft_block *block_build(struct soft_vcpu *v, struct fetched *fetch
 static bool block_still_good(struct soft_vcpu *v, struct soft_block *block, struct fetched *fetched)
 {
     if (block->flags & BLOCK_STRADDLES) {
+        /* Other bytes may need no second page, which then must not even fault. */
+        if (!block_valid(block) && memcmp(fetched->host, block->bytes, block->size) != 0)
+            return false;
         if (!fetched->second)
             fetch_second(v, fetched);
         if (fetched->gpa2 != block->gpa2)

@@ -14,8 +14,9 @@
  * NEXT BLOCK. A direct branch remembers its successor in insn->data, when both lie in the same
  * page: whatever maps the running instruction maps that too. Everything else goes through the jump
  * cache, by linear address, mode and count of TLB flushes; then through the loop, which translates
- * and decodes. Blocks are freed all at once only (block_forget_all), from the loop, so that no link
- * ever dangles. A block whose one instruction straddles two pages is never linked to by pointer.
+ * and decodes. Blocks are freed all at once only (block_forget_all), never under a running handler,
+ * so that no link ever dangles. A block whose one instruction straddles two pages is never linked
+ * to by pointer.
  * With MODE_SEGCHECK on (real mode, odd segments) every block goes through the loop, which checks
  * the limit of CS.
  *
@@ -31,9 +32,12 @@ enum {
     BLOCK_JUMPS = 2048,       /* jump cache entries */
     BLOCK_HASH = 8192,        /* chains */
     BLOCK_CHUNK = 256 * 1024, /* the arena grows by this */
-    BLOCK_CHUNKS_MAX = 64,    /* 16 MiB a vCPU, then everything is forgotten */
-    BLOCK_BYTES_MAX = 255,    /* struct insn.end is one byte */
-    BLOCK_TEXT = 272,         /* bytes looked at for one block: one instruction more */
+    /* So much a vCPU, then everything is forgotten: 9 MiB where there is one, 5 MiB each where
+     * there are several. A boot of Debian decodes some 25 MiB and needs a third of it at a time. */
+    BLOCK_CHUNKS_MAX = 36,
+    BLOCK_CHUNKS_SHARED = 20,
+    BLOCK_BYTES_MAX = 255, /* struct insn.end is one byte */
+    BLOCK_TEXT = 272,      /* bytes looked at for one block: one instruction more */
 };
 
 enum soft_block_flag {
@@ -87,6 +91,7 @@ struct soft_cache {
     struct soft_block nowhere; /* never valid: what a branch without a link points to */
     uint32_t never;            /* its counter */
     uint8_t *chunks[BLOCK_CHUNKS_MAX];
+    unsigned chunk_limit;                    /* how many of them this vCPU may have */
     unsigned chunk;                          /* the one being filled */
     size_t used;                             /* of it */
     uint64_t blocks, forgotten, revalidated; /* for those who measure */
@@ -156,14 +161,14 @@ void exclusive_end_outside(struct soft_vm *vm);
 
 static inline bool block_valid(const struct soft_block *block)
 {
-    return block->generation == *(volatile const uint32_t *)block->generation_at;
+    return block->generation == __atomic_load_n(block->generation_at, __ATOMIC_RELAXED);
 }
 
 /* Also for a block that straddles. */
 static inline bool block_usable(const struct soft_block *block)
 {
     return block_valid(block) &&
-           block->generation2 == *(volatile const uint32_t *)block->generation2_at;
+           block->generation2 == __atomic_load_n(block->generation2_at, __ATOMIC_RELAXED);
 }
 
 static inline uint64_t block_stamp(const struct soft_vcpu *v)

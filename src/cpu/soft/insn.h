@@ -3,13 +3,14 @@
  *
  * To add an instruction: find the op_*.c file of its kind, add a row {mnemonic, bind, arg} to its
  * table, and write the bind function (once per decoding: looks at the Zydis operands and the mode,
- * picks a handler, fills fields) and the handler (once per execution). Nothing else.
+ * picks a handler, fills fields) and the handler (once per execution). One of a new ISA set wants
+ * its CPUID bit too (cpuid.c, decode.c); docs/engine.md has an example.
  *
  * A block is an array of `struct insn` that ends with one whose handler does not go on to the next.
  * A handler ends with NEXT(v, insn), a tail call to its successor; those that change RIP set
- * gpr[SOFT_RIP] and return to the loop with LEAVE (or through block_jump() in block.h, which
- * follows direct links). Blocks have at most INSN_BLOCK_MAX instructions, so that a build without
- * tail calls (sanitizers) uses a bounded stack.
+ * gpr[SOFT_RIP] and return to the loop with LEAVE, or go on to the next block with block_branch(),
+ * block_follow() or block_jump() of block.h. Blocks have at most INSN_BLOCK_MAX instructions, so
+ * that a build without tail calls (sanitizers) uses a bounded stack.
  */
 #pragma once
 

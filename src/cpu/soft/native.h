@@ -12,8 +12,8 @@
  *
  * ARENA. Each vCPU owns one memfd, mapped twice (write alias, execute alias; no page is ever both).
  * It is bounded. Its owner asks native_full() *before it builds a block*; when that says true it
- * must forget all blocks of the vCPU and call native_reset(), then build. Room for one whole block
- * is kept back, so that binding itself cannot fail.
+ * must forget all blocks of the vCPU, which calls native_reset(), then build. Room for one whole
+ * block is kept back, so that binding itself cannot fail.
  *
  * FLOATING POINT. Between native_enter() and native_leave() the guest's x87, MMX and MXCSR are
  * live in the host CPU; otherwise they are in v->fpu (FXSAVE64 image; its XMM part is unused and 0:

@@ -1,6 +1,6 @@
 /*
  * Ports: SDM vol. 1, 18.5 and 18.6. The permission bitmap of the TSS decides where CPL exceeds
- * IOPL; vCPUs are outside the exclusive section while a device works. REP forms look at
+ * IOPL; a vCPU has left (exclusive_leave) while a device works. REP forms look at
  * `attention` after each item and go on later from where they were.
  */
 #include "cpu/soft/block.h"

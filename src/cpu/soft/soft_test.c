@@ -526,6 +526,20 @@ static void an_instruction_in_two_pages_follows_both(void **state)
     assert_int_equal(reg(CPU_RBX), 0x00020701);
 }
 
+/* The straddling code runs, becomes a short instruction in the first page, and the second goes. */
+GUEST_CODE(shortened, 64,
+           "mov $0x400ffe, %edi; lea 1f(%rip), %rsi; jmp *%rdi; 1: lea 2f(%rip), %rsi;"
+           "movw $0xe6ff, (%rdi); movq $0, 0x4008; invlpg 0x401000; jmp *%rdi; 2: mov $9, %edx; hlt");
+
+static void a_straddling_instruction_that_became_short_forgets_the_second_page(void **state)
+{
+    (void)state;
+    put_straddling(1);
+    RUN(shortened);
+    assert_int_equal(reg(CPU_RDX), 9);
+    assert_int_equal(reg(CPU_RBX), 1);
+}
+
 static void the_second_page_faults_at_its_own_address(void **state)
 {
     (void)state;
@@ -629,6 +643,7 @@ int main(void)
         TEST(data_beside_code_does_not_decode_again),
         TEST(a_device_may_write_code),
         TEST(an_instruction_in_two_pages_follows_both),
+        TEST(a_straddling_instruction_that_became_short_forgets_the_second_page),
         TEST(the_second_page_faults_at_its_own_address),
         TEST(code_in_a_device_runs),
         TEST(an_endless_stretch_of_code_does_not_take_endless_memory),

@@ -280,7 +280,7 @@ bool xcr0_write(struct soft_vcpu *v, uint64_t value);
 
 /* ---- op_io.c ---- */
 
-/* Port accesses through the board, outside the exclusive section while they last. */
+/* Port accesses through the board, between exclusive_leave() and _enter(). */
 uint32_t io_port_read(struct soft_vcpu *v, uint16_t port, unsigned size);
 void io_port_write(struct soft_vcpu *v, uint16_t port, unsigned size, uint32_t value);
 
@@ -306,7 +306,7 @@ void kvmclock_update(struct soft_vcpu *v);
 
 /* ---- debug.c ---- */
 
-/* After a change of DR0..3 or DR7: what to watch; drops TLB entries of watched pages. */
+/* After a change of DR0..3 or DR7: what to watch; flushes the TLB where data is watched, or was. */
 void debug_update(struct soft_vcpu *v);
 /* Does page `linear` hold a data breakpoint? */
 bool debug_watches_page(const struct soft_vcpu *v, uint64_t linear);

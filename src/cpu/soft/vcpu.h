@@ -6,7 +6,7 @@
  *   decode.c block.c run.c exclusive.c soft.c   decoding, cached blocks, the loop, vCPU threads
  *   op_*.c                                      instructions: one table of rows per file (insn.h)
  *   native.c op_vector.c op_fpu.c               instructions that run on the host CPU itself
- *   mmu.c                                       page walks, TLB fills, slow memory accesses
+ *   mmu.c walk.c                                TLB fills, slow memory accesses, page walks
  *   event.c segment.c op_far.c op_system.c ...  exceptions, segments, privileged instructions
  *   msr.c kvmclock.c state.c                    MSRs, paravirtual clock, canonical state
  *
@@ -22,19 +22,21 @@
  *
  * FAULTS. A handler that finds a fault calls soft_raise(), which does not return: it unwinds to the
  * loop (run.c), which delivers the exception at the address of `insn`. Therefore a handler does
- * every check before it changes any register, and no handler holds a lock or memory at a raise.
+ * every check before it changes any register, and no handler holds a lock or memory at a raise (but
+ * the exclusive section, which the loop ends).
  *
  * MEMORY. The inline load_ and store_ functions take a linear address. They hit when the page of
  * the *last* byte equals the tag of the entry that the *first* byte selects (so an access that
  * crosses a page misses), and end in one host access of the same width: the host's memory order is
  * the guest's. Everything else (miss, MMIO, page crossing, code pages, watchpoints) is a call to
- * mmu.c. There are three tables: user, supervisor, and supervisor with SMAP suspended (AC=1).
+ * mmu.c. There are four tables: user, supervisor, supervisor with SMAP suspended (AC=1), and one
+ * that stays empty, for alignment checks.
  *
- * THREADS. Everything here belongs to the vCPU's own thread, except `attention` and what
+ * THREADS. Everything here belongs to the vCPU's own thread, except `attention`, `signals` and what
  * exclusive.c guards. Blocks are per vCPU. A page that has decoded blocks anywhere carries
  * MEM_PAGE_CODE in the memory map and is never in a write tag of any vCPU; making it so stops the
- * other vCPUs for a moment (exclusive.c). Writes to it go the slow way and count up the page's
- * generation, which each block compares when it is entered.
+ * other vCPUs for a moment (exclusive.c). Writes to it go the slow way; those that hit code count
+ * up the page's generation, which each block compares when it is entered.
  */
 #pragma once
 
@@ -179,7 +181,7 @@ enum soft_attention {
 };
 
 struct soft_tlb_entry {
-    uint64_t read;   /* page address where reads hit, or an odd number */
+    uint64_t read;   /* page address where reads hit, or TLB_NONE */
     uint64_t write;  /* the same for writes; writes imply reads */
     uint64_t addend; /* host address = linear address + addend */
     uint64_t page;   /* guest-physical page | 1 when global */
@@ -188,7 +190,7 @@ _Static_assert(sizeof(struct soft_tlb_entry) == 32, "two entries a cache line");
 
 enum soft_tlb_kind { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_NEVER, TLB_MAX };
 
-#define TLB_NONE UINT64_C(1)
+#define TLB_NONE UINT64_C(1) /* no page address: it never hits */
 
 struct insn;
 struct soft_block;
@@ -241,8 +243,9 @@ struct soft_vcpu {
     unsigned index;
 
     /* Vector registers: YMM 0..15 in memory; instructions load and store what they use (native.c).
-     * x87, MMX and MXCSR are *live in the host CPU* while vcpu_run() executes, since compiled C
-     * touches none of them; `fpu` holds them (FXSAVE64 image) while it does not. */
+     * x87, MMX and MXCSR are *live in the host CPU* while vcpu_run() executes, since neither our C
+     * nor the callbacks of engine.h do floating point; `fpu` holds them (FXSAVE64 image) while it
+     * does not. */
     uint8_t vector[16][32] __attribute__((aligned(32)));
     uint8_t fpu[512] __attribute__((aligned(16)));
 
@@ -356,7 +359,7 @@ void soft_probe_write(struct soft_vcpu *v, const struct insn *insn, uint64_t lin
 void *soft_rmw_slow(struct soft_vcpu *v, const struct insn *insn, uint64_t linear, unsigned size,
                     unsigned seg);
 /* As the system itself at CPL 0, for descriptor tables, TSS and stacks of an inner level: ignores
- * SMAP as the architecture says for implicit accesses. Sizes 1..16. */
+ * SMAP as the architecture says for implicit accesses. Sizes 1, 2, 4, 8. */
 uint64_t soft_system_load(struct soft_vcpu *v, const struct insn *insn, uint64_t linear,
                           unsigned size);
 void soft_system_store(struct soft_vcpu *v, const struct insn *insn, uint64_t linear, unsigned size,
@@ -372,9 +375,10 @@ void soft_segment_check(struct soft_vcpu *v, const struct insn *insn, unsigned s
 
 void soft_tlb_flush(struct soft_vcpu *v, bool global_too);
 void soft_tlb_flush_page(struct soft_vcpu *v, uint64_t linear);
-/* Removes every write tag that points into guest page `gpa` (it became a code page). Called inside
- * exclusive_begin() for every vCPU. */
+/* Removes every write tag that points into guest page `gpa`, because it becomes a code page. Called
+ * for every vCPU, on the thread that is inside exclusive_begin(). */
 void soft_tlb_protect(struct soft_vcpu *v, uint64_t gpa);
+
 /* Picks the table for the current privilege. Alignment checks (MODE_AC) see a table that is never
  * filled, so that every access takes the slow path. */
 static inline void soft_tlb_select(struct soft_vcpu *v)
@@ -446,7 +450,7 @@ void soft_deliver_raised(struct soft_vcpu *v);
  * instructions when `attention` says so or the vCPU is not running. Clears what it has dealt with.
  * Returns true when RIP or the exit reason changed; false: the next instruction begins (just one
  * while ATTENTION_STEP is set), or the vCPU sleeps (run_state). HLT itself only sets run_state to
- * CPU_HALTED with RIP past it, and is `alone`. */
+ * CPU_HALTED with RIP past it, and leaves its block. */
 bool soft_deliver_pending(struct soft_vcpu *v);
 
 /* ---- vCPUs together (exclusive.c) ---- */

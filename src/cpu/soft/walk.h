@@ -4,7 +4,7 @@
  * A walk reads the guest's tables from memory, decides whether an access is permitted and sets the
  * accessed and dirty bits with a compare-exchange, as other vCPUs may change an entry at the same
  * time. It knows no TLB and raises nothing: mmu.c does both. Nothing is set when the access is
- * refused. The vCPU's own thread, inside the exclusive section.
+ * refused. The vCPU's own thread, between exclusive_enter() and _leave().
  */
 #pragma once
 
