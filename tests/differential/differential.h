@@ -65,6 +65,7 @@ static inline uint64_t random_next(uint64_t *state)
 struct generator;
 struct generator *generator_new(const char *only_mnemonic);
 void generator_make(struct generator *generator, uint64_t seed, unsigned insns, struct test *test);
+void generator_free(struct generator *generator);
 unsigned generator_mnemonics(const struct generator *generator);
 void window_fill(uint64_t seed, uint8_t *memory, size_t size);
 
@@ -75,4 +76,5 @@ void native_run(const struct test *tests, unsigned count, struct outcome *outcom
 /* guest.c */
 struct guest;
 struct guest *guest_new(const char *engine);
+void guest_free(struct guest *guest);
 void guest_run(struct guest *guest, const struct test *test, struct outcome *outcome);

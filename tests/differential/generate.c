@@ -244,6 +244,13 @@ struct generator *generator_new(const char *only)
     return generator;
 }
 
+void generator_free(struct generator *generator)
+{
+    for (unsigned i = 0; i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
+        free(generator->by_mnemonic[i].list);
+    free(generator);
+}
+
 unsigned generator_mnemonics(const struct generator *generator)
 {
     return generator->mnemonic_count;

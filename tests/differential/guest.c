@@ -138,6 +138,14 @@ struct guest *guest_new(const char *engine)
     return guest;
 }
 
+void guest_free(struct guest *guest)
+{
+    guest->engine->vcpu_free(guest->vcpu);
+    guest->engine->vm_free(guest->vm);
+    mem_free(guest->mem);
+    free(guest);
+}
+
 void guest_run(struct guest *guest, const struct test *test, struct outcome *outcome)
 {
     struct err err = {0};

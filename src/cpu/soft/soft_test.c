@@ -247,6 +247,45 @@ static void a_target_that_is_not_canonical_faults_at_the_branch(void **state)
     assert_int_equal(guest_stack(&guest, 4), GUEST_STACK - 8);
 }
 
+/* Flags of an instruction count, even when what follows would write them but does not exist. */
+GUEST_CODE(before_undefined, 64, "mov $0x80, %al; add %al, %al; rsm; hlt");
+
+static void flags_are_exact_before_an_instruction_that_is_none(void **state)
+{
+    (void)state;
+    RUN(before_undefined);
+    assert_int_equal(guest_vector(&guest), VECTOR_UD);
+    assert_int_equal(guest_stack(&guest, 2) & RFLAG_ARITHMETIC,
+                     RFLAG_CF | RFLAG_OF | RFLAG_ZF | RFLAG_PF);
+}
+
+GUEST_CODE(prefixed, 64,
+           "mov $0x11, %eax; mov $0x22, %r8d; .byte 0xf3, 0x49, 0x90;"         /* XCHG R8, RAX */
+           "mov $3, %ecx; cmp %eax, %eax; 1: inc %ebx; .byte 0xf3; loopne 1b;" /* LOOPE */
+           "mov $3, %ecx; cmp %eax, %eax; 2: inc %r9d; cmp %eax, %eax; .byte 0xf2; loope 2b; hlt");
+
+static void prefixes_choose_the_instruction(void **state)
+{
+    (void)state;
+    RUN(prefixed);
+    assert_int_equal(reg(CPU_RAX), 0x22);
+    assert_int_equal(reg(CPU_R8), 0x11);
+    assert_int_equal(reg(CPU_RBX), 1); /* INC cleared ZF */
+    assert_int_equal(reg(CPU_R9), 1);
+}
+
+GUEST_CODE(code_segment_write, 32,
+           "mov $0x60000, %ebx; mov %cs:(%ebx), %eax; mov %eax, %cs:(%ebx)");
+
+static void a_flat_code_segment_is_not_written_through(void **state)
+{
+    (void)state;
+    guest_legacy(&guest, 0, false);
+    RUN(code_segment_write);
+    assert_int_equal(guest_vector(&guest), VECTOR_GP);
+    assert_int_equal(le32_read(guest.ram + guest.state.gpr[CPU_RSP] + 4), GUEST_CODE_AT + 8);
+}
+
 /* ---- string instructions ---- */
 
 enum { A = GUEST_WINDOW, B = GUEST_WINDOW + 0x10000 };
@@ -527,9 +566,10 @@ static void an_instruction_in_two_pages_follows_both(void **state)
 }
 
 /* The straddling code runs, becomes a short instruction in the first page, and the second goes. */
-GUEST_CODE(shortened, 64,
-           "mov $0x400ffe, %edi; lea 1f(%rip), %rsi; jmp *%rdi; 1: lea 2f(%rip), %rsi;"
-           "movw $0xe6ff, (%rdi); movq $0, 0x4008; invlpg 0x401000; jmp *%rdi; 2: mov $9, %edx; hlt");
+GUEST_CODE(
+    shortened, 64,
+    "mov $0x400ffe, %edi; lea 1f(%rip), %rsi; jmp *%rdi; 1: lea 2f(%rip), %rsi;"
+    "movw $0xe6ff, (%rdi); movq $0, 0x4008; invlpg 0x401000; jmp *%rdi; 2: mov $9, %edx; hlt");
 
 static void a_straddling_instruction_that_became_short_forgets_the_second_page(void **state)
 {
@@ -630,6 +670,9 @@ int main(void)
         TEST(hidden_and_illegal_encodings_fault),
         TEST(landing_pads_do_nothing),
         TEST(a_target_that_is_not_canonical_faults_at_the_branch),
+        TEST(flags_are_exact_before_an_instruction_that_is_none),
+        TEST(prefixes_choose_the_instruction),
+        TEST(a_flat_code_segment_is_not_written_through),
         TEST(rep_movs_copies_over_pages_in_both_directions),
         TEST(overlapping_movs_repeats_the_pattern),
         TEST(a_fault_in_the_middle_leaves_exact_registers),
