@@ -29,7 +29,6 @@ enum insn_flag {
     INSN_LOCK = 1 << 1,
     INSN_REP = 1 << 2,    /* F3 */
     INSN_REPNE = 1 << 3,  /* F2 */
-    INSN_ALIGN = 1 << 4,  /* the memory operand must be aligned to its size, else #GP */
     INSN_MEMORY = 1 << 5, /* there is a memory operand in base/index/... */
     INSN_JCC = 1 << 6,    /* Jcc of 64-bit mode, its condition in aux */
 };
@@ -97,7 +96,6 @@ struct decoder {
     uint32_t mode;                       /* enum soft_mode */
     uint32_t arg;                        /* of the row */
     uint32_t flags_needed; /* ZYDIS_CPUFLAG_* that somebody may look at after this instruction */
-    uint64_t feature;      /* reserved */
     struct insn *insn;
     bool ends_block; /* set by bind(): the handler leaves the block */
     bool alone;      /* set by bind(): nothing may be decoded after it in this block, and the loop
