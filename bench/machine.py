@@ -82,6 +82,23 @@ def watch(process, descriptor, result, started, limit, on_pid1=None):
     return result
 
 
+def beyond_guest_memory(pid):
+    """Resident bytes of a lodge-vmm but for guest memory, whose mappings are the ones left out of
+    core dumps (dd) and writable, a mapped kernel's pages among them."""
+    total = resident = 0
+    guest = False
+    with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as maps:
+        for line in maps:
+            words = line.split()
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                resident, guest = 0, "vmlinux" in line
+            elif words[0] == "Rss:":
+                resident = int(words[1]) * 1024
+            elif words[0] == "VmFlags:":
+                total += 0 if guest or "dd" in words else resident
+    return total
+
+
 def run_qemu(kernel, initrd, append, memory=512, cpus=1, limit=120):
     if not shutil.which("qemu-system-x86_64"):
         return None
@@ -129,8 +146,8 @@ def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, li
     def ask():
         ours.send(HEADER.pack(0, STATS_ASK, 0))
         answer = ours.recv(8192)
-        result.instructions, result.resident, guest = struct.unpack_from("<QQQ", answer, 8)
-        result.beyond = result.resident - guest
+        result.instructions, result.resident, _ = struct.unpack_from("<QQQ", answer, 8)
+        result.beyond = beyond_guest_memory(process.pid)
     watch(process, read_end, result, started, limit, ask)
     os.close(read_end)
     ours.close()

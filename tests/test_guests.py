@@ -52,3 +52,22 @@ def test_guest(bin_folder, engine, guest):
     few = 1 if skipped else checks - 6
     assert len(passed) >= few, result.stdout + result.stderr
     assert result.returncode == 1, result.stderr  # debug-exit 0 becomes 1
+
+
+@pytest.mark.parametrize("engine", ["soft", "kvm"])
+@pytest.mark.parametrize("policy", ["reboot", "exit"])
+def test_resets(bin_folder, engine, policy):
+    if engine == "kvm" and kvm_missing():
+        pytest.skip(kvm_missing())
+    result = subprocess.run([f"{bin_folder}/lodge", "run", "--engine", engine, "--memory", "64M",
+                             "--on-reset", policy, "--kernel", f"{BUILD}/tests/guest/reset_guest"],
+                            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    told = [line for line in result.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
+    if policy == "exit":
+        assert told == ["PASS memory is clean", "PASS first boot"], result.stderr
+        return
+    assert [line for line in told if "memory" not in line] == [
+        "PASS first boot", "PASS back after the keyboard controller",
+        "PASS back after the reset register", "PASS back after port 0x92"], result.stderr
+    assert told.count("PASS memory is clean") == 4
+    assert result.returncode == 1  # debug exit 0

@@ -333,7 +333,12 @@ static void take_event(struct relay *relay, const struct control_message *event)
             say(relay, "engine %s: %s", event->engine, event->text);
         return;
     case CONTROL_PANICKED: relay->panicked = true; return;
-    case CONTROL_RESET: break;
+    case CONTROL_RESET:
+        if (relay->plan->reboots) { /* it starts anew */
+            relay->panicked = false;
+            return;
+        }
+        break;
     case CONTROL_POWER_OFF: break;
     case CONTROL_TRIPLE_FAULT: break;
     case CONTROL_DEBUG_EXIT: break;

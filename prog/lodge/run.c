@@ -309,6 +309,7 @@ static int choose_relay(struct plan *plan, struct err *err)
         r = err_set(err, -ENOMEM, "no memory");
     if (r >= 0 && relay->command)
         plan->conf.on_reset = GUEST_ON_RESET_EXIT;
+    relay->reboots = plan->conf.on_reset == GUEST_ON_RESET_REBOOT;
     return r;
 }
 

@@ -74,8 +74,8 @@ enum board_event_kind {
     BOARD_EVENT_NONE,
     BOARD_EVENT_READY,    /* value: CLOCK_MONOTONIC ns of the first guest instruction */
     BOARD_EVENT_CONSOLE,  /* port, value: 1 = the guest opened it, 0 = closed */
-    BOARD_EVENT_PANICKED, /* the guest's kernel wrote to the panic port, for the first time since the
-                             last reset; it goes on */
+    BOARD_EVENT_PANICKED, /* the guest's kernel wrote to the panic port, for the first time since
+                             the last reset; it goes on */
     /* The machine has stopped. */
     BOARD_EVENT_RESET, /* the guest asked for a reset */
     BOARD_EVENT_POWER_OFF,
