@@ -1,5 +1,6 @@
 """Where the programs are, and what this machine can do."""
 import os
+import subprocess
 
 import pytest
 
@@ -23,3 +24,12 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def bin_folder():
     return os.environ.get("LODGE_BIN", f"{TOP}/build/bin")
+
+
+@pytest.fixture(scope="session")
+def lodge(bin_folder):
+    """The path of lodge, with the default image made."""
+    path = f"{bin_folder}/lodge"
+    subprocess.run([path, "image", "build", "default"], check=True, timeout=600,
+                   stdout=subprocess.DEVNULL)
+    return path

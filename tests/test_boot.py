@@ -17,15 +17,15 @@ SUSPICIOUS = re.compile(
     re.IGNORECASE)
 
 
-def guest(bin_folder, command, *options, timeout=240):
-    return subprocess.run([f"{bin_folder}/lodge", "run", "--engine", "soft", *options, "default",
+def guest(lodge, command, *options, timeout=240):
+    return subprocess.run([lodge, "run", "--engine", "soft", *options, "default",
                            "--", "sh", "-c", command], stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, errors="replace", timeout=timeout)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_the_kernel_log_is_clean(bin_folder, cpus):
-    result = guest(bin_folder, "dmesg; echo CPUS $(nproc)", "--cpus", str(cpus))
+def test_the_kernel_log_is_clean(lodge, cpus):
+    result = guest(lodge, "dmesg; echo CPUS $(nproc)", "--cpus", str(cpus))
     assert result.returncode == 0, result.stderr
     assert f"CPUS {cpus}" in result.stdout
     lines = [line for line in result.stdout.splitlines()
@@ -37,26 +37,26 @@ def test_the_kernel_log_is_clean(bin_folder, cpus):
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_work_comes_out_right(bin_folder, cpus):
+def test_work_comes_out_right(lodge, cpus):
     """A known answer from many processes: hashing, sorting, pipes, several at once."""
     script = ("for i in 1 2 3 4; do (seq 1 20000 | sha256sum) & done; wait; "
               "seq 1 5000 | sort -r | sort -n | md5sum; "
               "i=0; while [ $i -lt 300 ]; do (exit 7); [ $? = 7 ] || echo wrong; i=$((i+1)); done")
-    result = guest(bin_folder, script, "--cpus", str(cpus))
+    result = guest(lodge, script, "--cpus", str(cpus))
     here = subprocess.run(["sh", "-c", "seq 1 20000 | sha256sum; seq 1 5000 | md5sum"],
                           capture_output=True, text=True, check=True).stdout.splitlines()
     assert result.stdout.splitlines() == [here[0]] * 4 + [here[1]], result.stdout + result.stderr
 
 
-def test_memory_is_what_was_asked_for(bin_folder):
+def test_memory_is_what_was_asked_for(lodge):
     for megabytes in (128, 1536, 5000):  # the last one reaches above the PCI hole
-        result = guest(bin_folder, "grep MemTotal /proc/meminfo", "--memory", f"{megabytes}M")
+        result = guest(lodge, "grep MemTotal /proc/meminfo", "--memory", f"{megabytes}M")
         total = int(re.search(r"(\d+) kB", result.stdout).group(1)) / 1024
         assert megabytes * 0.97 - 90 < total < megabytes, result.stdout + result.stderr
 
 
-def test_time_goes_at_the_right_pace(bin_folder):
-    result = guest(bin_folder, "a=$(cut -d' ' -f1 /proc/uptime); sleep 2; "
+def test_time_goes_at_the_right_pace(lodge):
+    result = guest(lodge, "a=$(cut -d' ' -f1 /proc/uptime); sleep 2; "
                                "b=$(cut -d' ' -f1 /proc/uptime); echo $a $b; date +%s", "--cpus",
                    "2")
     first, second = map(float, result.stdout.split()[:2])
@@ -66,9 +66,9 @@ def test_time_goes_at_the_right_pace(bin_folder):
 
 
 @pytest.mark.plain_only
-def test_pvh_and_compressed_kernels_boot(bin_folder, tmp_path):
+def test_pvh_and_compressed_kernels_boot(lodge, tmp_path):
     """The same kernel as Debian ships it: a bzImage, unpacked by the loader."""
-    rows = json.loads(subprocess.run([f"{bin_folder}/lodge", "image", "ls", "--format", "json"],
+    rows = json.loads(subprocess.run([lodge, "image", "ls", "--format", "json"],
                                      capture_output=True, check=True).stdout)
     row = next(row for row in rows if row["name"] == "default")
     packages = subprocess.run(["apt-get", "download", f"linux-image-{row['release']}"],
@@ -78,7 +78,7 @@ def test_pvh_and_compressed_kernels_boot(bin_folder, tmp_path):
     package = next(name for name in os.listdir(tmp_path) if name.endswith(".deb"))
     subprocess.run(["dpkg-deb", "-x", package, "."], cwd=tmp_path, check=True)
     kernel = f"{tmp_path}/boot/vmlinuz-{row['release']}"
-    result = subprocess.run([f"{bin_folder}/lodge", "run", "--engine", "soft", "--kernel", kernel,
+    result = subprocess.run([lodge, "run", "--engine", "soft", "--kernel", kernel,
                              "--append", "console=ttyS0 panic=-1"], stdin=subprocess.DEVNULL,
                             capture_output=True, text=True, errors="replace", timeout=240)
     # No root file system: the kernel comes up, finds none, and panics, which is a failure's status.

@@ -17,15 +17,6 @@ ENGINE = os.environ.get("LODGE_TEST_ENGINE", "soft")
 TIMEOUT = int(os.environ.get("LODGE_TEST_TIMEOUT", "240"))
 
 
-@pytest.fixture(scope="module")
-def lodge(bin_folder):
-    """The path of lodge, with the default image made."""
-    path = f"{bin_folder}/lodge"
-    subprocess.run([path, "image", "build", "default"], check=True, timeout=600,
-                   stdout=subprocess.DEVNULL)
-    return path
-
-
 @pytest.fixture
 def run(lodge):
     def run(*arguments, options=(), stdin=subprocess.DEVNULL, **how):

@@ -49,14 +49,14 @@ def on_host(programs):
 
 
 @pytest.fixture(scope="module")
-def in_guest(programs, bin_folder):
+def in_guest(programs, lodge):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in programs:
             tar.add(path, arcname=os.path.basename(path))
     script = ("cd /tmp && mkdir s && cd s && tar x && for t in *; do timeout 120 ./$t >log 2>&1 "
               "</dev/null; echo RESULT $t $?; grep -a FAIL log; done")
-    result = subprocess.run([f"{bin_folder}/lodge", "run", "--engine", "soft", "--memory", "1G",
+    result = subprocess.run([lodge, "run", "--engine", "soft", "--memory", "1G",
                              "--cpus", "2", "default", "--", "sh", "-c", script],
                             input=packed.getvalue(), capture_output=True, timeout=1500)
     output = result.stdout.decode(errors="replace")

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -114,6 +115,9 @@ void mem_written(struct mem *mem, uint64_t gpa, uint64_t size)
     uint64_t first = (gpa - region->start) >> MEM_PAGE_SHIFT;
     uint64_t last = (gpa - region->start + size - 1) >> MEM_PAGE_SHIFT;
     bool code = false;
+    /* The bytes before the marks: whoever marks a page as code and then reads it sees them, or we
+     * see the mark. */
+    atomic_thread_fence(memory_order_seq_cst);
     for (uint64_t page = first; page <= last; page++) {
         uint8_t marks = __atomic_load_n(&region->marks[page], __ATOMIC_RELAXED);
         code |= marks & MEM_PAGE_CODE;

@@ -413,6 +413,27 @@ static void limits_hold_outside_64_bit_mode(void **state)
     }
 }
 
+/* Flat segments end at 4 GiB: an access across that end is outside of them. */
+static void flat_segments_end_at_4_gib(void **state)
+{
+    GUEST_CODE(code_read, 32, "mov (%ecx), %ebx;" GUEST_STOP);
+    GUEST_CODE(code_write, 32, "mov %ebx, (%ecx);" GUEST_STOP);
+    GUEST_CODE(code_push, 32, "mov %ecx, %esp; pop %ebx;" GUEST_STOP);
+    guest_compat(&guest, 0);
+    guest.state.gpr[CPU_RCX] = 0xfffffffe;
+    assert_int_equal(RUN(code_read), VECTOR_GP);
+    guest_compat(&guest, 0);
+    guest.state.gpr[CPU_RCX] = 0xfffffffd;
+    assert_int_equal(RUN(code_write), VECTOR_GP);
+    guest_compat(&guest, 3);
+    guest.state.gpr[CPU_RCX] = 0xfffffffe;
+    assert_int_equal(RUN(code_push), VECTOR_SS);
+    guest_compat(&guest, 0);
+    guest.state.gpr[CPU_RCX] = 0xfffffffc; /* the last four bytes: inside, and not mapped */
+    assert_int_equal(RUN(code_read), VECTOR_PF);
+    assert_int_equal(guest.state.cr2, 0xfffffffc);
+}
+
 GUEST_CODE(
     code_verify, 64,
     "lar %eax, %ebx; setz %cl; lsl %eax, %edx; setz %ch; verr %ax; setz %sil; verw %ax; setz "
@@ -602,6 +623,7 @@ int main(void)
         FAR_TEST(segment_loads_check_and_mark),
         FAR_TEST(bases_follow_selectors_and_their_instructions),
         FAR_TEST(limits_hold_outside_64_bit_mode),
+        FAR_TEST(flat_segments_end_at_4_gib),
         FAR_TEST(lar_lsl_verr_verw_tell_without_faults),
         FAR_TEST(a_guest_climbs_from_real_to_long_mode),
         FAR_TEST(unreal_mode_keeps_the_big_limit),

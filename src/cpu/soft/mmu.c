@@ -324,6 +324,11 @@ static void check_address(struct soft_vcpu *v, const struct insn *insn, uint64_t
 {
     if (v->mode & MODE_64 && (!canonical(linear) || !canonical(linear + size - 1)))
         soft_raise_error(v, insn, seg == CPU_SS ? VECTOR_SS : VECTOR_GP, 0);
+    /* Flat segments end at 4 GiB. Outside 64-bit mode nobody has checked their limit so far; that
+     * of FS and GS was checked, and they may wrap. */
+    if (!(v->mode & (MODE_64 | MODE_SEGCHECK)) && seg != CPU_FS && seg != CPU_GS &&
+        linear <= UINT32_MAX && linear + size - 1 > UINT32_MAX)
+        soft_raise_error(v, insn, seg == CPU_SS ? VECTOR_SS : VECTOR_GP, 0);
     /* SDM vol. 3, table 6-7: what is wider than 8 bytes is checked by its own rules. */
     if (v->mode & MODE_AC && size <= 8 && linear & (size - 1) && !(size & (size - 1)))
         soft_raise_error(v, insn, VECTOR_AC, 0);
