@@ -342,3 +342,8 @@ def test_output_that_cannot_be_written_is_an_error(lodge, bin_folder, home):
                                 stderr=subprocess.PIPE, text=True, env=home, timeout=20)
     assert result.returncode == 1
     assert "cannot write to standard output" in result.stderr
+
+
+def test_what_is_no_kernel_is_named(lodge, kernel):
+    result = lodge("run", "--engine", "soft", "--kernel", kernel, stdin=subprocess.DEVNULL)
+    one_line(result, 125, str(kernel), "no kernel")

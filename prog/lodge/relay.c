@@ -127,6 +127,14 @@ static void fail(struct relay *relay, const char *what, const char *detail)
     end(relay, RELAY_FAILED);
 }
 
+/* The VMM knows its kernel as a descriptor; the person knows it as a path. */
+static void cannot_run(struct relay *relay, const char *why)
+{
+    char what[512];
+    snprintf(what, sizeof what, "cannot run the guest with kernel '%.400s'", relay->plan->kernel);
+    fail(relay, what, why);
+}
+
 /* --- the serial port --- */
 
 /* False when nothing came. */
@@ -355,7 +363,7 @@ static void take_event(struct relay *relay, const struct control_message *event)
     else if (event->type == CONTROL_TRIPLE_FAULT)
         fail(relay, "the guest died", event->text);
     else if (event->type == CONTROL_ERROR)
-        fail(relay, "cannot run the guest", event->text);
+        cannot_run(relay, event->text);
     else
         end(relay, (int)event->code);
 }

@@ -34,6 +34,7 @@ struct relay_plan {
                                     powering off is a good end */
     bool agent;                  /* serial: an agent will say when the console listens */
     bool raw;                    /* standard input is a terminal to be switched */
+    const char *kernel;          /* its path, for messages; borrowed */
     bool reboots;                /* a reset of the guest's machine is not its end */
     bool verbose;                /* the serial port to standard error while a command runs */
     unsigned agent_timeout;      /* seconds until an agent must have answered; 0 = no limit */

@@ -225,6 +225,7 @@ static int open_all(struct plan *plan, struct err *err)
         r = open_file("initrd", conf->initrd, &plan->initrd, err);
     if (r >= 0)
         r = open_kvm(plan, err);
+    plan->relay.kernel = conf->kernel;
     conf->kernel_fd = plan->kernel;
     conf->initrd_fd = plan->initrd;
     conf->kvm_fd = plan->kvm;
