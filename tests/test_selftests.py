@@ -49,10 +49,12 @@ def on_host(programs):
 
 
 @pytest.fixture(scope="module")
-def in_guest(programs, lodge):
+def in_guest(programs, on_host, lodge):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in programs:
+            if on_host[os.path.basename(path)] != 0:
+                continue  # nothing to compare with
             tar.add(path, arcname=os.path.basename(path))
     script = ("cd /tmp && mkdir s && cd s && tar x && for t in *; do timeout 120 ./$t >log 2>&1 "
               "</dev/null; echo RESULT $t $?; grep -a FAIL log; done")
@@ -67,5 +69,5 @@ def test_what_passes_on_the_host_passes_in_the_guest(on_host, in_guest):
     codes, output = in_guest
     wrong = [f"{name}: guest {codes.get(name)}" for name, code in on_host.items()
              if code == 0 and codes.get(name) != 0]
-    assert len(codes) == len(on_host), output[-3000:]
+    assert len(codes) == sum(code == 0 for code in on_host.values()) > 30, output[-3000:]
     assert not wrong, "\n".join(wrong) + "\n" + output[-6000:]
