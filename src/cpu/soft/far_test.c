@@ -180,6 +180,8 @@ static void iretq_to_user_mode_drops_kernel_segments(void **state)
 {
     guest_long(&guest, 0);
     guest.state.segment[CPU_FS] = guest.state.segment[CPU_DS];
+    guest.state.segment[CPU_GS] =
+        (struct cpu_segment){.selector = 3, .base = 0x123456000, .attributes = CPU_SEG_UNUSABLE};
     push_frame(GUEST_CODE_AT + 2, SEL_USER64, RFLAG_ONE | RFLAG_IOPL | RFLAG_IF, GUEST_USER_STACK,
                SEL_USER_DATA);
     assert_int_equal(RUN(code_iretq), 0x80);
@@ -188,6 +190,8 @@ static void iretq_to_user_mode_drops_kernel_segments(void **state)
     assert_int_equal(guest_stack(&guest, 3), GUEST_USER_STACK);
     assert_int_equal(guest.state.segment[CPU_DS].selector, 0);
     assert_true(guest.state.segment[CPU_FS].attributes & CPU_SEG_UNUSABLE);
+    assert_int_equal(guest.state.segment[CPU_GS].selector, 0); /* its RPL goes, its base stays */
+    assert_int_equal(guest.state.segment[CPU_GS].base, 0x123456000);
 }
 
 GUEST_CODE(code_iretq_stop, 64, "iretq; nop;" GUEST_STOP);

@@ -240,8 +240,10 @@ void segment_drop_inner(struct soft_vcpu *v, unsigned cpl)
     static const uint8_t data[] = {CPU_ES, CPU_DS, CPU_FS, CPU_GS};
     for (unsigned i = 0; i < sizeof data; i++) {
         struct cpu_segment *segment = &v->segment[data[i]];
-        if (segment->attributes & CPU_SEG_UNUSABLE)
+        if (segment->attributes & CPU_SEG_UNUSABLE) {
+            segment->selector = 0; /* a null selector loses its RPL; FS and GS keep their base */
             continue;
+        }
         bool conforming =
             (segment->attributes & (CPU_SEG_CODE | CPU_SEG_DOWN)) == (CPU_SEG_CODE | CPU_SEG_DOWN);
         if (!conforming && ((segment->attributes >> CPU_SEG_DPL_SHIFT) & 3) < cpl)
