@@ -101,6 +101,15 @@ struct engine_apic {
 
 enum engine_irqchip { ENGINE_IRQCHIP_NONE, ENGINE_IRQCHIP_ENGINE, ENGINE_IRQCHIP_BOARD };
 
+enum engine_translate {
+    ENGINE_TRANSLATE_HOT,    /* what is executed often; the rest is interpreted */
+    ENGINE_TRANSLATE_NEVER,  /* the interpreter alone */
+    ENGINE_TRANSLATE_ALWAYS, /* everything, the first time already: for tests */
+    ENGINE_TRANSLATE_MAX
+};
+
+#define ENGINE_CODE_CACHE (UINT64_C(64) << 20)
+
 struct engine_config {
     struct mem *mem; /* borrowed; outlives the VM */
     unsigned vcpus;  /* 1..ENGINE_VCPUS_MAX */
@@ -112,6 +121,10 @@ struct engine_config {
      * the soft engine's deterministic modes. */
     uint64_t (*tsc)(void *opaque);
     void *tsc_opaque;
+    /* The software engine's translator. Of code that it holds: `code_cache` bytes at most for the
+     * whole VM, 0 = ENGINE_CODE_CACHE. */
+    enum engine_translate translate;
+    uint64_t code_cache;
     const char *kvm_path; /* NULL = /dev/kvm */
     int kvm_fd;           /* an open /dev/kvm, or -1 to open kvm_path; borrowed */
 };
