@@ -336,12 +336,17 @@ static bool row_is_chosen(const struct row *row, const struct options *options)
     return !options->rows;
 }
 
+static void allowed_cpus(cpu_set_t *set)
+{
+    if (sched_getaffinity(0, sizeof *set, set) < 0)
+        fail("sched_getaffinity");
+}
+
 /* Moves the calling process to the `number`th of the CPUs it may use. */
 static void stay_on_cpu(int number)
 {
     cpu_set_t allowed, chosen;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) < 0)
-        fail("sched_getaffinity");
+    allowed_cpus(&allowed);
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
         if (!CPU_ISSET(cpu, &allowed) || number-- > 0)
             continue;
@@ -351,8 +356,6 @@ static void stay_on_cpu(int number)
             fail("sched_setaffinity");
         return;
     }
-    errno = ENODEV;
-    fail("a CPU for each process");
 }
 
 /* Times one row in every process at once; the first process reports the slowest. */
@@ -385,6 +388,11 @@ static void run_rows(const struct options *options, struct meeting *meeting, int
 
 static void run_all(const struct options *options)
 {
+    cpu_set_t allowed;
+    allowed_cpus(&allowed);
+    errno = ENODEV;
+    if (CPU_COUNT(&allowed) < options->threads)
+        fail("a CPU for each process");
     struct meeting *meeting =
         mmap(NULL, sizeof *meeting, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (meeting == MAP_FAILED)

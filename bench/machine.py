@@ -59,6 +59,14 @@ class Result:
         self.heard = []  # (seconds since the start, console line)
 
 
+class Unfinished(TimeoutError):
+    """A machine that did not end in time; what it said until then is in `result`."""
+
+    def __init__(self, result, limit):
+        super().__init__(f"no end after {limit} s:\n{result.output[-2000:]}")
+        self.result = result
+
+
 def watch(process, descriptor, result, started, limit, on_pid1=None):
     """Reads a machine's console until it ends; notes when PID 1 spoke."""
     deadline = started + limit
@@ -68,7 +76,7 @@ def watch(process, descriptor, result, started, limit, on_pid1=None):
         if left <= 0:
             process.kill()
             process.wait()
-            raise TimeoutError(f"no end after {limit} s:\n{result.output[-2000:]}")
+            raise Unfinished(result, limit)
         if not select.select([descriptor], [], [], left)[0]:
             continue
         data = os.read(descriptor, 65536)
@@ -145,7 +153,11 @@ def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, li
             os.close(descriptor)
     theirs.close()
     ours.settimeout(limit)
-    ready = ours.recv(8192)
+    try:
+        ready = ours.recv(8192)
+    except TimeoutError:
+        process.kill()
+        raise RuntimeError(f"lodge-vmm was not ready after {limit} s") from None
     if not ready:
         raise RuntimeError(f"lodge-vmm ended before it was ready, status {process.wait()}")
     length, kind, _ = HEADER.unpack_from(ready)
