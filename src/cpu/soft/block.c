@@ -1,4 +1,5 @@
 #include "cpu/soft/block.h"
+#include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
 
@@ -155,8 +156,10 @@ void soft_code_written(struct soft_vm *vm, struct soft_vcpu *v, const struct ins
         if (code_page_of(vm, gpa, &page) &&
             (__atomic_load_n(page.granules, __ATOMIC_RELAXED) & bits)) {
             pthread_mutex_lock(&vm->code_lock);
-            if (__atomic_fetch_and(page.granules, ~bits, __ATOMIC_SEQ_CST) & bits)
+            if (__atomic_fetch_and(page.granules, ~bits, __ATOMIC_SEQ_CST) & bits) {
                 __atomic_fetch_add(page.generation, 1, __ATOMIC_SEQ_CST);
+                jit_code_event(vm, gpa);
+            }
             if (*page.granules == 0)
                 __atomic_fetch_and(page.mark, (uint8_t)~MEM_PAGE_CODE, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&vm->code_lock);
@@ -177,7 +180,12 @@ int block_cache_new(struct soft_vcpu *v, struct err *err)
     cache->nowhere.generation_at = &cache->never;
     cache->nowhere.generation = 1;
     cache->tables = decode_tables_new(v);
-    cache->chunk_limit = v->vm->config.vcpus == 1 ? BLOCK_CHUNKS_MAX : BLOCK_CHUNKS_SHARED;
+    cache->chunk_limit = v->jit                       ? BLOCK_CHUNKS_JIT
+                         : v->vm->config.vcpus == 1 ? BLOCK_CHUNKS_MAX
+                                                    : BLOCK_CHUNKS_SHARED;
+    cache->heat_limit = !v->jit                                                     ? INT32_MAX
+                        : v->vm->config.translate == ENGINE_TRANSLATE_ALWAYS ? 1
+                                                                                    : JIT_HEAT;
     cache->single =
         calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) + ZYDIS_MAX_INSTRUCTION_LENGTH);
     if (!cache->tables || !cache->single)
@@ -190,7 +198,7 @@ void block_cache_free(struct soft_vcpu *v)
     struct soft_cache *cache = v->cache;
     if (!cache)
         return;
-    for (unsigned i = 0; i < BLOCK_CHUNKS_MAX; i++)
+    for (unsigned i = 0; i < ARRAY_LEN(cache->chunks); i++)
         free(cache->chunks[i]);
     decode_tables_free(cache->tables);
     free(cache->single);
@@ -208,6 +216,7 @@ void block_forget_all(struct soft_vcpu *v)
     cache->forgotten++;
     v->link = NULL;
     v->block = NULL;
+    jit_reset(v);
     native_reset(v);
 }
 
@@ -371,6 +380,7 @@ static bool block_validate(struct soft_vcpu *v, struct soft_block *block,
     }
     block->generation_at = page.generation;
     block->generation = generation;
+    jit_reconnect(v, block);
     return true;
 }
 
@@ -447,6 +457,7 @@ static struct soft_block *block_find(struct soft_vcpu *v, struct fetched *fetche
             if (block_still_good(v, block, fetched))
                 return block;
             *at = block->next;
+            jit_drop(v, block);
         } else {
             at = &block->next;
         }

@@ -36,6 +36,8 @@ enum {
      * there are several. A boot of Debian decodes some 25 MiB and needs a third of it at a time. */
     BLOCK_CHUNKS_MAX = 36,
     BLOCK_CHUNKS_SHARED = 20,
+    /* Where hot blocks are translated, forgetting is dearer. */
+    BLOCK_CHUNKS_JIT = 96,
     BLOCK_BYTES_MAX = 255, /* struct insn.end is one byte */
     BLOCK_TEXT = 272,      /* bytes looked at for one block: one instruction more */
 };
@@ -60,6 +62,8 @@ struct soft_block {
     const uint32_t *generation2_at;
     struct soft_block *next; /* in the hash chain */
     const uint8_t *bytes;
+    int32_t heat;        /* entries by handlers; from the vCPU's limit on they leave to the loop */
+    uint32_t unit;       /* of the translator; 0: none */
     struct insn insns[]; /* count, and the terminator */
 };
 
@@ -88,9 +92,10 @@ struct soft_cache {
     struct soft_jump jumps[BLOCK_JUMPS] __attribute__((aligned(64)));
     struct soft_block *hash[BLOCK_HASH];
     struct soft_block *next;   /* without SOFT_TAIL_CALLS: what the loop runs next */
+    int32_t heat_limit;        /* INT32_MAX: nothing is translated */
     struct soft_block nowhere; /* never valid: what a branch without a link points to */
     uint32_t never;            /* its counter */
-    uint8_t *chunks[BLOCK_CHUNKS_MAX];
+    uint8_t *chunks[BLOCK_CHUNKS_JIT];
     unsigned chunk_limit;                    /* how many of them this vCPU may have */
     unsigned chunk;                          /* the one being filled */
     size_t used;                             /* of it */
@@ -121,6 +126,8 @@ struct decode_result {
 /* Decodes and binds up to `max` instructions of cache->text[0, size) into cache->insns, with the
  * terminator. With `size` of 15 and more the count is never 0: what is longer raises #GP. */
 struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned max);
+/* Fills cache->decoded again for the block, whose mode must be the current one. */
+void decode_again(struct soft_vcpu *v, const struct soft_block *block);
 
 /* Handler of the terminator. */
 void op_continue(struct soft_vcpu *v, const struct insn *insn);
@@ -191,7 +198,8 @@ static inline bool block_attention(struct soft_vcpu *v)
     return unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed) != 0);
 }
 
-static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
+/* Runs the block, whatever its heat: for the loop. */
+static inline void block_start(struct soft_vcpu *v, struct soft_block *block)
 {
     v->block = block;
     v->instructions += block->count;
@@ -200,6 +208,14 @@ static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
 #else
     v->cache->next = block;
 #endif
+}
+
+static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
+{
+    if (unlikely(block->heat >= v->cache->heat_limit))
+        LEAVE;
+    block->heat++;
+    return block_start(v, block);
 }
 
 /* Goes on at gpr[SOFT_RIP], just changed. Through the jump cache, or the loop. */
