@@ -31,6 +31,8 @@ const uint8_t jit_host_of[16] = {JIT_R11, JIT_RCX, JIT_RDX, JIT_RBX, JIT_R15,  J
                                  JIT_RSI, JIT_RDI, JIT_R8,  JIT_R9,  JIT_R10,  JIT_NONE,
                                  JIT_R12, JIT_R13, JIT_NONE, JIT_NONE};
 
+const struct jit_guard jit_no_guard = {.page_base = 1};
+
 /* ---- made and freed ---- */
 
 static int cache_map(struct soft_jit *cache, struct err *err)
@@ -75,7 +77,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
     cache->size = align_up(max(bytes / config->vcpus, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
     cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
-    cache->chaining = true;
+    cache->chaining = !getenv("NC"); /* XXX */
     cache->has_avx = host_has_avx();
     cache->unit_max = cache->link_max = 1024;
     cache->units = calloc(cache->unit_max, sizeof *cache->units);
@@ -166,12 +168,21 @@ static void connect(struct soft_jit *cache, struct jit_unit *unit)
     memcpy(writable(cache, unit->entry_saved), unit->was_saved, JIT_PATCH);
 }
 
+/* A guard that matches has changed page_base before its jump: while there is nowhere to jump to, it
+ * must not match. */
+static void unlink_code(const struct soft_jit *cache, struct jit_link *link)
+{
+    point(cache, link->displacement, link->stub);
+    if (link->guard)
+        memcpy(writable(cache, link->guard), &jit_no_guard, sizeof jit_no_guard);
+    link->linked = false;
+}
+
 static void unlink_incoming(struct soft_jit *cache, struct jit_unit *unit)
 {
     for (uint32_t number = unit->incoming; number;) {
         struct jit_link *link = &cache->links[number];
-        point(cache, link->displacement, link->stub);
-        link->linked = false;
+        unlink_code(cache, link);
         number = link->next;
         link->next = 0;
     }
@@ -231,7 +242,7 @@ static void unlink_one(struct soft_jit *cache, uint32_t number)
     while (*at != number)
         at = &cache->links[*at].next;
     *at = link->next;
-    link->linked = false;
+    unlink_code(cache, link);
 }
 
 void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *block)
@@ -250,12 +261,12 @@ void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *bloc
         struct jit_guard guard = {.page_base = v->gpr[SOFT_RIP] - (uint64_t)link->target,
                                   .epoch = v->jit_state.epoch[(v->mode & MODE_CPL) != 0],
                                   .target_base = page_of(v->gpr[SOFT_RIP])};
+        if (link->linked && link->to != block->unit)
+            unlink_one(cache, number);
         memcpy(writable(cache, link->guard), &guard, sizeof guard);
         jit_note_page(v, guard.target_base);
-        if (link->linked && link->to == block->unit)
-            return;
         if (link->linked)
-            unlink_one(cache, number);
+            return;
     }
     point(cache, link->displacement, link->saved ? to->entry_saved : to->entry_host);
     link->linked = true;
@@ -336,7 +347,7 @@ void jit_note_page(struct soft_vcpu *v, uint64_t linear)
 {
     uint64_t bit;
     *seen_word(v->jit, linear, &bit) |= bit;
-    if (linear >> 63 && !jit_page_is_global(v, linear))
+    if (!(v->mode & MODE_CPL) && !jit_page_is_global(v, linear))
         v->jit->seen_local = true;
 }
 

@@ -81,6 +81,7 @@ struct jit_guard {
     uint64_t epoch;
     uint64_t target_base;
 };
+extern const struct jit_guard jit_no_guard; /* matches nothing: no page starts at 1 */
 
 /* ---- one translation ---- */
 
