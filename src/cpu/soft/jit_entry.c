@@ -66,6 +66,7 @@ static uint64_t slow(struct soft_vcpu *v)
     struct soft_block *block = unit->block;
     unsigned first = v->jit_state.exit_index & 0xffff, count = v->jit_state.exit_index >> 16;
     cache->slow_paths++;
+    { extern uint64_t jx_slow[3000]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=block->insns[first].end-block->insns[first].len; ZydisDecoderDecodeInstruction(&zd,NULL,block->bytes+off,15,&zi); jx_slow[zi.mnemonic]++; } /* XXX */
     be_at(v, unit, first);
     cache->stop = &block->insns[first + count];
     cache->stopped = cache->stop->run;
@@ -230,6 +231,16 @@ void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache)
     cache->prelude = align_up((size_t)(a.at - a.start), 64);
 }
 
+/* XXX */
+#include <stdio.h>
+uint64_t jx_kind[8], jx_insn[3000], jx_slow[3000], jx_want[4];
+void jx_dump(struct soft_vcpu *v);
+void jx_dump(struct soft_vcpu *v) {
+    struct soft_jit *c=v->jit; if(!c) return;
+    fprintf(stderr,"translated %lu resets %lu slow %lu stale %lu exits %lu blocks %lu forgotten %lu reval %lu used %zu links %u epochs %lu\n",c->translated,c->resets,c->slow_paths,c->stale,c->exits,v->cache->blocks,v->cache->forgotten,v->cache->revalidated,c->used,c->link_count,c->epochs);
+    fprintf(stderr,"kinds rip %lu link %lu poll %lu insn %lu stale %lu\n",jx_kind[0],jx_kind[1],jx_kind[2],jx_kind[3],jx_kind[4]);
+    for(int k=0;k<2;k++){ uint64_t *t=k?jx_slow:jx_insn; for(int n=0;n<16;n++){int b=0; for(int i=0;i<3000;i++) if(t[i]>t[b]) b=i; if(!t[b]) break; fprintf(stderr,"%s %s %lu\n",k?"slow":"insn",ZydisMnemonicGetString(b),t[b]); t[b]=0;} }
+}
 /* ---- running ---- */
 
 const struct insn *jit_run(struct soft_vcpu *v, struct soft_block *block)
@@ -256,6 +267,7 @@ const struct insn *jit_run(struct soft_vcpu *v, struct soft_block *block)
     state->target = unit->entry_saved;
     ((void (*)(void))(uintptr_t)cache->enter)();
     cache->exits++;
+    { extern uint64_t jx_kind[8], jx_insn[3000]; jx_kind[state->exit_kind]++; if (state->exit_kind==JIT_EXIT_INSN) { struct jit_unit *u=&cache->units[state->exit_unit]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=u->block->insns[state->exit_index].end-u->block->insns[state->exit_index].len; ZydisDecoderDecodeInstruction(&zd,NULL,u->block->bytes+off,15,&zi); jx_insn[zi.mnemonic]++; } } /* XXX */
     v->block = NULL;
     switch ((enum jit_exit_kind)state->exit_kind) {
     case JIT_EXIT_RIP: break;

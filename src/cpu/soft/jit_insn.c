@@ -488,7 +488,7 @@ static unsigned alignment_of(const struct decoded *d, const struct copy *copy, e
     unsigned size = copy->memory->size / 8;
     if (d->zydis.attributes & ZYDIS_ATTRIB_HAS_LOCK || d->zydis.mnemonic == ZYDIS_MNEMONIC_XCHG)
         return size; /* what could be a split lock is left to the handler */
-    if (kind != KIND_VECTOR)
+    if (kind == KIND_INTEGER)
         return 1;
     return native_alignment(&d->zydis, size);
 }
@@ -512,11 +512,11 @@ static bool copy_insn(struct jit *jit, unsigned k)
             return false;
         memory = jit_access(jit, k, &copy.ea, size, write, alignment_of(d, &copy, kind));
     }
-    will_write(jit, k, copy.written);
     /* A host exception must find the flags. */
     bool may_trap = kind != KIND_INTEGER;
     if (uses_flags || (may_trap && !jit->flags.saved))
         jit_flags_need_host(jit);
+    will_write(jit, k, copy.written);
     for (unsigned i = 0; i < copy.general_count; i++)
         if (copy.general[i].load)
             asm_load(a, copy.general[i].host, jit_slot(jit, copy.general[i].guest));
@@ -724,10 +724,10 @@ static bool with_rax(struct jit *jit, unsigned k)
         bool lock = zydis->attributes & ZYDIS_ATTRIB_HAS_LOCK;
         memory = jit_access(jit, k, &copy.ea, width / 8, exchange, lock ? width / 8 : 1);
     }
-    will_write(jit, k, 1u << JIT_R11 | (exchange ? 0 : 1u << JIT_RDX) |
-                           (exchange && copy.rm != JIT_NONE ? 1u << copy.rm : 0));
     if (decode_uses_flags(d) || (divides && !jit->flags.saved))
         jit_flags_need_host(jit);
+    will_write(jit, k, 1u << JIT_R11 | (exchange ? 0 : 1u << JIT_RDX) |
+                           (exchange && copy.rm != JIT_NONE ? 1u << copy.rm : 0));
     asm_op(a, 0x8b, 8, JIT_RAX, JIT_REG(JIT_R11));
     if (jit->flags.host)
         jit->trap_host |= 1u << k;

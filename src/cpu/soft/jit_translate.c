@@ -266,7 +266,7 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         return false;
     }
     { static long lim=-2, n; if (lim==-2) lim = getenv("JM")?atol(getenv("JM")):-1; if (lim>=0 && n>=lim) return false; n++;
-     if (n==lim) { fprintf(stderr,"unit %ld rip %lx mode %x gpa %lx:", n, v->gpr[SOFT_RIP], v->mode, block->gpa); for(int i=0;i<block->size;i++)fprintf(stderr," %02x",block->bytes[i]); fprintf(stderr,"\n"); } } /* XXX */
+     if (lim >= 0 && n > lim - 60 && (v->gpr[SOFT_RIP] >> 16) == 0xffffffff815dull) { fprintf(stderr,"unit %ld rip %lx mode %x gpa %lx:", n, v->gpr[SOFT_RIP], v->mode, block->gpa); for(int i=0;i<block->size;i++)fprintf(stderr," %02x",block->bytes[i]); fprintf(stderr,"\n"); } } /* XXX */
     decode_again(v, block);
     struct jit *jit = &cache->work;
     *jit = (struct jit){

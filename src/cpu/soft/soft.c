@@ -81,6 +81,7 @@ static void soft_vcpu_free(struct engine_vcpu *handle)
         return;
     if (v->vm->vcpus[v->index] == v)
         __atomic_store_n(&v->vm->vcpus[v->index], NULL, __ATOMIC_RELEASE);
+    if (getenv("JS")) { void jx_dump(struct soft_vcpu *); jx_dump(v); } /* XXX */
     block_cache_free(v);
     jit_free(v);
     native_free(v);

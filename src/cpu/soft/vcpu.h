@@ -191,7 +191,8 @@ _Static_assert(sizeof(struct soft_tlb_entry) == 32, "two entries a cache line");
 
 enum soft_tlb_kind { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_NEVER, TLB_MAX };
 
-#define TLB_NONE UINT64_C(1) /* no page address: it never hits */
+/* No page address, nor one with low bits for an alignment: it never hits. */
+#define TLB_NONE UINT64_C(0x800)
 
 enum {
     JIT_JUMPS = 2048, /* entries of a jump cache of translated code */
