@@ -30,14 +30,16 @@
 
 enum {
     BLOCK_JUMPS = 2048,       /* jump cache entries */
-    BLOCK_HASH = 8192,        /* chains */
+    BLOCK_HASH = 32768,       /* chains */
     BLOCK_CHUNK = 256 * 1024, /* the arena grows by this */
     /* So much a vCPU, then everything is forgotten: 9 MiB where there is one, 5 MiB each where
      * there are several. A boot of Debian decodes some 25 MiB and needs a third of it at a time. */
     BLOCK_CHUNKS_MAX = 36,
     BLOCK_CHUNKS_SHARED = 20,
-    /* Where hot blocks are translated, forgetting is dearer. */
-    BLOCK_CHUNKS_JIT = 96,
+    /* With a translator: only what is not translated is forgotten, and where that is less than half
+     * the limit grows. */
+    BLOCK_CHUNKS_STEP = 16,
+    BLOCK_CHUNKS_JIT = 256,
     BLOCK_BYTES_MAX = 255, /* struct insn.end is one byte */
     BLOCK_TEXT = 272,      /* bytes looked at for one block: one instruction more */
 };
@@ -64,6 +66,7 @@ struct soft_block {
     const uint8_t *bytes;
     int32_t heat;        /* entries by handlers; from the vCPU's limit on they leave to the loop */
     uint32_t unit;       /* of the translator; 0: none */
+    uint32_t room;       /* bytes of the arena */
     struct insn insns[]; /* count, and the terminator */
 };
 
@@ -99,6 +102,7 @@ struct soft_cache {
     unsigned chunk_limit;                    /* how many of them this vCPU may have */
     unsigned chunk;                          /* the one being filled */
     size_t used;                             /* of it */
+    uint32_t filled[BLOCK_CHUNKS_JIT];       /* of those before it */
     uint64_t blocks, forgotten, revalidated; /* for those who measure */
 
     /* decode.c */
@@ -139,6 +143,9 @@ void block_cache_free(struct soft_vcpu *v);
 int block_vm_init(struct soft_vm *vm, struct err *err);
 void block_vm_fini(struct soft_vm *vm);
 void block_forget_all(struct soft_vcpu *v);
+/* Makes room by forgetting the blocks that have no unit; all, where those with one are too many. As
+ * block_forget_all(), never under a running handler. */
+void block_forget_cold(struct soft_vcpu *v);
 /* The block at SOFT_RIP for the current mode, valid; `step`: of one instruction. Raises #PF or #GP
  * of the fetch. */
 struct soft_block *block_lookup(struct soft_vcpu *v, bool step);
@@ -254,4 +261,5 @@ static inline void block_branch(struct soft_vcpu *v, const struct insn *insn)
 static inline void block_linkable(struct decoder *decoder)
 {
     decoder->insn->data = &decoder->v->cache->nowhere;
+    decoder->insn->flags |= INSN_LINK;
 }

@@ -610,6 +610,7 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
         alu_fuse(&cache->insns[count - 2], &cache->insns[count - 1]);
     cache->insns[count] = (struct insn){.run = result.alone ? op_stop : op_continue,
                                         .imm = end,
+                                        .flags = INSN_LINK,
                                         .end = (uint8_t)end,
                                         .data = &cache->nowhere};
     return result;

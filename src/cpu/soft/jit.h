@@ -55,10 +55,15 @@ static inline bool jit_wanted(const struct soft_vcpu *v)
     return v->jit && (v->mode & (NEED | NEVER)) == NEED && (cpl == 0 || cpl == 3);
 }
 
-/* Runs the block's unit, and those that it leads to, until something is to be done by the loop. On
- * return all state is in the vCPU and SOFT_RIP is exact, or NULL was not returned: then that
- * instruction of v->block is to be run by its handler. */
-const struct insn *jit_run(struct soft_vcpu *v, struct soft_block *block);
+/* Where to enter the code for SOFT_RIP: that of the block, which has a unit and was looked up there;
+ * or what was remembered for this address and still holds, 0: nothing. */
+uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block);
+uint32_t jit_remembered(struct soft_vcpu *v);
+
+/* Runs a unit, and those that it leads to, until something is to be done by the loop. On return all
+ * state is in the vCPU; NULL: SOFT_RIP is exact; else that instruction of v->block is to be run by
+ * its handler. */
+const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry);
 
 /* After longjmp() out of a slow path, and before any other use of blocks. */
 void jit_recover(struct soft_vcpu *v);
@@ -72,6 +77,10 @@ bool jit_redirect(struct soft_vcpu *v, greg_t *regs);
 
 /* The block leaves the cache of blocks for good. */
 void jit_drop(struct soft_vcpu *v, struct soft_block *block);
+/* The block, which has a unit, lies elsewhere now. */
+void jit_moved(struct soft_vcpu *v, struct soft_block *block);
+/* Bytes that decoded blocks may take, beside the code made of them. */
+uint64_t jit_bound(const struct soft_vcpu *v);
 /* It is valid again, as it was. */
 void jit_reconnect(struct soft_vcpu *v, struct soft_block *block);
 

@@ -208,6 +208,16 @@ void jit_reconnect(struct soft_vcpu *v, struct soft_block *block)
         connect(v->jit, &v->jit->units[block->unit]);
 }
 
+void jit_moved(struct soft_vcpu *v, struct soft_block *block)
+{
+    v->jit->units[block->unit].block = block;
+}
+
+uint64_t jit_bound(const struct soft_vcpu *v)
+{
+    return v->jit->size;
+}
+
 /* ---- links ---- */
 
 struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number)
@@ -356,6 +366,7 @@ void jit_epoch_flush(struct soft_vcpu *v, bool global_too)
     struct soft_jit *cache = v->jit;
     if (!cache)
         return;
+    { extern uint64_t jx_want[4]; jx_want[global_too ? 0 : cache->seen_local ? 1 : 2]++; } /* XXX */
     epoch_next(v, 1);
     if (!global_too && !cache->seen_local)
         return;
@@ -372,5 +383,6 @@ void jit_epoch_page(struct soft_vcpu *v, uint64_t linear, uint64_t size)
     uint64_t bit;
     if (size <= MEM_PAGE_SIZE && !(*seen_word(cache, linear, &bit) & bit))
         return;
+    { extern uint64_t jx_want[4]; jx_want[3]++; jx_want[0]--; } /* XXX */
     jit_epoch_flush(v, true);
 }

@@ -233,41 +233,76 @@ void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache)
 
 /* XXX */
 #include <stdio.h>
-uint64_t jx_kind[8], jx_insn[3000], jx_slow[3000], jx_want[4];
+uint64_t jx_ret[8], jx_kind[8], jx_insn[3000], jx_slow[3000], jx_want[4];
 void jx_dump(struct soft_vcpu *v);
 void jx_dump(struct soft_vcpu *v) {
     struct soft_jit *c=v->jit; if(!c) return;
     fprintf(stderr,"translated %lu resets %lu slow %lu stale %lu exits %lu blocks %lu forgotten %lu reval %lu used %zu links %u epochs %lu\n",c->translated,c->resets,c->slow_paths,c->stale,c->exits,v->cache->blocks,v->cache->forgotten,v->cache->revalidated,c->used,c->link_count,c->epochs);
+    fprintf(stderr,"epochs: global %lu local+k %lu local %lu page %lu\n",jx_want[0],jx_want[1],jx_want[2],jx_want[3]);
+    fprintf(stderr,"ret: attention %lu tlb %lu empty %lu epoch %lu other %lu hit %lu\n",jx_ret[0],jx_ret[1],jx_ret[2],jx_ret[3],jx_ret[4],jx_ret[5]);
     fprintf(stderr,"kinds rip %lu link %lu poll %lu insn %lu stale %lu\n",jx_kind[0],jx_kind[1],jx_kind[2],jx_kind[3],jx_kind[4]);
     for(int k=0;k<2;k++){ uint64_t *t=k?jx_slow:jx_insn; for(int n=0;n<16;n++){int b=0; for(int i=0;i<3000;i++) if(t[i]>t[b]) b=i; if(!t[b]) break; fprintf(stderr,"%s %s %lu\n",k?"slow":"insn",ZydisMnemonicGetString(b),t[b]); t[b]=0;} }
 }
 /* ---- running ---- */
 
-const struct insn *jit_run(struct soft_vcpu *v, struct soft_block *block)
+/* The modes that jump caches and guards hold for. */
+static void check_mode(struct soft_vcpu *v)
+{
+    if ((v->mode & ~(uint32_t)MODE_CPL) == v->jit->mode)
+        return;
+    v->jit->mode = v->mode & ~(uint32_t)MODE_CPL;
+    jit_epoch_flush(v, true);
+}
+
+static unsigned jump_slot(uint64_t rip)
+{
+    return (unsigned)(rip ^ rip >> 11) % JIT_JUMPS;
+}
+
+uint32_t jit_remembered(struct soft_vcpu *v)
+{
+    struct jit_state *state = &v->jit_state;
+    if (v->jit->want) /* the link is to be made, and that wants the block */
+        return 0;
+    check_mode(v);
+    unsigned half = (v->mode & MODE_CPL) != 0;
+    uint64_t rip = v->gpr[SOFT_RIP];
+    unsigned slot = jump_slot(rip);
+    return state->jump_keys[half][slot] == (rip ^ state->epoch_key[half])
+               ? (uint32_t)state->jump_code[half][slot]
+               : 0;
+}
+
+uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
 {
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
-    if ((v->mode & ~(uint32_t)MODE_CPL) != cache->mode) {
-        cache->mode = v->mode & ~(uint32_t)MODE_CPL;
-        jit_epoch_flush(v, true);
-    }
-    struct jit_unit *unit = &cache->units[block->unit];
-    state->page_base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
+    uint32_t entry = cache->units[block->unit].entry_saved;
+    check_mode(v);
     if (cache->want)
         jit_make_link(v, cache->want, block);
     cache->want = 0;
     if (cache->chaining) {
         unsigned half = (v->mode & MODE_CPL) != 0;
         uint64_t rip = v->gpr[SOFT_RIP];
-        unsigned slot = (unsigned)(rip ^ rip >> 11) % JIT_JUMPS;
+        unsigned slot = jump_slot(rip);
         state->jump_keys[half][slot] = rip ^ state->epoch_key[half];
-        state->jump_code[half][slot] = unit->entry_saved;
+        state->jump_code[half][slot] = entry;
         jit_note_page(v, rip);
     }
-    state->target = unit->entry_saved;
+    return entry;
+}
+
+const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
+{
+    struct soft_jit *cache = v->jit;
+    struct jit_state *state = &v->jit_state;
+    struct jit_unit *unit;
+    state->page_base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
+    state->target = entry;
     ((void (*)(void))(uintptr_t)cache->enter)();
-    cache->exits++;
-    { extern uint64_t jx_kind[8], jx_insn[3000]; jx_kind[state->exit_kind]++; if (state->exit_kind==JIT_EXIT_INSN) { struct jit_unit *u=&cache->units[state->exit_unit]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=u->block->insns[state->exit_index].end-u->block->insns[state->exit_index].len; ZydisDecoderDecodeInstruction(&zd,NULL,u->block->bytes+off,15,&zi); jx_insn[zi.mnemonic]++; } } /* XXX */
+    cache->exits++; { void jx_dump(struct soft_vcpu *v); static uint64_t nx=500000; if (cache->exits+cache->slow_paths>=nx) { jx_dump(v); nx+=nx; } } /* XXX */
+    { extern uint64_t jx_ret[8], jx_kind[8], jx_insn[3000]; jx_kind[state->exit_kind]++; if (state->exit_kind==JIT_EXIT_INSN) { struct jit_unit *u=&cache->units[state->exit_unit]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=u->block->insns[state->exit_index].end-u->block->insns[state->exit_index].len; ZydisDecoderDecodeInstruction(&zd,NULL,u->block->bytes+off,15,&zi); jx_insn[zi.mnemonic]++; } } /* XXX */
     v->block = NULL;
     switch ((enum jit_exit_kind)state->exit_kind) {
     case JIT_EXIT_RIP: break;
@@ -278,11 +313,14 @@ const struct insn *jit_run(struct soft_vcpu *v, struct soft_block *block)
         break;
     case JIT_EXIT_INSN:
         unit = &cache->units[state->exit_unit];
+        { extern uint64_t jx_ret[8]; if (unit->block->bytes[unit->block->size-1]==0xc3) { uint64_t sp=v->gpr[CPU_RSP]; struct soft_tlb_entry *e=tlb_slot(v,sp); unsigned h=(v->mode & MODE_CPL) != 0; if (v->attention) jx_ret[0]++; else if (!tlb_hit(e->read,sp,8)) jx_ret[1]++; else { uint64_t t=*(uint64_t*)(sp+e->addend); uint64_t k=state->jump_keys[h][jump_slot(t)]; if (k==UINT64_MAX) jx_ret[2]++; else if ((k^t)<<16==0) jx_ret[3]++; else if (k==(t^state->epoch_key[h])) jx_ret[5]++; else jx_ret[4]++; } } }
         be_at(v, unit, state->exit_index);
         return &unit->block->insns[state->exit_index];
     case JIT_EXIT_STALE:
         cache->stale++;
         v->gpr[SOFT_RIP] = state->page_base + cache->units[state->exit_unit].offset;
+        /* To be looked up, not remembered. */
+        state->jump_keys[(v->mode & MODE_CPL) != 0][jump_slot(v->gpr[SOFT_RIP])] = UINT64_MAX;
         break;
     }
     return NULL;

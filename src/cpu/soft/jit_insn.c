@@ -493,12 +493,85 @@ static unsigned alignment_of(const struct decoded *d, const struct copy *copy, e
     return native_alignment(&d->zydis, size);
 }
 
+/* AH, CH, DH, BH cannot stand beside REX: so nothing here may need it. The guest's RAX is brought to
+ * the host's, the others are where they belong. */
+static bool copy_high_byte(struct jit *jit, unsigned k)
+{
+    struct jit_asm *a = &jit->a;
+    const struct decoded *d = &jit->decoded[k];
+    struct copy copy = {.reg = JIT_NONE, .rm = JIT_NONE, .vvvv = JIT_NONE, .opcode = JIT_NONE};
+    bool rax = false, rax_written = false;
+    if (d->zydis.attributes & ZYDIS_ATTRIB_HAS_LOCK || d->zydis.mnemonic == ZYDIS_MNEMONIC_MUL)
+        return false;
+    for (unsigned i = 0; i < d->zydis.operand_count_visible; i++) {
+        const ZydisDecodedOperand *operand = &d->operands[i];
+        if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            continue;
+        if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+            operand->reg.value < ZYDIS_REGISTER_AL || operand->reg.value > ZYDIS_REGISTER_BH)
+            return false;
+        bool high = is_high_byte(operand->reg.value);
+        unsigned guest = (unsigned)(operand->reg.value -
+                                    (high ? ZYDIS_REGISTER_AH : ZYDIS_REGISTER_AL));
+        bool write = operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        rax |= guest == CPU_RAX;
+        rax_written |= guest == CPU_RAX && write;
+        if (write)
+            copy.written |= 1u << jit_host_of[guest];
+        uint8_t number = (uint8_t)(guest + (high ? 4 : 0));
+        switch (operand->encoding) {
+        case ZYDIS_OPERAND_ENCODING_MODRM_REG: copy.reg = number; break;
+        case ZYDIS_OPERAND_ENCODING_MODRM_RM: copy.rm = number; break;
+        case ZYDIS_OPERAND_ENCODING_OPCODE: copy.opcode = number; break;
+        case ZYDIS_OPERAND_ENCODING_NONE: /* CL of a shift */
+            if (number != CPU_RCX)
+                return false;
+            break;
+        default: return false;
+        }
+    }
+    if (decode_uses_flags(d))
+        jit_flags_need_host(jit);
+    will_write(jit, k, copy.written);
+    if (rax)
+        asm_op(a, 0x8b, 8, JIT_RAX, JIT_REG(JIT_R11));
+    put_copy(a, &d->zydis, &copy, JIT_REG(0));
+    if (rax_written)
+        asm_op(a, 0x8b, 8, JIT_R11, JIT_REG(JIT_RAX));
+    if (decode_writes_flags(d)) {
+        jit_flags_set(jit);
+        bool pure = d->zydis.mnemonic == ZYDIS_MNEMONIC_CMP ||
+                    d->zydis.mnemonic == ZYDIS_MNEMONIC_TEST;
+        if (pure) {
+            struct jit_asm again = {.at = jit->flags.again,
+                                    .end = jit->flags.again + sizeof jit->flags.again};
+            if (rax)
+                asm_op(&again, 0x8b, 8, JIT_RAX, JIT_REG(JIT_R11));
+            put_copy(&again, &d->zydis, &copy, JIT_REG(0));
+            jit->flags.again_size = (uint8_t)(again.at - jit->flags.again);
+            jit->flags.again_uses = 1u << JIT_R11 | 1u << JIT_RCX | 1u << JIT_RDX | 1u << JIT_RBX;
+        }
+    }
+    return true;
+}
+
+static bool names_high_byte(const struct decoded *d)
+{
+    for (unsigned i = 0; i < d->zydis.operand_count_visible; i++)
+        if (d->operands[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            is_high_byte(d->operands[i].reg.value))
+            return true;
+    return false;
+}
+
 static bool copy_insn(struct jit *jit, unsigned k)
 {
     struct jit_asm *a = &jit->a;
     const struct decoded *d = &jit->decoded[k];
     enum kind kind = kind_of(jit, d);
     struct copy copy;
+    if (kind == KIND_INTEGER && names_high_byte(d))
+        return copy_high_byte(jit, k);
     if (kind == KIND_NO || !plan(jit, k, &copy))
         return false;
     bool uses_flags = decode_uses_flags(d);

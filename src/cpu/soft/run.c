@@ -34,10 +34,10 @@ static void enter_block(struct soft_vcpu *v, struct soft_block *block)
 #endif
 }
 
-/* The block's unit, and what it leads to; then the instruction that it left to its handler. */
-static void enter_unit(struct soft_vcpu *v, struct soft_block *block)
+/* A unit and what it leads to; then the instruction that it left to its handler. */
+static void enter_unit(struct soft_vcpu *v, uint32_t entry)
 {
-    const struct insn *insn = jit_run(v, block);
+    const struct insn *insn = jit_run(v, entry);
     if (!insn)
         return;
 #ifdef SOFT_TAIL_CALLS
@@ -46,7 +46,7 @@ static void enter_unit(struct soft_vcpu *v, struct soft_block *block)
     struct soft_cache *cache = v->cache;
     cache->next = NULL;
     insn->run(v, insn);
-    while ((block = cache->next)) {
+    for (struct soft_block *block; (block = cache->next);) {
         cache->next = NULL;
         block->insns[0].run(v, block->insns);
     }
@@ -148,11 +148,17 @@ static void loop(struct soft_vcpu *v)
         if (!between(v))
             continue;
         bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
+        uint32_t entry = !step && jit_wanted(v) ? jit_remembered(v) : 0;
+        if (entry) {
+            v->link = NULL;
+            enter_unit(v, entry);
+            continue;
+        }
         struct soft_block *block = block_lookup(v, step);
         v->link = NULL;
         bool again;
         if (!step && is_translated(v, block, &again)) {
-            enter_unit(v, block);
+            enter_unit(v, jit_entry(v, block));
         } else if (step || !again) {
             jit_forget_want(v);
             enter_block(v, block);

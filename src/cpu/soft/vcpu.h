@@ -195,7 +195,7 @@ enum soft_tlb_kind { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_NEVER, TLB
 #define TLB_NONE UINT64_C(0x800)
 
 enum {
-    JIT_JUMPS = 2048, /* entries of a jump cache of translated code */
+    JIT_JUMPS = 4096, /* entries of a jump cache of translated code */
     JIT_EVENTS = 64,
 };
 
