@@ -225,6 +225,14 @@ static bool call(struct jit *jit, unsigned k)
     if (!branch_operand(jit, k))
         return false;
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
+    /* To nowhere: then nothing is pushed. Otherwise the handler may push the same again. */
+    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
+    asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
+    asm_byte(a, 16);
+    asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
+    asm_byte(a, 16);
+    asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
+    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
     push_return(jit, k);
     asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
     indirect(jit, k, -8);

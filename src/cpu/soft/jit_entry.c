@@ -19,6 +19,7 @@
 
 static const uint8_t saved_registers[] = {JIT_RBX, JIT_RBP, JIT_R12, JIT_R13, JIT_R14, JIT_R15};
 
+static int jx_flag=-1; static inline bool jx_on(void) { if (jx_flag<0) jx_flag=getenv("JS")!=NULL; return jx_flag; } /* XXX */
 /* ---- the slow path in C ---- */
 
 /* Stands behind the last instruction that handlers are to do. */
@@ -66,7 +67,7 @@ static uint64_t slow(struct soft_vcpu *v)
     struct soft_block *block = unit->block;
     unsigned first = v->jit_state.exit_index & 0xffff, count = v->jit_state.exit_index >> 16;
     cache->slow_paths++;
-    { extern uint64_t jx_slow[3000]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=block->insns[first].end-block->insns[first].len; ZydisDecoderDecodeInstruction(&zd,NULL,block->bytes+off,15,&zi); jx_slow[zi.mnemonic]++; } /* XXX */
+    if (jx_on()) { extern uint64_t jx_slow[3000]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=block->insns[first].end-block->insns[first].len; ZydisDecoderDecodeInstruction(&zd,NULL,block->bytes+off,15,&zi); jx_slow[zi.mnemonic]++; } /* XXX */
     be_at(v, unit, first);
     cache->stop = &block->insns[first + count];
     cache->stopped = cache->stop->run;
@@ -301,7 +302,7 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     state->page_base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
     state->target = entry;
     ((void (*)(void))(uintptr_t)cache->enter)();
-    cache->exits++; { void jx_dump(struct soft_vcpu *v); static uint64_t nx=500000; if (cache->exits+cache->slow_paths>=nx) { jx_dump(v); nx+=nx; } } /* XXX */
+    cache->exits++; if (jx_on()) { void jx_dump(struct soft_vcpu *v); static uint64_t nx=500000; if (cache->exits+cache->slow_paths>=nx) { jx_dump(v); nx+=nx; } } /* XXX */
     { extern uint64_t jx_ret[8], jx_kind[8], jx_insn[3000]; jx_kind[state->exit_kind]++; if (state->exit_kind==JIT_EXIT_INSN) { struct jit_unit *u=&cache->units[state->exit_unit]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=u->block->insns[state->exit_index].end-u->block->insns[state->exit_index].len; ZydisDecoderDecodeInstruction(&zd,NULL,u->block->bytes+off,15,&zi); jx_insn[zi.mnemonic]++; } } /* XXX */
     v->block = NULL;
     switch ((enum jit_exit_kind)state->exit_kind) {
@@ -313,7 +314,7 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
         break;
     case JIT_EXIT_INSN:
         unit = &cache->units[state->exit_unit];
-        { extern uint64_t jx_ret[8]; if (unit->block->bytes[unit->block->size-1]==0xc3) { uint64_t sp=v->gpr[CPU_RSP]; struct soft_tlb_entry *e=tlb_slot(v,sp); unsigned h=(v->mode & MODE_CPL) != 0; if (v->attention) jx_ret[0]++; else if (!tlb_hit(e->read,sp,8)) jx_ret[1]++; else { uint64_t t=*(uint64_t*)(sp+e->addend); uint64_t k=state->jump_keys[h][jump_slot(t)]; if (k==UINT64_MAX) jx_ret[2]++; else if ((k^t)<<16==0) jx_ret[3]++; else if (k==(t^state->epoch_key[h])) jx_ret[5]++; else jx_ret[4]++; } } }
+        if (jx_on()) { extern uint64_t jx_ret[8]; if (unit->block->bytes[unit->block->size-1]==0xc3) { uint64_t sp=v->gpr[CPU_RSP]; struct soft_tlb_entry *e=tlb_slot(v,sp); unsigned h=(v->mode & MODE_CPL) != 0; if (v->attention) jx_ret[0]++; else if (!tlb_hit(e->read,sp,8)) jx_ret[1]++; else { uint64_t t=*(uint64_t*)(sp+e->addend); uint64_t k=state->jump_keys[h][jump_slot(t)]; if (k==UINT64_MAX) jx_ret[2]++; else if ((k^t)<<16==0) jx_ret[3]++; else if (k==(t^state->epoch_key[h])) jx_ret[5]++; else jx_ret[4]++; } } }
         be_at(v, unit, state->exit_index);
         return &unit->block->insns[state->exit_index];
     case JIT_EXIT_STALE:

@@ -599,8 +599,6 @@ static bool copy_insn(struct jit *jit, unsigned k)
     for (unsigned i = 0; i < copy.general_count; i++)
         if (copy.general[i].store)
             asm_store(a, copy.general[i].host, jit_slot(jit, copy.general[i].guest));
-    if (kind == KIND_VECTOR)
-        jit->vectors = true;
     if (decode_writes_flags(d)) {
         jit_flags_set(jit);
         if (!uses_flags && kind == KIND_INTEGER)
@@ -689,7 +687,15 @@ static bool push(struct jit *jit, unsigned k)
         asm_op(a, 0xc7, 8, 0, rm);
         asm_number(a, (uint32_t)from->imm.value.u, 4);
     } else {
-        return false;
+        struct jit_ea source;
+        if (from->type != ZYDIS_OPERAND_TYPE_MEMORY || !jit_ea_of(jit, k, from, &source))
+            return false;
+        asm_load(a, JIT_RAX, jit_access(jit, k, &source, 8, false, 1));
+        asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
+        struct jit_rm rm = jit_access(jit, k, &ea, 8, true, 1);
+        will_write(jit, k, 1u << JIT_R15);
+        asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
+        asm_store(a, JIT_RAX, rm);
     }
     asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
     return true;
@@ -875,32 +881,35 @@ static bool from_high_byte(struct jit *jit, unsigned k)
     return true;
 }
 
-/* STAC and CLAC: another TLB for what follows. */
-static bool smap(struct jit *jit, unsigned k)
+/* CMPXCHG16B, which always writes, and must be aligned. */
+static bool exchange_16(struct jit *jit, unsigned k)
 {
+    const struct decoded *d = &jit->decoded[k];
     struct jit_asm *a = &jit->a;
-    bool open = jit->decoded[k].zydis.mnemonic == ZYDIS_MNEMONIC_STAC;
-    if (jit->half || jit->block->insns[k].run == op_undefined)
+    struct copy copy = {.reg = JIT_NONE,
+                        .rm = JIT_NONE,
+                        .vvvv = JIT_NONE,
+                        .opcode = JIT_NONE,
+                        .memory = &d->operands[0]};
+    if (copy.memory->type != ZYDIS_OPERAND_TYPE_MEMORY ||
+        !jit_ea_of(jit, k, copy.memory, &copy.ea))
         return false;
-    jit_flags_lose(jit);
-    asm_op(a, 0x81, 4, open ? 1 : 4, JIT_V(jit, rflags));
-    asm_number(a, open ? RFLAG_AC : ~(uint32_t)RFLAG_AC, 4);
-    asm_op(a, 0xc7, 8, 0, JIT_V(jit, tlb));
-    asm_number(a,
-               JIT_FIELD(jit->v, tlbs) + (open ? TLB_SUPERVISOR_AC : TLB_SUPERVISOR) *
-                                             (uint32_t)sizeof jit->v->tlbs[0],
-               4);
+    struct jit_rm memory = jit_access(jit, k, &copy.ea, 16, true, 16);
+    jit_flags_need_host(jit); /* all but ZF stay */
+    will_write(jit, k, 1u << JIT_R11 | 1u << JIT_RDX);
+    asm_op(a, 0x8b, 8, JIT_RAX, JIT_REG(JIT_R11));
+    put_copy(a, &d->zydis, &copy, memory);
+    asm_op(a, 0x8b, 8, JIT_R11, JIT_REG(JIT_RAX));
+    jit_flags_set(jit);
     return true;
 }
 
-static bool cli(struct jit *jit, unsigned k)
+/* CLC, STC, CMC. */
+static bool carry(struct jit *jit, unsigned k)
 {
-    (void)k;
-    if (jit->half)
-        return false;
-    jit_flags_lose(jit);
-    asm_op(&jit->a, 0x81, 4, 4, JIT_V(jit, rflags));
-    asm_number(&jit->a, ~(uint32_t)RFLAG_IF, 4);
+    jit_flags_need_host(jit);
+    asm_byte(&jit->a, jit->decoded[k].zydis.opcode);
+    jit_flags_set(jit);
     return true;
 }
 
@@ -947,10 +956,26 @@ static const struct {
     {ZYDIS_MNEMONIC_MOV, from_high_byte},
     {ZYDIS_MNEMONIC_MOVZX, from_high_byte},
     {ZYDIS_MNEMONIC_MOVSX, from_high_byte},
-    {ZYDIS_MNEMONIC_STAC, smap},
-    {ZYDIS_MNEMONIC_CLAC, smap},
-    {ZYDIS_MNEMONIC_CLI, cli},
+    {ZYDIS_MNEMONIC_CMPXCHG16B, exchange_16},
+    {ZYDIS_MNEMONIC_CLC, carry},
+    {ZYDIS_MNEMONIC_STC, carry},
+    {ZYDIS_MNEMONIC_CMC, carry},
+    {ZYDIS_MNEMONIC_STAC, jit_smap},
+    {ZYDIS_MNEMONIC_CLAC, jit_smap},
+    {ZYDIS_MNEMONIC_CLI, jit_cli},
+    {ZYDIS_MNEMONIC_CLD, jit_cld},
+    {ZYDIS_MNEMONIC_PUSHFQ, jit_pushf},
+    {ZYDIS_MNEMONIC_SWAPGS, jit_swapgs},
 };
+
+bool jit_uses_vectors(const struct jit *jit)
+{
+    for (unsigned k = 0; k < jit->count; k++)
+        if (!jit->decoded[k].undefined && !jit->decoded[k].too_long &&
+            kind_of(jit, &jit->decoded[k]) == KIND_VECTOR)
+            return true;
+    return false;
+}
 
 bool jit_insn(struct jit *jit, unsigned k)
 {

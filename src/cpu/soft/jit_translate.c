@@ -9,8 +9,6 @@
  *     slow paths   of checks that miss
  *     stubs        of links not made, and of polls
  *     stale_*      where the entries lead while the unit is disconnected
- *
- * Two passes: the first one finds out whether vectors are used, by translating for nothing.
  */
 #include "cpu/soft/jit_unit.h"
 
@@ -50,9 +48,9 @@ static void emit_vectors(struct jit *jit)
     asm_patch(a, skip, asm_here(a));
 }
 
-static void emit_entries(struct jit *jit, struct jit_unit *unit, bool vectors)
+static void emit_entries(struct jit *jit, struct jit_unit *unit)
 {
-    bool prologue = vectors || jit->cache->counting;
+    bool prologue = jit->vectors || jit->cache->counting;
     jit->need = need_of(jit);
     unit->entry_host = asm_here(&jit->a);
     jit->flags = (struct jit_flags){.host = true};
@@ -78,7 +76,7 @@ static void emit_entries(struct jit *jit, struct jit_unit *unit, bool vectors)
     }
     if (jit->cache->counting)
         emit_count(jit);
-    if (vectors)
+    if (jit->vectors)
         emit_vectors(jit);
     jit->body = asm_here(&jit->a);
 }
@@ -115,9 +113,7 @@ static void emit_body(struct jit *jit, struct jit_unit *unit)
         if (waiting)
             emit_handlers(jit, k - waiting, waiting);
         unit->insn_at[k] = (uint16_t)(asm_here(&jit->a) - unit->start);
-        bool done = false;
-        if (!(last && alone))
-            done = jit_insn(jit, k);
+        bool done = last && alone ? jit_sti(jit, k) : jit_insn(jit, k);
         if (!done && last && !alone && jit_branch(jit, k)) {
             done = true;
             jit->ended = true;
@@ -218,21 +214,16 @@ static bool crosses(const struct jit *jit)
     return target < 0 || target >= MEM_PAGE_SIZE;
 }
 
-static void emit(struct jit *jit, struct jit_unit *unit, bool vectors)
+static void emit(struct jit *jit, struct jit_unit *unit)
 {
     struct jit_asm *a = &jit->a;
-    jit->guard_count = jit->slow_count = jit->stub_count = 0;
-    jit->ended = jit->vectors = jit->failed = false;
-    jit->trap_host = 0;
-    a->at = a->start;
-    a->full = false;
     if (crosses(jit))
         for (unsigned i = 0; i < ARRAY_LEN(jit->guards); i++) {
             jit->guards[i] = asm_here(a);
             asm_bytes(a, &jit_no_guard, sizeof jit_no_guard);
         }
     unit->start = asm_here(a);
-    emit_entries(jit, unit, vectors);
+    emit_entries(jit, unit);
     emit_body(jit, unit);
     emit_slow_paths(jit);
     emit_stubs(jit);
@@ -278,19 +269,15 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         .count = block->count,
         .half = (v->mode & MODE_CPL) != 0,
         .a = {.start = cache->write_alias + align_up(cache->used, 16),
+              .at = cache->write_alias + align_up(cache->used, 16),
               .end = cache->write_alias + cache->size,
               .delta = cache->delta},
     };
     struct jit_unit *unit = &cache->units[number];
     *unit = (struct jit_unit){.block = block, .offset = (uint16_t)(block->gpa & SOFT_PAGE_MASK)};
     uint32_t links = cache->link_count;
-    emit(jit, unit, false);
-    if (jit->vectors) {
-        cache->link_count = links;
-        decode_again(v, block);
-        emit(jit, unit, true);
-        jit->vectors = true;
-    }
+    jit->vectors = jit_uses_vectors(jit);
+    emit(jit, unit);
     if (jit->failed || jit->a.full) {
         cache->link_count = links;
         return false;

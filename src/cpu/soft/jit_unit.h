@@ -8,6 +8,7 @@
  *   jit_flags.c     where the guest's arithmetic flags are
  *   jit_memory.c    the TLB check in front of each access
  *   jit_insn.c      instructions: most are copied with renamed registers
+ *   jit_system.c    the privileged instructions that are worth it
  *   jit_branch.c    edges: links, guarded links, the jump cache, calls and returns
  *
  * REGISTERS of a running unit. The guest's lie in the host's so:
@@ -237,6 +238,14 @@ struct jit_slow *jit_slow_new(struct jit *jit, unsigned first, unsigned count);
 
 /* jit_insn.c: false: no translation, and nothing was emitted. */
 bool jit_insn(struct jit *jit, unsigned k);
+bool jit_uses_vectors(const struct jit *jit);
+/* jit_system.c: the same. jit_sti() for the one instruction that is alone in its block. */
+bool jit_smap(struct jit *jit, unsigned k);
+bool jit_cli(struct jit *jit, unsigned k);
+bool jit_cld(struct jit *jit, unsigned k);
+bool jit_sti(struct jit *jit, unsigned k);
+bool jit_pushf(struct jit *jit, unsigned k);
+bool jit_swapgs(struct jit *jit, unsigned k);
 /* jit_branch.c: the last instruction, if it is a near branch. */
 bool jit_branch(struct jit *jit, unsigned k);
 /* Goes on at `target`, from the start of the page. */
