@@ -690,7 +690,10 @@ static bool push(struct jit *jit, unsigned k)
         struct jit_ea source;
         if (from->type != ZYDIS_OPERAND_TYPE_MEMORY || !jit_ea_of(jit, k, from, &source))
             return false;
+        bool grouping = jit->grouping;
+        jit->grouping = false; /* the second access would take JIT_T from a group of the first */
         asm_load(a, JIT_RAX, jit_access(jit, k, &source, 8, false, 1));
+        jit->grouping = grouping;
         asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
         struct jit_rm rm = jit_access(jit, k, &ea, 8, true, 1);
         will_write(jit, k, 1u << JIT_R15);
@@ -967,6 +970,50 @@ static const struct {
     {ZYDIS_MNEMONIC_PUSHFQ, jit_pushf},
     {ZYDIS_MNEMONIC_SWAPGS, jit_swapgs},
 };
+
+enum jit_touch jit_touches(const struct jit *jit, unsigned k, struct jit_ea *ret_ea,
+                           unsigned *ret_size, bool *ret_write)
+{
+    const struct decoded *d = &jit->decoded[k];
+    insn_run *run = jit->block->insns[k].run;
+    if (d->undefined || d->too_long || run == op_privileged || run == op_no_device)
+        return JIT_TOUCH_STOP;
+    switch (d->zydis.mnemonic) {
+    case ZYDIS_MNEMONIC_LEA:
+    case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_CDQE:
+    case ZYDIS_MNEMONIC_CWDE:
+    case ZYDIS_MNEMONIC_CDQ:
+    case ZYDIS_MNEMONIC_CQO: return JIT_TOUCH_NOTHING;
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+        if (d->zydis.operand_width != 64 ||
+            (d->operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER
+                 ? !is_general(d->operands[0].reg.value)
+                 : d->operands[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE))
+            return JIT_TOUCH_STOP;
+        *ret_ea = stack_top;
+        *ret_size = 8;
+        *ret_write = d->zydis.mnemonic == ZYDIS_MNEMONIC_PUSH;
+        ret_ea->disp = *ret_write ? -8 : 0;
+        return JIT_TOUCH_ONE;
+    default: break;
+    }
+    enum kind kind = kind_of(jit, d);
+    struct copy copy;
+    bool special = decode_is_barrier(jit->v, d) && d->zydis.mnemonic != ZYDIS_MNEMONIC_MOV;
+    if (kind == KIND_NO || special || names_high_byte(d) ||
+        (d->zydis.mnemonic == ZYDIS_MNEMONIC_IMUL && d->zydis.operand_count_visible == 1))
+        return JIT_TOUCH_STOP;
+    if (!plan(jit, k, &copy))
+        return JIT_TOUCH_STOP;
+    if (!copy.memory)
+        return JIT_TOUCH_NOTHING;
+    *ret_ea = copy.ea;
+    *ret_size = copy.memory->size / 8;
+    *ret_write = copy.memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+    return alignment_of(d, &copy, kind) == 1 ? JIT_TOUCH_ONE : JIT_TOUCH_OTHER;
+}
 
 bool jit_uses_vectors(const struct jit *jit)
 {

@@ -109,7 +109,7 @@ static void any_address(struct jit *jit, const struct jit_ea *ea, int64_t more)
 }
 
 /* JIT_T holds the addend of the page: makes the operand of it. */
-static struct jit_rm operand(struct jit *jit, const struct jit_ea *ea)
+struct jit_rm jit_operand(struct jit *jit, const struct jit_ea *ea)
 {
     struct jit_asm *a = &jit->a;
     if (ea->seg != JIT_NONE)
@@ -171,25 +171,36 @@ static uint32_t look_up(struct jit *jit, bool write, unsigned align)
 }
 _Static_assert(sizeof(struct soft_tlb_entry) == 32 && TLB_USER == 0, "look_up");
 
-struct jit_rm jit_access(struct jit *jit, unsigned k, const struct jit_ea *ea, unsigned size,
-                         bool write, unsigned align)
+uint32_t jit_check(struct jit *jit, const struct jit_ea *ea, int64_t low, int64_t high, bool write,
+                   unsigned align)
 {
     struct jit_asm *a = &jit->a;
-    int64_t last = align > 1 ? 0 : (int64_t)size - 1;
-    jit_flags_lose(jit);
-    struct jit_slow *slow = jit_slow_new(jit, k, 1);
+    struct jit_ea first = *ea;
+    int64_t last = align > 1 ? 0 : high - low - 1;
+    first.disp = low;
     if (is_plain(ea)) {
-        asm_lea(a, JIT_RAX, plain_rm(ea, last));
+        asm_lea(a, JIT_RAX, plain_rm(&first, last));
         if (last)
-            asm_op(a, 0x8d, 4, JIT_T, plain_rm(ea, 0));
+            asm_op(a, 0x8d, 4, JIT_T, plain_rm(&first, 0));
         else
             asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));
     } else {
-        any_address(jit, ea, 0);
+        any_address(jit, &first, 0);
         asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));
         if (last)
             asm_alu_imm(a, 0, 8, JIT_REG(JIT_RAX), (int32_t)last);
     }
-    slow->jump = look_up(jit, write, align);
-    return operand(jit, ea);
+    return look_up(jit, write, align);
+}
+
+struct jit_rm jit_access(struct jit *jit, unsigned k, const struct jit_ea *ea, unsigned size,
+                         bool write, unsigned align)
+{
+    struct jit_rm rm;
+    if (align == 1 && is_plain(ea) && jit_group_access(jit, k, ea, size, write, &rm))
+        return rm;
+    jit_flags_lose(jit);
+    struct jit_slow *slow = jit_slow_new(jit, k, jit_group_end(jit, k) - k);
+    slow->jump = jit_check(jit, ea, ea->disp, ea->disp + size, write, align);
+    return jit_operand(jit, ea);
 }

@@ -101,6 +101,18 @@ static void emit_exit(struct jit *jit, unsigned k)
     asm_jmp(a, jit->cache->exit_insn);
 }
 
+/* Slow paths that end in front of instruction k go on here. */
+static void slow_paths_return(struct jit *jit, unsigned k)
+{
+    for (unsigned i = 0; i < jit->slow_count; i++) {
+        struct jit_slow *slow = &jit->slow[i];
+        if (slow->count && slow->first + slow->count == k) {
+            slow->back = asm_here(&jit->a);
+            slow->host_after = jit->flags.host;
+        }
+    }
+}
+
 static void emit_body(struct jit *jit, struct jit_unit *unit)
 {
     unsigned waiting = 0; /* instructions before k that handlers are to do */
@@ -120,15 +132,15 @@ static void emit_body(struct jit *jit, struct jit_unit *unit)
         }
         if (done) {
             waiting = 0;
-            for (unsigned i = slow_count; i < jit->slow_count; i++) {
-                struct jit_slow *slow = &jit->slow[i];
-                slow->back = asm_here(&jit->a);
-                slow->host_after = jit->flags.host;
-                if (jit->ended) /* its handler goes on to other blocks: not from in here */
-                    slow->count = 0;
-            }
+            if (jit->ended) /* its handler goes on to other blocks: not from in here */
+                for (unsigned i = slow_count; i < jit->slow_count; i++)
+                    jit->slow[i].count = 0;
+            jit_group_after(jit, k);
+            slow_paths_return(jit, k + 1);
             continue;
         }
+        if (jit->group.open)
+            jit->broken = true;
         /* Nothing of it counts. */
         jit->a.at = at;
         jit->flags = before;
@@ -277,7 +289,17 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
     *unit = (struct jit_unit){.block = block, .offset = (uint16_t)(block->gpa & SOFT_PAGE_MASK)};
     uint32_t links = cache->link_count;
     jit->vectors = jit_uses_vectors(jit);
+    jit->grouping = true;
     emit(jit, unit);
+    if (jit->broken) {
+        cache->link_count = links;
+        decode_again(v, block);
+        jit->grouping = jit->broken = jit->ended = jit->group.open = false;
+        jit->slow_count = jit->stub_count = jit->guard_count = 0;
+        jit->trap_host = 0;
+        jit->a.at = jit->a.start;
+        emit(jit, unit);
+    }
     if (jit->failed || jit->a.full) {
         cache->link_count = links;
         return false;

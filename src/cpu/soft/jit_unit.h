@@ -7,6 +7,7 @@
  *   jit_translate.c one block: entries, the walk over its instructions, what is left to handlers
  *   jit_flags.c     where the guest's arithmetic flags are
  *   jit_memory.c    the TLB check in front of each access
+ *   jit_group.c     one check for several accesses
  *   jit_insn.c      instructions: most are copied with renamed registers
  *   jit_system.c    the privileged instructions that are worth it
  *   jit_branch.c    edges: links, guarded links, the jump cache, calls and returns
@@ -121,12 +122,15 @@ struct jit_ea {
     int64_t disp;
 };
 
+/* Accesses through one register that share a check (jit_group.c). */
 struct jit_group {
     bool open;
-    struct jit_ea ea;
-    int64_t low, high; /* bytes that were checked, relative to ea without disp */
-    bool write;
-    unsigned end; /* instructions that belong to it end here */
+    struct jit_ea ea;   /* as the first access has it */
+    unsigned first, end; /* instructions [first, end) do not leave it */
+    int64_t low, high;  /* bytes that were checked, relative to the base at the first access */
+    bool write;         /* ... for writing */
+    int64_t delta;      /* what has been added to the base since */
+    bool kept;          /* the addend lies in jit_state.addend as well, for JIT_T gets lost */
 };
 
 struct jit {
@@ -146,6 +150,8 @@ struct jit {
     unsigned guard_count;
     uint32_t trap_host; /* instructions at which EFLAGS holds the flags, by bit */
     enum jit_need { JIT_NEED_NOTHING, JIT_NEED_SAVED, JIT_NEED_HOST } need;
+    struct jit_group group;
+    bool grouping, broken; /* broken: a group turned out to be none; try again without */
     struct jit_slow slow[JIT_SLOW_MAX];
     unsigned slow_count;
     struct jit_stub stubs[8];
@@ -235,6 +241,24 @@ struct jit_rm jit_access(struct jit *jit, unsigned k, const struct jit_ea *ea, u
 bool jit_ea_of(const struct jit *jit, unsigned k, const ZydisDecodedOperand *operand,
                struct jit_ea *ret_ea);
 struct jit_slow *jit_slow_new(struct jit *jit, unsigned first, unsigned count);
+
+/* The first half of jit_access(), from the address to JIT_T: checks bytes [low, high) around `ea`
+ * without its disp. Returns the jump of a miss. */
+uint32_t jit_check(struct jit *jit, const struct jit_ea *ea, int64_t low, int64_t high, bool write,
+                   unsigned align);
+struct jit_rm jit_operand(struct jit *jit, const struct jit_ea *ea);
+/* jit_group.c: does the access belong to the open group, or can it open one? Then no other check is
+ * needed, and *ret_rm is its operand. */
+bool jit_group_access(struct jit *jit, unsigned k, const struct jit_ea *ea, unsigned size,
+                      bool write, struct jit_rm *ret_rm);
+/* Where a slow path beginning at instruction k has to end. */
+unsigned jit_group_end(const struct jit *jit, unsigned k);
+void jit_group_after(struct jit *jit, unsigned k); /* instruction k is done */
+
+/* What instruction k does to memory, for those who look ahead. */
+enum jit_touch { JIT_TOUCH_NOTHING, JIT_TOUCH_ONE, JIT_TOUCH_OTHER, JIT_TOUCH_STOP };
+enum jit_touch jit_touches(const struct jit *jit, unsigned k, struct jit_ea *ret_ea,
+                           unsigned *ret_size, bool *ret_write);
 
 /* jit_insn.c: false: no translation, and nothing was emitted. */
 bool jit_insn(struct jit *jit, unsigned k);

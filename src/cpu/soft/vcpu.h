@@ -203,6 +203,7 @@ enum {
 struct jit_state {
     uint64_t page_base; /* linear address of the page that the running unit lies in */
     uint64_t target;    /* scratch: where jit_enter goes, where a call goes */
+    uint64_t addend;    /* of the open group of accesses */
     uint64_t host_rsp;  /* of jit_enter's frame */
     /* Of the current mode's half, as [0] CPL 0 and [1] CPL 3. Epochs count up; the key is the same
      * number in bits 48..63, which tells jump cache entries of different epochs apart. */
