@@ -137,6 +137,16 @@ def test_debug_exit_and_output(vmm, engine, stream):
         assert machine.output() == b"hello\n"
 
 
+@pytest.mark.parametrize("settings", [{"translate": "never"}, {"translate": "always"},
+                                      {"translate": "always", "code_cache": "1M"},
+                                      {"translate": "hot", "code_cache": 4 << 30}])
+def test_translator_settings(vmm, engine, settings):
+    with Machine(vmm, kernel(say(b"x" * 1000) + EXIT_16), engine=engine, **settings) as machine:
+        machine.expect("READY")
+        assert machine.expect("DEBUG_EXIT") == struct.pack("<I", 33)
+        assert machine.output() == b"x" * 1000
+
+
 def test_power_off_is_status_0(vmm, engine):
     with Machine(vmm, kernel(POWER_OFF), engine=engine) as machine:
         machine.expect("READY")

@@ -106,6 +106,12 @@ static int others_close(const struct guest_conf *conf, int statm_fd, struct err 
     return privileges_close_others(keep, count, err);
 }
 
+static const enum engine_translate translate_of[GUEST_TRANSLATE_MAX] = {
+    [GUEST_TRANSLATE_HOT] = ENGINE_TRANSLATE_HOT,
+    [GUEST_TRANSLATE_NEVER] = ENGINE_TRANSLATE_NEVER,
+    [GUEST_TRANSLATE_ALWAYS] = ENGINE_TRANSLATE_ALWAYS,
+};
+
 static int machine_make(const struct guest_conf *conf, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
 {
@@ -116,6 +122,8 @@ static int machine_make(const struct guest_conf *conf, struct session *session,
     struct board_config config = {.kvm_fd = conf->kvm_fd,
                                   .memory = conf->memory,
                                   .cpus = conf->cpus,
+                                  .translate = translate_of[conf->translate],
+                                  .code_cache = conf->code_cache,
                                   .kernel_fd = conf->kernel_fd,
                                   .initrd_fd = conf->initrd_fd,
                                   .command_line = conf->append,

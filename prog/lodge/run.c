@@ -19,6 +19,8 @@
 
 static const struct option_row options[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft (auto: see lodge host)"},
+    {"translate", 0, "WHAT", "what the software engine translates: hot, never or always (hot)"},
+    {"code-cache", 0, "SIZE", "its room for translated code, 1M to 4G (64M)"},
     {"memory", 'm', "SIZE", "memory of the guest, like 512M or 1.5G (512M)"},
     {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
     {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},
@@ -120,6 +122,10 @@ static int set_option(struct plan *plan, const char *name, const char *value, st
     struct guest_conf *conf = &plan->conf;
     if (!strcmp(name, "engine"))
         return guest_conf_set_engine(conf, value, err);
+    if (!strcmp(name, "translate"))
+        return guest_conf_set_translate(conf, value, err);
+    if (!strcmp(name, "code-cache"))
+        return guest_conf_set_code_cache(conf, value, err);
     if (!strcmp(name, "memory"))
         return guest_conf_set_memory(conf, value, err);
     if (!strcmp(name, "cpus"))

@@ -114,6 +114,8 @@ static int engine_make(struct board *board, struct err *err)
                                          .apic = chips ? &board->apic_row : NULL,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,
+                                         .translate = board->translate,
+                                         .code_cache = board->code_cache,
                                          .kvm_fd = board->kvm_fd};
     int r = board->engine->vm_new(&engine, &board->vm, err);
     for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
@@ -188,6 +190,8 @@ int board_new(const struct board_config *config, struct board **ret_board, struc
     if (!board)
         return err_set(err, -ENOMEM, "no memory for a machine");
     board->engine = config->engine;
+    board->translate = config->translate;
+    board->code_cache = config->code_cache;
     board->cpus = config->cpus;
     board->kvm_fd = config->kvm_fd;
     board->kernel_fd = config->kernel_fd;

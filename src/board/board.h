@@ -59,6 +59,9 @@ struct board_config {
     uint64_t memory; /* bytes, a multiple of 4 KiB, at least BOARD_MEMORY_MIN */
     unsigned cpus;   /* 1..ENGINE_VCPUS_MAX */
 
+    enum engine_translate translate; /* both for the software engine; else ignored */
+    uint64_t code_cache;             /* bytes, 0 = the engine's own */
+
     int kernel_fd;
     int initrd_fd; /* -1 = none */
     const char *command_line;

@@ -55,6 +55,8 @@ struct board {
     struct engine_vm *vm;
     struct engine_io io;
     struct engine_apic apic_row;
+    enum engine_translate translate;
+    uint64_t code_cache;
     unsigned cpus;
     struct board_vcpu vcpus[ENGINE_VCPUS_MAX];
 

@@ -37,6 +37,8 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
                                "root = \"/dev/sda1\"\n"
                                "  mem=\"1.5G\"\r\n"
                                "vcpus = \"3\"\n"
+                               "code_cache = \"128M\"\n"
+                               "translate = \"never\"\n"
                                "name = \"a \\\"b\\\\\"";
     struct guest_conf conf;
     struct err err = {0};
@@ -48,6 +50,8 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
     assert_string_equal(conf.name, "a \"b\\");
     assert_int_equal(conf.memory, MIB(1536));
     assert_int_equal(conf.cpus, 3);
+    assert_int_equal(conf.code_cache, MIB(128));
+    assert_int_equal(conf.translate, GUEST_TRANSLATE_NEVER);
     assert_int_equal(guest_conf_check(&conf, &err), 0);
     guest_conf_free(&conf);
 }
@@ -76,6 +80,13 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"kernel = \"\"", "'kernel' is empty"},
         {"root = \"/dev/sda ro\"", "root must be one word"},
         {"engine = \"qemu\"", "engine 'qemu' is unknown"},
+        {"translate = \"often\"", "f:1:14: translate 'often' is unknown"},
+        {"translate = \"\"", "translate '' is unknown; there are hot, never and always"},
+        {"code_cache = \"0\"", "f:1:15: a code cache of 0 bytes is too little; it is 1M to 4G"},
+        {"code_cache = \"1048575\"", "of 1048575 bytes is too little"},
+        {"code_cache = \"1048577\"", "no multiple of 4K"},
+        {"code_cache = \"4294971392\"", "of 4294971392 bytes is too much; it is 1M to 4G"},
+        {"code_cache = \"much\"", "f:1:15: code cache: 'much' is no size"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
         expect_error(guest_conf_read_vmconf, cases[i].text, cases[i].message);
@@ -101,6 +112,12 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"memory\": -1}", "must be a number of bytes"},
         {"{\"kernel\": 3}", "kernel: must be a string"},
         {"{\"engine\": true}", "engine: must be"},
+        {"{\"translate\": 1}", "translate: must be \"hot\", \"never\" or \"always\""},
+        {"{\"translate\": \"HOT\"}", "translate 'HOT' is unknown"},
+        {"{\"code_cache\": \"64\"}", "code_cache: a code cache of 64 bytes is too little"},
+        {"{\"code_cache\": 0}", "code_cache: a code cache of 0 bytes is too little"},
+        {"{\"code_cache\": -1}", "code_cache: must be a number of bytes"},
+        {"{\"code_cache\": 4294967297}", "code_cache: a code cache of 4294967297 bytes is too"},
         {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
         {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
         {"{\"consoles\": [1]}", "must hold objects"},
@@ -125,6 +142,8 @@ static void json_goes_round(void **state)
     conf.memory = GIB(3);
     conf.cpus = 64;
     conf.engine = GUEST_ENGINE_SOFT;
+    conf.translate = GUEST_TRANSLATE_ALWAYS;
+    conf.code_cache = GIB(4);
     conf.kernel_fd = 0;
     conf.control_fd = 12;
     conf.consoles[0].fd = 5;
@@ -140,6 +159,8 @@ static void json_goes_round(void **state)
     assert_int_equal(back.memory, conf.memory);
     assert_int_equal(back.cpus, 64);
     assert_int_equal(back.engine, GUEST_ENGINE_SOFT);
+    assert_int_equal(back.translate, GUEST_TRANSLATE_ALWAYS);
+    assert_int_equal(back.code_cache, GIB(4));
     assert_int_equal(back.kernel_fd, 0);
     assert_int_equal(back.initrd_fd, -1);
     assert_int_equal(back.control_fd, 12);
@@ -152,6 +173,21 @@ static void json_goes_round(void **state)
     assert_string_equal(again, text);
     guest_conf_free(&conf);
     guest_conf_free(&back);
+}
+
+static void the_engine_chooses_where_nothing_is_said(void **state)
+{
+    static const char text[] = "{\"kernel\": \"/k\"}";
+    struct guest_conf conf;
+    struct err err = {0};
+    guest_conf_init(&conf);
+    assert_int_equal(guest_conf_read_json(&conf, text, strlen(text), "f", &err), 0);
+    assert_int_equal(conf.translate, GUEST_TRANSLATE_HOT);
+    assert_int_equal(conf.code_cache, 0);
+    assert_int_equal(guest_conf_check(&conf, &err), 0);
+    conf.code_cache = KIB(4);
+    assert_int_equal(guest_conf_check(&conf, &err), -EINVAL);
+    guest_conf_free(&conf);
 }
 
 static void sizes_are_read_exactly(void **state)
@@ -217,6 +253,7 @@ int main(void)
         cmocka_unit_test(vmconf_errors_name_line_and_column),
         cmocka_unit_test(json_errors_name_line_and_column),
         cmocka_unit_test(json_goes_round),
+        cmocka_unit_test(the_engine_chooses_where_nothing_is_said),
         cmocka_unit_test(sizes_are_read_exactly),
         cmocka_unit_test(a_definition_without_kernel_is_refused),
     };

@@ -14,9 +14,20 @@ static const char *const engine_names[GUEST_ENGINE_MAX] = {
     [GUEST_ENGINE_SOFT] = "soft",
 };
 
+static const char *const translate_names[GUEST_TRANSLATE_MAX] = {
+    [GUEST_TRANSLATE_HOT] = "hot",
+    [GUEST_TRANSLATE_NEVER] = "never",
+    [GUEST_TRANSLATE_ALWAYS] = "always",
+};
+
 const char *guest_engine_name(enum guest_engine engine)
 {
     return engine_names[engine];
+}
+
+const char *guest_translate_name(enum guest_translate translate)
+{
+    return translate_names[translate];
 }
 
 void guest_conf_init(struct guest_conf *conf)
@@ -184,19 +195,45 @@ int guest_check_cpus(uint64_t cpus, struct err *err)
     return 0;
 }
 
-int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err)
+int guest_check_code_cache(uint64_t bytes, struct err *err)
+{
+    if (bytes < GUEST_CODE_CACHE_MIN)
+        return err_set(err, -EINVAL,
+                       "a code cache of %" PRIu64 " bytes is too little; it is 1M to 4G", bytes);
+    if (bytes > GUEST_CODE_CACHE_MAX)
+        return err_set(err, -EINVAL,
+                       "a code cache of %" PRIu64 " bytes is too much; it is 1M to 4G", bytes);
+    if (bytes % 4096)
+        return err_set(err, -EINVAL,
+                       "a code cache of %" PRIu64 " bytes is no multiple of 4K; write it like 64M",
+                       bytes);
+    return 0;
+}
+
+static int set_size(uint64_t *field, const char *what, int (*check)(uint64_t, struct err *),
+                    const char *text, struct err *err)
 {
     uint64_t bytes;
     /* guest_parse_size() refuses nothing; here it deserves the same words as too little. */
     if (*text == '0' && strspn(text, "0") == strlen(text))
-        return guest_check_memory(0, err);
+        return check(0, err);
     int r = guest_parse_size(text, &bytes, err);
     if (r < 0)
-        return err_prefix(err, r, "memory");
-    r = guest_check_memory(bytes, err);
+        return err_prefix(err, r, "%s", what);
+    r = check(bytes, err);
     if (r >= 0)
-        conf->memory = bytes;
+        *field = bytes;
     return r;
+}
+
+int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err)
+{
+    return set_size(&conf->memory, "memory", guest_check_memory, text, err);
+}
+
+int guest_conf_set_code_cache(struct guest_conf *conf, const char *text, struct err *err)
+{
+    return set_size(&conf->code_cache, "code cache", guest_check_code_cache, text, err);
 }
 
 int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *err)
@@ -224,11 +261,24 @@ int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err 
     return err_set(err, -EINVAL, "engine '%.64s' is unknown; there are auto, kvm and soft", text);
 }
 
+int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err)
+{
+    for (enum guest_translate translate = 0; translate < GUEST_TRANSLATE_MAX; translate++)
+        if (!strcmp(text, translate_names[translate])) {
+            conf->translate = translate;
+            return 0;
+        }
+    return err_set(err, -EINVAL, "translate '%.64s' is unknown; there are hot, never and always",
+                   text);
+}
+
 int guest_conf_check(const struct guest_conf *conf, struct err *err)
 {
     int r = guest_check_memory(conf->memory, err);
     if (r >= 0)
         r = guest_check_cpus(conf->cpus, err);
+    if (r >= 0 && conf->code_cache)
+        r = guest_check_code_cache(conf->code_cache, err);
     if (r < 0)
         return r;
     if (!conf->kernel && conf->kernel_fd < 0)

@@ -24,6 +24,15 @@ enum guest_engine { GUEST_ENGINE_AUTO, GUEST_ENGINE_KVM, GUEST_ENGINE_SOFT, GUES
  * anew, or end. JSON: "on_reset": "reboot" or "exit". */
 enum guest_on_reset { GUEST_ON_RESET_REBOOT, GUEST_ON_RESET_EXIT, GUEST_ON_RESET_MAX };
 
+/* Which code of the guest the software engine translates: what is executed often, nothing, or
+ * everything. The last two are for tests. */
+enum guest_translate {
+    GUEST_TRANSLATE_HOT,
+    GUEST_TRANSLATE_NEVER,
+    GUEST_TRANSLATE_ALWAYS,
+    GUEST_TRANSLATE_MAX
+};
+
 enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
@@ -34,6 +43,10 @@ enum {
  * error on every machine that this release supports. */
 #define GUEST_MEMORY_MIN MIB(16)
 #define GUEST_MEMORY_MAX GIB(1024)
+
+/* Less would be full before anything is gained; more is a typing error. */
+#define GUEST_CODE_CACHE_MIN MIB(1)
+#define GUEST_CODE_CACHE_MAX GIB(4)
 
 /* A virtio-console port: a byte stream between guest and a descriptor of the VMM's. */
 struct guest_console {
@@ -47,6 +60,10 @@ struct guest_conf {
     uint64_t
         memory;    /* bytes, a multiple of 4 KiB, >= 16 MiB... checked against the host by lodge */
     unsigned cpus; /* 1..GUEST_CPUS_MAX */
+
+    /* The software engine's; without a meaning for KVM. */
+    enum guest_translate translate;
+    uint64_t code_cache; /* bytes for translated code, a multiple of 4 KiB; 0 = the engine's own */
 
     enum guest_on_reset on_reset;
 
@@ -74,19 +91,23 @@ int guest_conf_read_json(struct guest_conf *conf, const char *text, size_t lengt
 /* Compact JSON that guest_conf_read_json() reads back to the same struct; malloc'd, or NULL. */
 char *guest_conf_write_json(const struct guest_conf *conf);
 
-/* The checks that no single value can answer: memory and CPUs in range, a kernel present (path or
+/* The checks that no single value can answer: numbers in range, a kernel present (path or
  * descriptor). The message names the value and the way out. */
 int guest_conf_check(const struct guest_conf *conf, struct err *err);
 
 /* Each replaces one field, with the check that the readers make too. `memory` as guest_parse_size()
- * takes it, `cpus` a decimal number, `engine` one of auto, kvm, soft. */
+ * takes it, `cpus` a decimal number, `engine` one of auto, kvm, soft; `code_cache` is a size again,
+ * `translate` one of hot, never, always. */
 int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_code_cache(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err);
 /* Puts " words" behind the kernel command line. -ENOMEM. */
 int guest_conf_append(struct guest_conf *conf, const char *words);
 
 const char *guest_engine_name(enum guest_engine engine);
+const char *guest_translate_name(enum guest_translate translate);
 
 /* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or
  * iB. -EINVAL for anything else, for 0, and for overflow. */

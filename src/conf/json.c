@@ -23,6 +23,8 @@ static void own_json(json_t **json)
 enum kind {
     KIND_STRING,
     KIND_ENGINE,
+    KIND_TRANSLATE,
+    KIND_CODE_CACHE,
     KIND_MEMORY,
     KIND_CPUS,
     KIND_FD,
@@ -37,6 +39,8 @@ static const struct field {
 } fields[] = {
     {"name", KIND_STRING, offsetof(struct guest_conf, name)},
     {"engine", KIND_ENGINE, 0},
+    {"translate", KIND_TRANSLATE, 0},
+    {"code_cache", KIND_CODE_CACHE, 0},
     {"memory", KIND_MEMORY, 0},
     {"cpus", KIND_CPUS, 0},
     {"kernel", KIND_STRING, offsetof(struct guest_conf, kernel)},
@@ -123,16 +127,36 @@ static int get_engine(const json_t *value, struct guest_conf *conf, struct err *
     return guest_conf_set_engine(conf, json_string_value(value), why);
 }
 
+static int get_translate(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    if (!json_is_string(value))
+        return err_set(why, -EINVAL, "must be \"hot\", \"never\" or \"always\"");
+    return guest_conf_set_translate(conf, json_string_value(value), why);
+}
+
+static int get_bytes(const json_t *value, int (*check)(uint64_t, struct err *), uint64_t *field,
+                     struct err *why)
+{
+    if (!json_is_integer(value) || json_integer_value(value) < 0)
+        return err_set(why, -EINVAL, "must be a number of bytes or a string like \"512M\"");
+    int r = check((uint64_t)json_integer_value(value), why);
+    if (r >= 0)
+        *field = (uint64_t)json_integer_value(value);
+    return r;
+}
+
 static int get_memory(const json_t *value, struct guest_conf *conf, struct err *why)
 {
     if (json_is_string(value))
         return guest_conf_set_memory(conf, json_string_value(value), why);
-    if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return err_set(why, -EINVAL, "must be a number of bytes or a string like \"512M\"");
-    int r = guest_check_memory((uint64_t)json_integer_value(value), why);
-    if (r >= 0)
-        conf->memory = (uint64_t)json_integer_value(value);
-    return r;
+    return get_bytes(value, guest_check_memory, &conf->memory, why);
+}
+
+static int get_code_cache(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    if (json_is_string(value))
+        return guest_conf_set_code_cache(conf, json_string_value(value), why);
+    return get_bytes(value, guest_check_code_cache, &conf->code_cache, why);
 }
 
 static int get_cpus(const json_t *value, struct guest_conf *conf, struct err *why)
@@ -206,6 +230,8 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     switch (field->kind) {
     case KIND_STRING: return get_string(value, at, why);
     case KIND_ENGINE: return get_engine(value, conf, why);
+    case KIND_TRANSLATE: return get_translate(value, conf, why);
+    case KIND_CODE_CACHE: return get_code_cache(value, conf, why);
     case KIND_MEMORY: return get_memory(value, conf, why);
     case KIND_CPUS: return get_cpus(value, conf, why);
     case KIND_FD: return get_fd(value, at, why);
@@ -292,6 +318,11 @@ static int put_consoles(json_t *root, const struct guest_conf *conf)
     return json_object_set_new(root, "consoles", array);
 }
 
+static int put_bytes(json_t *root, const char *name, uint64_t bytes)
+{
+    return json_object_set_new(root, name, json_integer((json_int_t)bytes));
+}
+
 static int put_field(json_t *root, const struct field *field, const struct guest_conf *conf)
 {
     const void *at = (const char *)conf + field->offset;
@@ -299,8 +330,11 @@ static int put_field(json_t *root, const struct field *field, const struct guest
     switch (field->kind) {
     case KIND_STRING: return put_string(root, field->name, *(char *const *)at);
     case KIND_ENGINE: return put_string(root, field->name, guest_engine_name(conf->engine));
-    case KIND_MEMORY:
-        return json_object_set_new(root, field->name, json_integer((json_int_t)conf->memory));
+    case KIND_TRANSLATE:
+        return put_string(root, field->name, guest_translate_name(conf->translate));
+    case KIND_CODE_CACHE:
+        return conf->code_cache ? put_bytes(root, field->name, conf->code_cache) : 0;
+    case KIND_MEMORY: return put_bytes(root, field->name, conf->memory);
     case KIND_CPUS: return json_object_set_new(root, field->name, json_integer(conf->cpus));
     case KIND_FD:
         fd = *(const int *)at;

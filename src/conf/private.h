@@ -10,6 +10,7 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from);
 
 int guest_check_memory(uint64_t bytes, struct err *err);
 int guest_check_cpus(uint64_t cpus, struct err *err);
+int guest_check_code_cache(uint64_t bytes, struct err *err);
 
 /* Where in a text: both count from 1, columns in bytes. */
 struct text_place {

@@ -18,20 +18,24 @@
 
 enum key {
     KEY_APPENDED,
+    KEY_CODE_CACHE,
     KEY_ENGINE,
     KEY_INITRD,
     KEY_KERNEL,
     KEY_MEM,
     KEY_NAME,
     KEY_ROOT,
+    KEY_TRANSLATE,
     KEY_VCPUS,
     KEY_MAX
 };
 
 static const char *const key_names[KEY_MAX] = {
-    [KEY_APPENDED] = "appended", [KEY_ENGINE] = "engine", [KEY_INITRD] = "initrd",
-    [KEY_KERNEL] = "kernel",     [KEY_MEM] = "mem",       [KEY_NAME] = "name",
-    [KEY_ROOT] = "root",         [KEY_VCPUS] = "vcpus",
+    [KEY_APPENDED] = "appended",   [KEY_CODE_CACHE] = "code_cache",
+    [KEY_ENGINE] = "engine",       [KEY_INITRD] = "initrd",
+    [KEY_KERNEL] = "kernel",       [KEY_MEM] = "mem",
+    [KEY_NAME] = "name",           [KEY_ROOT] = "root",
+    [KEY_TRANSLATE] = "translate", [KEY_VCPUS] = "vcpus",
 };
 
 struct reader {
@@ -101,8 +105,8 @@ static int read_key(struct reader *reader, enum key *ret_key)
     }
     return guest_text_error(
         reader->err, reader->origin, start,
-        "unknown key '%.*s'; the keys are appended, engine, initrd, kernel, mem, "
-        "name, root, vcpus",
+        "unknown key '%.*s'; the keys are appended, code_cache, engine, initrd, kernel, mem, "
+        "name, root, translate, vcpus",
         min(length, 64), name);
 }
 
@@ -157,13 +161,21 @@ static int replace(char **field, char **value)
     return 0;
 }
 
+/* These may be empty, or have words of their own for what is. */
+static bool checks_itself(enum key key)
+{
+    return key == KEY_APPENDED || key == KEY_CODE_CACHE || key == KEY_ENGINE || key == KEY_MEM ||
+           key == KEY_TRANSLATE || key == KEY_VCPUS;
+}
+
 static int set(struct reader *reader, enum key key, char **value, struct err *why)
 {
     struct guest_conf *conf = reader->conf;
-    if (!**value && key != KEY_APPENDED && key != KEY_MEM && key != KEY_VCPUS && key != KEY_ENGINE)
+    if (!**value && !checks_itself(key))
         return err_set(why, -EINVAL, "'%s' is empty; leave the line out instead", key_names[key]);
     switch (key) {
     case KEY_APPENDED: return replace(&conf->append, value);
+    case KEY_CODE_CACHE: return guest_conf_set_code_cache(conf, *value, why);
     case KEY_ENGINE: return guest_conf_set_engine(conf, *value, why);
     case KEY_INITRD: return replace(&conf->initrd, value);
     case KEY_KERNEL: return replace(&conf->kernel, value);
@@ -173,6 +185,7 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
         if (strpbrk(*value, " \t\"\\"))
             return err_set(why, -EINVAL, "root must be one word, as in \"/dev/sda1\"");
         return replace(&reader->root, value);
+    case KEY_TRANSLATE: return guest_conf_set_translate(conf, *value, why);
     case KEY_VCPUS: return guest_conf_set_cpus(conf, *value, why);
     case KEY_MAX: break;
     }

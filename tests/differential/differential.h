@@ -1,15 +1,20 @@
 /*
- * differential.h: one instruction (or a few), run on the host CPU and by an engine, compared.
+ * differential.h: one instruction or a block of some, run on the host CPU and by an engine in each
+ * of its ways, compared.
  *
  * A `struct test` is code, a register state, and a seed for the memory window. native.c runs it in
  * this machine's ring 3 inside a sacrificial process, where signals become exception records;
  * guest.c runs it in a guest's ring 3 through engine.h, where an interrupt table of HLTs does the
- * same. Both use the same linear addresses, so results compare bit for bit.
+ * same. All use the same linear addresses, so results compare bit for bit.
  *
- * Addresses:   CODE_AT     one page of INT3; the test is written somewhere in it
+ * Addresses:   CODE_AT     two pages of INT3; the test is written somewhere in them
  *              WINDOW_AT   two pages read-write, then one read-only, then nothing; nothing before
+ *
+ * No two of these pages are neighbours in the guest's physical memory.
  */
 #pragma once
+
+#include "cpu/engine.h"
 
 #include <Zydis/Zydis.h>
 #include <stdbool.h>
@@ -21,8 +26,9 @@ enum {
     WINDOW_AT = 0x10010000,
     WINDOW_WRITABLE = 8192,
     WINDOW_SIZE = 12288,
-    TEST_CODE_MAX = 64,
-    TEST_INSNS_MAX = 6,
+    CODE_SIZE = 8192,
+    TEST_CODE_MAX = 320,
+    TEST_INSNS_MAX = 16,
     LEGACY_SIZE = 512,
     VECTOR_NONE = 255,
 };
@@ -37,16 +43,21 @@ struct registers {
 struct test {
     uint8_t code[TEST_CODE_MAX];
     unsigned length, insns;
+    unsigned end;  /* offset of the INT3 that is the good end */
+    bool warm;     /* the guest has touched the window before, so its TLB knows the pages */
+    unsigned runs; /* how often the guest runs it without writing the code anew */
     uint64_t memory_seed;
     uint32_t undefined_flags; /* RFLAGS bits nobody can promise after this test */
-    uint32_t undefined_ever;  /* nor where an exception ended it midway */
+    uint32_t undefined_ever;  /* nor where it ended midway */
+    bool any_byte_faults;     /* a masked store: which of its bytes faults is the model's choice */
     struct registers in;
     ZydisMnemonic mnemonic; /* of the last instruction, for the report */
 };
 
 struct outcome {
     struct registers out;
-    uint32_t vector; /* exception that ended it; 3 is the good end (INT3 after the test) */
+    uint32_t vector;       /* exception that ended it; 3 is the good end (INT3 after the test) */
+    uint64_t instructions; /* that the engine counted; of the host 0 */
     uint32_t error;
     uint64_t cr2;
     uint8_t memory[WINDOW_WRITABLE];
@@ -73,8 +84,21 @@ void window_fill(uint64_t seed, uint8_t *memory, size_t size);
  * VECTOR_NONE. */
 void native_run(const struct test *tests, unsigned count, struct outcome *outcomes);
 
-/* guest.c */
+/* guest.c: one machine. A test that takes seconds is stopped and has VECTOR_NONE. */
 struct guest;
-struct guest *guest_new(const char *engine);
+struct guest *guest_new(const struct engine_ops *engine, enum engine_translate translate,
+                        uint64_t code_cache);
 void guest_free(struct guest *guest);
+/* Puts the test's code where it belongs. */
+void guest_load(struct guest *guest, const struct test *test);
 void guest_run(struct guest *guest, const struct test *test, struct outcome *outcome);
+
+/* compare.c: how many differences there are, with a line for each when they are to be shown. The
+ * names are what the lines call the two. */
+struct compared {
+    const char *name;
+    const struct outcome *outcome;
+};
+unsigned outcomes_compare(const struct test *test, struct compared expected, struct compared ours,
+                          bool show);
+void test_show(const struct test *test);

@@ -1,260 +1,11 @@
 /*
- * Instructions over the decoder's own tables. At start every opcode of every map, with every
- * mandatory prefix, REX.W or VEX.W and L, and every ModRM.reg, is offered to Zydis; what it accepts
- * and ring 3 may run is filed under its mnemonic. A test picks mnemonics evenly, then a form, then
- * randomizes registers, addressing, displacement and immediate, and solves the address registers so
- * that memory operands fall into the window, often at its edges.
+ * A test picks mnemonics evenly, then a form, then randomizes registers, addressing, displacement
+ * and immediate, and solves the address registers so that memory operands fall into the window,
+ * often at its edges.
  */
-#include "differential.h"
+#include "generator.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-struct form {
-    uint8_t prefix; /* 0, 66, F2, F3; for VEX the pp field */
-    uint8_t map;    /* 0 one byte, 1 0F, 2 0F38, 3 0F3A */
-    uint8_t opcode, reg;
-    bool vex, w, l, lock;
-};
-
-struct forms {
-    struct form *list;
-    unsigned count, room;
-};
-
-struct generator {
-    ZydisDecoder decoder;
-    struct forms by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-    ZydisMnemonic mnemonics[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-    unsigned mnemonic_count;
-};
-
-/* What ring 3 cannot run to a comparable end, or what answers differently by nature. */
-static bool left_out(const ZydisDecodedInstruction *insn)
-{
-    switch (insn->mnemonic) {
-    case ZYDIS_MNEMONIC_CPUID: /* the guest has a CPU of its own */
-    case ZYDIS_MNEMONIC_RDTSC:
-    case ZYDIS_MNEMONIC_RDTSCP:
-    case ZYDIS_MNEMONIC_RDPID:
-    case ZYDIS_MNEMONIC_RDRAND:
-    case ZYDIS_MNEMONIC_RDSEED:
-    case ZYDIS_MNEMONIC_XGETBV:
-    case ZYDIS_MNEMONIC_MASKMOVQ: /* whether and where a masked store faults is the model's choice
-                                   */
-    case ZYDIS_MNEMONIC_MASKMOVDQU:
-    case ZYDIS_MNEMONIC_VMASKMOVDQU:
-    case ZYDIS_MNEMONIC_SYSCALL: /* the host's kernel would answer */
-    case ZYDIS_MNEMONIC_SYSENTER:
-    case ZYDIS_MNEMONIC_SYSEXIT:
-    case ZYDIS_MNEMONIC_SYSRET:
-    case ZYDIS_MNEMONIC_INT:
-    case ZYDIS_MNEMONIC_INT1:
-    case ZYDIS_MNEMONIC_VMCALL: /* a hypervisor under the host might */
-    case ZYDIS_MNEMONIC_VMMCALL:
-    case ZYDIS_MNEMONIC_VMFUNC:
-    case ZYDIS_MNEMONIC_ENCLU:
-    case ZYDIS_MNEMONIC_WRFSBASE: /* the C library's own thread pointer */
-    case ZYDIS_MNEMONIC_RDFSBASE:
-    case ZYDIS_MNEMONIC_RDGSBASE: /* differ in what they start from */
-    case ZYDIS_MNEMONIC_WRGSBASE:
-    case ZYDIS_MNEMONIC_LAR: /* look into the host's descriptor tables */
-    case ZYDIS_MNEMONIC_LSL:
-    case ZYDIS_MNEMONIC_VERR:
-    case ZYDIS_MNEMONIC_VERW:
-    case ZYDIS_MNEMONIC_SGDT:
-    case ZYDIS_MNEMONIC_SIDT:
-    case ZYDIS_MNEMONIC_SLDT:
-    case ZYDIS_MNEMONIC_STR:
-    case ZYDIS_MNEMONIC_SMSW:
-    case ZYDIS_MNEMONIC_LFS:
-    case ZYDIS_MNEMONIC_LGS:
-    case ZYDIS_MNEMONIC_LSS:
-    case ZYDIS_MNEMONIC_IRET:
-    case ZYDIS_MNEMONIC_IRETD:
-    case ZYDIS_MNEMONIC_IRETQ:
-    case ZYDIS_MNEMONIC_POPF: /* TF, AC, ID: the signal frame is no fair witness */
-    case ZYDIS_MNEMONIC_POPFD:
-    case ZYDIS_MNEMONIC_POPFQ:
-    case ZYDIS_MNEMONIC_PUSHF: /* shows RF and the like */
-    case ZYDIS_MNEMONIC_PUSHFD:
-    case ZYDIS_MNEMONIC_PUSHFQ:
-    case ZYDIS_MNEMONIC_IN: /* the host may grant ports; ours does not: tested by guests */
-    case ZYDIS_MNEMONIC_OUT:
-    case ZYDIS_MNEMONIC_INSB:
-    case ZYDIS_MNEMONIC_INSW:
-    case ZYDIS_MNEMONIC_INSD:
-    case ZYDIS_MNEMONIC_OUTSB:
-    case ZYDIS_MNEMONIC_OUTSW:
-    case ZYDIS_MNEMONIC_OUTSD:
-    case ZYDIS_MNEMONIC_XSAVE: /* native_test.c and the guests test these */
-    case ZYDIS_MNEMONIC_XSAVE64:
-    case ZYDIS_MNEMONIC_XSAVEOPT:
-    case ZYDIS_MNEMONIC_XSAVEOPT64:
-    case ZYDIS_MNEMONIC_XSAVEC:
-    case ZYDIS_MNEMONIC_XSAVEC64:
-    case ZYDIS_MNEMONIC_XSAVES: /* hidden: #UD there, #GP here */
-    case ZYDIS_MNEMONIC_XSAVES64:
-    case ZYDIS_MNEMONIC_XRSTORS:
-    case ZYDIS_MNEMONIC_XRSTORS64:
-    case ZYDIS_MNEMONIC_XRSTOR:
-    case ZYDIS_MNEMONIC_XRSTOR64:
-    case ZYDIS_MNEMONIC_FXSAVE:
-    case ZYDIS_MNEMONIC_FXSAVE64:
-    case ZYDIS_MNEMONIC_FXRSTOR:
-    case ZYDIS_MNEMONIC_FXRSTOR64:
-    case ZYDIS_MNEMONIC_FNSAVE: /* instruction and data pointers */
-    case ZYDIS_MNEMONIC_FNSTENV:
-    case ZYDIS_MNEMONIC_FRSTOR:
-    case ZYDIS_MNEMONIC_FLDENV:
-    case ZYDIS_MNEMONIC_STAC: /* ring 3: #UD on the host, tested by guests */
-    case ZYDIS_MNEMONIC_CLAC:
-    case ZYDIS_MNEMONIC_SERIALIZE:
-    case ZYDIS_MNEMONIC_MONITOR:
-    case ZYDIS_MNEMONIC_MWAIT:
-    case ZYDIS_MNEMONIC_MONITORX:
-    case ZYDIS_MNEMONIC_MWAITX:
-    case ZYDIS_MNEMONIC_CLZERO:
-    case ZYDIS_MNEMONIC_UMONITOR:
-    case ZYDIS_MNEMONIC_UMWAIT:
-    case ZYDIS_MNEMONIC_TPAUSE:
-    case ZYDIS_MNEMONIC_RDPMC:
-    case ZYDIS_MNEMONIC_RDPRU:
-    case ZYDIS_MNEMONIC_RDPKRU:
-    case ZYDIS_MNEMONIC_WRPKRU:
-    case ZYDIS_MNEMONIC_MCOMMIT:
-    case ZYDIS_MNEMONIC_PSMASH:
-    case ZYDIS_MNEMONIC_INVLPGB: return true;
-    default: break;
-    }
-    const ZydisISAExt ext = insn->meta.isa_ext;
-    switch (ext) { /* hidden from the guest: there they are #UD, here they run */
-    case ZYDIS_ISA_EXT_AVX512VEX:
-    case ZYDIS_ISA_EXT_SSE4A:
-    case ZYDIS_ISA_EXT_AMD3DNOW:
-    case ZYDIS_ISA_EXT_TBM:
-    case ZYDIS_ISA_EXT_XOP:
-    case ZYDIS_ISA_EXT_FMA4:
-    case ZYDIS_ISA_EXT_MPX:
-    case ZYDIS_ISA_EXT_CET:
-    case ZYDIS_ISA_EXT_RTM:
-    case ZYDIS_ISA_EXT_GFNI:
-    case ZYDIS_ISA_EXT_VAES:
-    case ZYDIS_ISA_EXT_VPCLMULQDQ:
-    case ZYDIS_ISA_EXT_MOVDIR:
-    case ZYDIS_ISA_EXT_PKU:
-    case ZYDIS_ISA_EXT_AMX_TILE:
-    case ZYDIS_ISA_EXT_UINTR:
-    case ZYDIS_ISA_EXT_HRESET:
-    case ZYDIS_ISA_EXT_KEYLOCKER:
-    case ZYDIS_ISA_EXT_KEYLOCKER_WIDE:
-    case ZYDIS_ISA_EXT_ENQCMD:
-    case ZYDIS_ISA_EXT_SNP:
-    case ZYDIS_ISA_EXT_SVM:
-    case ZYDIS_ISA_EXT_VTX:
-    case ZYDIS_ISA_EXT_CLDEMOTE:
-    case ZYDIS_ISA_EXT_AVX_VNNI:
-    case ZYDIS_ISA_EXT_RDPRU:
-    case ZYDIS_ISA_EXT_MONITOR:
-    case ZYDIS_ISA_EXT_MONITORX: return true;
-    default: break;
-    }
-    return insn->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
-           insn->encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX ||
-           insn->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP;
-}
-
-/* Writes a form with the given ModRM and tail; returns where ModRM is, or -1 for an opcode without.
- */
-static unsigned write_form(const struct form *form, uint64_t bits, uint8_t *code)
-{
-    unsigned n = 0;
-    uint8_t r = bits & 1, x = bits >> 1 & 1, b = bits >> 2 & 1, v = bits >> 3 & 15;
-    if (form->vex) {
-        code[n++] = 0xc4;
-        code[n++] = (uint8_t)(!r << 7 | !x << 6 | !b << 5 | form->map);
-        code[n++] = (uint8_t)(form->w << 7 | (v ^ 15) << 3 | form->l << 2 | form->prefix);
-    } else {
-        if (form->lock)
-            code[n++] = 0xf0;
-        if (form->prefix)
-            code[n++] = form->prefix;
-        if (form->w || r || x || b || (bits >> 7 & 7) == 0)
-            code[n++] = (uint8_t)(0x40 | form->w << 3 | r << 2 | x << 1 | b);
-        if (form->map >= 1)
-            code[n++] = 0x0f;
-        if (form->map == 2)
-            code[n++] = 0x38;
-        if (form->map == 3)
-            code[n++] = 0x3a;
-    }
-    code[n++] = form->opcode;
-    return n;
-}
-
-static void offer(struct generator *generator, const struct form *form, const char *only)
-{
-    for (unsigned mod = 0; mod < 4; mod += 3) {
-        uint8_t code[32] = {0};
-        unsigned at = write_form(form, UINT64_C(1) << 7 | UINT64_C(0) << 3, code);
-        code[at] = (uint8_t)(mod << 6 | form->reg << 3 | 3);
-        ZydisDecodedInstruction insn;
-        if (ZYAN_FAILED(ZydisDecoderDecodeInstruction(&generator->decoder, NULL, code, sizeof code,
-                                                      &insn)) ||
-            left_out(&insn))
-            continue;
-        if (only && strcmp(ZydisMnemonicGetString(insn.mnemonic), only) != 0)
-            continue;
-        struct forms *forms = &generator->by_mnemonic[insn.mnemonic];
-        if (forms->count == forms->room) {
-            forms->room = forms->room ? forms->room * 2 : 16;
-            forms->list = reallocarray(forms->list, forms->room, sizeof *forms->list);
-        }
-        forms->list[forms->count++] = *form;
-        return;
-    }
-}
-
-struct generator *generator_new(const char *only)
-{
-    struct generator *generator = calloc(1, sizeof *generator);
-    ZydisDecoderInit(&generator->decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-    const uint8_t prefixes[] = {0, 0x66, 0xf2, 0xf3};
-    struct form form;
-    for (unsigned n = 0; n < 1u << 18; n++) {
-        form = (struct form){.opcode = (uint8_t)n,
-                             .reg = n >> 8 & 7,
-                             .map = n >> 11 & 3,
-                             .w = n >> 13 & 1,
-                             .prefix = prefixes[n >> 14 & 3],
-                             .lock = n >> 16 & 1};
-        if (n < 1u << 17)
-            offer(generator, &form, only);
-        form.vex = true;
-        form.prefix = n >> 14 & 3;
-        form.l = n >> 16 & 1;
-        form.lock = false;
-        if (form.map && n < 1u << 17)
-            offer(generator, &form, only);
-    }
-    for (unsigned i = 0; i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
-        if (generator->by_mnemonic[i].count)
-            generator->mnemonics[generator->mnemonic_count++] = i;
-    return generator;
-}
-
-void generator_free(struct generator *generator)
-{
-    for (unsigned i = 0; i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
-        free(generator->by_mnemonic[i].list);
-    free(generator);
-}
-
-unsigned generator_mnemonics(const struct generator *generator)
-{
-    return generator->mnemonic_count;
-}
 
 void window_fill(uint64_t seed, uint8_t *memory, size_t size)
 {
@@ -297,8 +48,7 @@ static uint64_t interesting(uint64_t *random)
     return random_next(random);
 }
 
-/* An address in the window, its edges preferred. */
-static uint64_t window_address(uint64_t *random)
+uint64_t window_address(uint64_t *random)
 {
     uint64_t r = random_next(random);
     uint64_t offset = r >> 8;
@@ -320,47 +70,6 @@ static int gpr_number(ZydisRegister reg)
     if (whole < ZYDIS_REGISTER_RAX || whole > ZYDIS_REGISTER_R15)
         return -1;
     return whole - ZYDIS_REGISTER_RAX;
-}
-
-/* Chooses registers so that base + index * scale + disp is `target`. */
-static bool aim(const ZydisDecodedOperand *operand, uint64_t target, uint64_t *random,
-                uint64_t *gpr, uint32_t *fixed)
-{
-    int base = gpr_number(operand->mem.base), index = gpr_number(operand->mem.index);
-    uint64_t scale = operand->mem.scale ? operand->mem.scale : 1;
-    uint64_t left = target - (uint64_t)operand->mem.disp.value;
-    if (operand->mem.index != ZYDIS_REGISTER_NONE && index < 0) { /* a vector index: small steps */
-        if (base < 0 || (*fixed >> base & 1))
-            return false;
-        gpr[base] = left;
-        *fixed |= 1u << base;
-        return true;
-    }
-    if (base >= 0 && base == index) {
-        if (left % (1 + scale) || (*fixed >> base & 1))
-            return false;
-        gpr[base] = left / (1 + scale);
-    } else if (base >= 0) {
-        if (*fixed >> base & 1)
-            return false;
-        if (index >= 0) {
-            if (!(*fixed >> index & 1))
-                gpr[index] = random_next(random) % 4096;
-            *fixed |= 1u << index;
-            left -= gpr[index] * scale;
-        }
-        gpr[base] = left;
-    } else if (index >= 0) {
-        if (left % scale || (*fixed >> index & 1))
-            return false;
-        gpr[index] = left / scale;
-        *fixed |= 1u << index;
-        return true;
-    } else {
-        return false;
-    }
-    *fixed |= 1u << base;
-    return true;
 }
 
 static uint64_t vector_part(uint64_t *random)
@@ -407,121 +116,393 @@ static void random_vectors(uint64_t *random, struct registers *in)
         memcpy(&in->upper[i / 2][i % 2 * 8], &value, sizeof value);
     }
 }
-
-/* Appends one instruction; false when this try cannot be aimed or compared. */
-static bool append(struct generator *generator, uint64_t *random, struct test *test,
-                   uint32_t *fixed)
+static bool taken(const struct maker *maker, int reg)
 {
-    ZydisMnemonic mnemonic = generator->mnemonics[random_next(random) % generator->mnemonic_count];
-    const struct forms *forms = &generator->by_mnemonic[mnemonic];
-    const struct form *form = &forms->list[random_next(random) % forms->count];
-    uint8_t *code = test->code + test->length;
-    uint64_t bits = random_next(random);
-    unsigned at = write_form(form, bits, code);
-    uint64_t r = random_next(random);
-    code[at] = (uint8_t)((r & 3) << 6 | form->reg << 3 | (r >> 2 & 7));
-    for (unsigned i = at + 1; i < at + 12 && test->length + i < TEST_CODE_MAX; i++)
-        code[i] = (uint8_t)random_next(random);
+    return (maker->pinned | maker->written) >> reg & 1;
+}
 
+/* Chooses registers so that base + index * scale + disp is `target`. */
+static bool aim(struct maker *maker, const ZydisDecodedOperand *operand, uint64_t target)
+{
+    uint64_t *gpr = maker->test->in.gpr;
+    int base = gpr_number(operand->mem.base), index = gpr_number(operand->mem.index);
+    uint64_t scale = operand->mem.scale ? operand->mem.scale : 1;
+    uint64_t left = target - (uint64_t)operand->mem.disp.value;
+    if (operand->mem.index != ZYDIS_REGISTER_NONE && index < 0) { /* a vector index: small steps */
+        if (base < 0 || taken(maker, base))
+            return false;
+        gpr[base] = left;
+        maker->pinned |= 1u << base;
+        return true;
+    }
+    if (base >= 0 && base == index) {
+        if (left % (1 + scale) || taken(maker, base))
+            return false;
+        gpr[base] = left / (1 + scale);
+    } else if (base >= 0) {
+        if (taken(maker, base) || (index >= 0 && (maker->written >> index & 1)))
+            return false;
+        if (index >= 0) {
+            if (!taken(maker, index))
+                gpr[index] = maker_random(maker) % 4096;
+            maker->pinned |= 1u << index;
+            left -= gpr[index] * scale;
+        }
+        gpr[base] = left;
+    } else if (index >= 0) {
+        if (left % scale || taken(maker, index))
+            return false;
+        gpr[index] = left / scale;
+        maker->pinned |= 1u << index;
+        return true;
+    } else {
+        return false;
+    }
+    maker->pinned |= 1u << base;
+    return true;
+}
+
+/* What is being appended. */
+struct candidate {
+    uint8_t *code;
     ZydisDecodedInstruction insn;
     ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
-    if (ZYAN_FAILED(ZydisDecoderDecodeFull(&generator->decoder, code, TEST_CODE_MAX - test->length,
-                                           &insn, operands)) ||
-        left_out(&insn))
+};
+
+static bool is_base(const struct maker *maker, int reg)
+{
+    for (unsigned i = 0; i < maker->base_count; i++)
+        if (maker->bases[i] == (unsigned)reg)
+            return true;
+    return false;
+}
+
+/* ModRM and what follows, anything. */
+static void write_operands(struct maker *maker, const struct form *form, uint64_t bits,
+                           uint8_t *code)
+{
+    unsigned at = form_write(form, bits, code);
+    uint64_t r = maker_random(maker);
+    code[at] = (uint8_t)((r & 3) << 6 | form->reg << 3 | (r >> 2 & 7));
+    for (unsigned i = at + 1; i < at + 12; i++)
+        code[i] = (uint8_t)maker_random(maker);
+}
+
+/* A memory operand of a block: a register that points into the window, perhaps an index with a
+ * small number, a displacement. One that has 32 bits is made small later. */
+static void write_near(struct maker *maker, const struct form *form, uint64_t bits, uint8_t *code)
+{
+    uint64_t r = maker_random(maker);
+    unsigned base = maker->bases[r % maker->base_count], mod = 1 + (r >> 8 & 1), rm = base & 7;
+    bool indexed = maker->index >= 0 && (r >> 9 & 3) == 0;
+    if ((r >> 11 & 3) == 0 && rm != 5)
+        mod = 0;
+    bits &= ~(uint64_t)(FORM_X | FORM_B);
+    bits |= base & 8 ? FORM_B : 0;
+    bits |= indexed && maker->index & 8 ? FORM_X : 0;
+    write_operands(maker, form, bits, code);
+    unsigned at = form_write(form, bits, code);
+    if (indexed || rm == 4) {
+        unsigned index = indexed ? maker->index & 7 : 4;
+        code[at + 1] = (uint8_t)((r >> 16 & 3) << 6 | index << 3 | rm);
+        rm = 4;
+    }
+    code[at] = (uint8_t)(mod << 6 | form->reg << 3 | rm);
+}
+
+static bool write_candidate(struct maker *maker, ZydisMnemonic mnemonic,
+                            struct candidate *candidate)
+{
+    const struct forms *forms = &maker->generator->by_mnemonic[mnemonic];
+    if (forms->count == 0)
         return false;
-    if (insn.attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS))
+    const struct form *form = &forms->list[maker_random(maker) % forms->count];
+    struct test *test = maker->test;
+    candidate->code = test->code + test->length;
+    uint64_t bits = maker_random(maker);
+    if (maker->block && maker->base_count && (bits >> 16) % 8 < 5)
+        write_near(maker, form, bits, candidate->code);
+    else
+        write_operands(maker, form, bits, candidate->code);
+    return !ZYAN_FAILED(ZydisDecoderDecodeFull(&maker->generator->decoder, candidate->code,
+                                               ZYDIS_MAX_INSTRUCTION_LENGTH, &candidate->insn,
+                                               candidate->operands)) &&
+           (!maker->block || candidate->insn.mnemonic == mnemonic);
+}
+
+static bool segment_register(const ZydisDecodedOperand *operand)
+{
+    return operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+           ZydisRegisterGetClass(operand->reg.value) == ZYDIS_REGCLASS_SEGMENT &&
+           ((operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) ||
+            operand->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN);
+}
+
+/* Whether host and guest can be expected to agree on it. */
+static bool comparable(const struct maker *maker, const struct candidate *candidate)
+{
+    const ZydisDecodedInstruction *insn = &candidate->insn;
+    if (form_left_out(insn))
+        return false;
+    if (insn->attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS))
         return false;
     /* Far branches look into the host's descriptor tables; near ones with an operand-size prefix,
      * and 0F 0D with a register, are what Intel and AMD disagree about. */
-    if (insn.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
-        (insn.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE &&
-         (insn.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE)) ||
-        (insn.opcode_map == ZYDIS_OPCODE_MAP_0F && insn.opcode == 0x0d && insn.raw.modrm.mod == 3))
+    if (insn->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+        (insn->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE &&
+         (insn->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE)) ||
+        (insn->opcode_map == ZYDIS_OPCODE_MAP_0F && insn->opcode == 0x0d &&
+         insn->raw.modrm.mod == 3))
         return false;
     /* Zydis 4.0 reads 67 with REX.B and a SIB without base as if there were a base; so would aim().
      */
-    if (insn.address_width == 32 && insn.raw.modrm.mod == 0 && insn.raw.modrm.rm == 4 &&
-        insn.raw.sib.base == 5 && (insn.attributes & ZYDIS_ATTRIB_HAS_SIB))
+    if (insn->address_width == 32 && insn->raw.modrm.mod == 0 && insn->raw.modrm.rm == 4 &&
+        insn->raw.sib.base == 5 && (insn->attributes & ZYDIS_ATTRIB_HAS_SIB))
         return false;
-    const ZydisAccessedFlags *flags = insn.cpu_flags;
-    if (flags && (flags->tested & test->undefined_flags))
+    if (maker->block && insn->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE && !maker->may_branch)
         return false;
-
-    uint64_t *gpr = test->in.gpr;
-    for (unsigned i = 0; i < insn.operand_count; i++) {
-        const ZydisDecodedOperand *operand = &operands[i];
+    if (maker->block && insn->mnemonic == ZYDIS_MNEMONIC_PAUSE && insn->raw.rex.B)
+        return false; /* what Zydis 4.0 calls so exchanges R8, perhaps a counter, with RAX */
+    if (maker->block && insn->attributes & ZYDIS_ATTRIB_IS_PRIVILEGED && !maker->may_branch)
+        return false; /* the end of every block */
+    for (unsigned i = 0; i < insn->operand_count; i++) {
+        const ZydisDecodedOperand *operand = &candidate->operands[i];
+        if (segment_register(operand)) /* the host's selectors are its own */
+            return false;
+        if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            (operand->mem.segment == ZYDIS_REGISTER_FS ||
+             operand->mem.segment == ZYDIS_REGISTER_GS))
+            return false;
         if (operand->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && operand->imm.is_relative &&
-            test->length + insn.length + (uint64_t)operand->imm.value.s < TEST_CODE_MAX)
+            maker->test->length + insn->length + (uint64_t)operand->imm.value.s < TEST_CODE_MAX)
             return false; /* a branch into the test itself may never end */
-        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            (operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
-            ZydisRegisterGetClass(operand->reg.value) == ZYDIS_REGCLASS_SEGMENT)
-            return false;
-        if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(operand->reg.value) == ZYDIS_REGCLASS_SEGMENT &&
-            operand->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
-            return false; /* MOV or PUSH of a segment register: the host's selectors are its own */
-        if (operand->type != ZYDIS_OPERAND_TYPE_MEMORY)
-            continue;
-        if (operand->mem.segment == ZYDIS_REGISTER_FS || operand->mem.segment == ZYDIS_REGISTER_GS)
-            return false;
-        if (operand->mem.base == ZYDIS_REGISTER_RIP) {
-            int32_t wanted =
-                (int32_t)(window_address(random) - (test->in.rip + test->length + insn.length));
-            if (insn.raw.disp.size != 32)
-                return false;
-            memcpy(code + insn.raw.disp.offset, &wanted, sizeof wanted);
-            continue;
-        }
-        uint64_t target = window_address(random);
-        if (operand->mem.type == ZYDIS_MEMOP_TYPE_AGEN && (r & 0x100))
-            continue;
-        if (!aim(operand, target, random, gpr, fixed)) {
-            /* A second instruction on the same base runs into what the first one left there. */
-            if (test->insns == 0)
-                return false;
-        }
     }
-    /* String loops and the stack need sane counts and places. */
-    if (insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
-        if (!(*fixed >> 1 & 1)) {
-            gpr[1] = random_next(random) % 96;
-            *fixed |= 2;
-        }
-    if (insn.mnemonic == ZYDIS_MNEMONIC_ENTER)
-        code[insn.length - 1] &= 7;
-    /* A register that a later branch of this test overwrites must not become undefined. */
-    if (flags)
-        test->undefined_flags =
-            (test->undefined_flags & ~(flags->modified | flags->set_0 | flags->set_1)) |
-            flags->undefined;
-    if (flags)
-        test->undefined_ever |= flags->undefined;
-    test->mnemonic = insn.mnemonic;
-    test->length += insn.length;
-    test->insns++;
+    const ZydisAccessedFlags *flags = insn->cpu_flags;
+    return !flags || !((flags->tested & maker->test->undefined_flags) ||
+                       (maker->keep_flags && flags->undefined));
+}
+
+/* Writes a displacement of 8 or 32 bits; it is part of the operand too, for aim(). */
+static void displace(struct candidate *candidate, ZydisDecodedOperand *operand, int32_t value)
+{
+    const ZydisDecodedInstruction *insn = &candidate->insn;
+    memcpy(candidate->code + insn->raw.disp.offset, &value, insn->raw.disp.size / 8);
+    operand->mem.disp.value = value;
+}
+
+/* An address that needs no register: relative to RIP, or absolute. False where it is neither. */
+static bool place_fixed(struct maker *maker, struct candidate *candidate,
+                        ZydisDecodedOperand *operand)
+{
+    const ZydisDecodedInstruction *insn = &candidate->insn;
+    const struct test *test = maker->test;
+    uint64_t target = window_address(&maker->random);
+    if (operand->mem.base == ZYDIS_REGISTER_RIP && insn->raw.disp.size == 32)
+        displace(candidate, operand,
+                 (int32_t)(target - (test->in.rip + test->length + insn->length)));
+    else if (operand->mem.base == ZYDIS_REGISTER_NONE &&
+             operand->mem.index == ZYDIS_REGISTER_NONE && insn->raw.disp.size == 32)
+        displace(candidate, operand, (int32_t)target);
+    else if (operand->mem.base == ZYDIS_REGISTER_NONE &&
+             operand->mem.index == ZYDIS_REGISTER_NONE && insn->raw.disp.size == 64)
+        memcpy(candidate->code + insn->raw.disp.offset, &target, sizeof target);
+    else
+        return false;
     return true;
+}
+
+/* A pinned base has its value; what is added to it must be small. */
+static bool near_enough(struct maker *maker, struct candidate *candidate,
+                        ZydisDecodedOperand *operand)
+{
+    int index = gpr_number(operand->mem.index);
+    bool small = operand->mem.index == ZYDIS_REGISTER_NONE ||
+                 operand->mem.index == ZYDIS_REGISTER_AL || (index >= 0 && index == maker->index);
+    if (!small)
+        return false;
+    uint64_t r = maker_random(maker);
+    int32_t value = (int32_t)(r % 256) - 128;
+    if (operand->size >= 128 && (r >> 8) % 8) /* most of these must be aligned */
+        value &= ~15;
+    if (operand->mem.disp.has_displacement)
+        displace(candidate, operand, value);
+    return true;
+}
+
+static bool place(struct maker *maker, struct candidate *candidate, ZydisDecodedOperand *operand)
+{
+    int base = gpr_number(operand->mem.base);
+    if (operand->mem.type == ZYDIS_MEMOP_TYPE_AGEN && maker_random(maker) % 2)
+        return true; /* LEA may compute what it likes */
+    if (place_fixed(maker, candidate, operand))
+        return true;
+    if (maker->block && base >= 0 && (is_base(maker, base) || base == 4))
+        return near_enough(maker, candidate, operand);
+    uint64_t target = window_address(&maker->random);
+    if (maker->block && operand->size >= 128 && maker_random(maker) % 8)
+        target &= ~UINT64_C(15);
+    if (aim(maker, operand, target))
+        return true;
+    return maker->block && maker_random(maker) % 32 == 0;
+}
+
+/* PUSH and POP, but not LEAVE. */
+static bool moves_stack(const struct maker *maker, const struct candidate *candidate,
+                        const ZydisDecodedOperand *operand, int reg)
+{
+    return reg == 4 && operand->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
+           candidate->insn.mnemonic != ZYDIS_MNEMONIC_LEAVE && !maker->keep_stack;
+}
+
+/* RSI and RDI of a string instruction move on. */
+static bool moves_on(const struct candidate *candidate, const ZydisDecodedOperand *operand, int reg)
+{
+    for (unsigned i = 0; i < candidate->insn.operand_count; i++)
+        if (candidate->operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY && (reg == 6 || reg == 7) &&
+            candidate->operands[i].visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
+            gpr_number(candidate->operands[i].mem.base) == reg &&
+            operand->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+            return true;
+    return false;
+}
+
+/* Registers that it may change; false where one of them is pinned. Zydis shows the operands of
+ * string instructions and PUSH as hidden ones. */
+static bool results(const struct maker *maker, const struct candidate *candidate,
+                    uint32_t *ret_written)
+{
+    *ret_written = 0;
+    for (unsigned i = 0; maker->block && i < candidate->insn.operand_count; i++) {
+        const ZydisDecodedOperand *operand = &candidate->operands[i];
+        if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+            !(operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+            continue;
+        int reg = gpr_number(operand->reg.value);
+        if (reg < 0 || moves_stack(maker, candidate, operand, reg) ||
+            moves_on(candidate, operand, reg))
+            continue;
+        if (maker->pinned >> reg & 1)
+            return false;
+        *ret_written |= 1u << reg;
+    }
+    return true;
+}
+
+static bool repeats(const ZydisDecodedInstruction *insn)
+{
+    return insn->attributes &
+           (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+}
+
+/* Shifts by 0 and string loops of no turn leave the flags as they are. */
+static bool surely_sets_flags(const ZydisDecodedInstruction *insn)
+{
+    switch (insn->mnemonic) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD: return false;
+    default: return !repeats(insn);
+    }
+}
+
+static bool masked_store(ZydisMnemonic mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
+    default: return false;
+    }
+}
+
+static void take(struct maker *maker, const struct candidate *candidate, uint32_t written)
+{
+    struct test *test = maker->test;
+    const ZydisDecodedInstruction *insn = &candidate->insn;
+    const ZydisAccessedFlags *flags = insn->cpu_flags;
+    if (insn->mnemonic == ZYDIS_MNEMONIC_ENTER)
+        candidate->code[insn->length - 1] &= 7;
+    if (flags) {
+        if (surely_sets_flags(insn))
+            test->undefined_flags &= ~(flags->modified | flags->set_0 | flags->set_1);
+        test->undefined_flags |= flags->undefined;
+        test->undefined_ever |= flags->undefined;
+    }
+    test->any_byte_faults |= masked_store(insn->mnemonic);
+    test->mnemonic = insn->mnemonic;
+    test->length += insn->length;
+    test->insns++;
+    maker->pinned &= ~written; /* an address that it overwrote itself, as MOV RAX, [RAX] does */
+    maker->written |= written;
+}
+
+bool maker_append(struct maker *maker, ZydisMnemonic mnemonic)
+{
+    struct candidate candidate;
+    uint32_t written;
+    if (!write_candidate(maker, mnemonic, &candidate) || !comparable(maker, &candidate) ||
+        !results(maker, &candidate, &written))
+        return false;
+    for (unsigned i = 0; i < candidate.insn.operand_count; i++)
+        if (candidate.operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            !place(maker, &candidate, &candidate.operands[i]))
+            return false;
+    /* String loops need sane counts; one that knows its count is over soon. */
+    if (repeats(&candidate.insn) && !taken(maker, 1))
+        maker->test->in.gpr[1] = maker_random(maker) % 96;
+    else if (repeats(&candidate.insn) && maker->block && maker_random(maker) % 4)
+        return false;
+    take(maker, &candidate, written);
+    return true;
+}
+
+static void random_registers(struct maker *maker, unsigned insns)
+{
+    struct registers *in = &maker->test->in;
+    for (unsigned i = 0; i < 16; i++)
+        in->gpr[i] = interesting(&maker->random);
+    in->gpr[4] = window_address(&maker->random) & ~UINT64_C(7);
+    random_vectors(&maker->random, in);
+    uint64_t r = maker_random(maker);
+    in->rflags = (r & 0x8d5) | 0x202; /* the six; DF sometimes */
+    if ((r >> 16) % 8 == 0)
+        in->rflags |= 0x400;
+    in->rip = CODE_AT + 1024 + (r >> 32) % 2048;
+    if ((r >> 20) % 8 == 0) /* across the two pages */
+        in->rip = CODE_AT + 4096 - (r >> 32) % (16 * insns);
+    else if ((r >> 20) % 64 == 1) /* into nothing */
+        in->rip = CODE_AT + CODE_SIZE - (r >> 32) % 32;
+}
+
+static bool single_make(struct maker *maker)
+{
+    const struct generator *generator = maker->generator;
+    for (unsigned tries = 0; tries < 40; tries++)
+        if (maker_append(maker,
+                         generator->mnemonics[maker_random(maker) % generator->mnemonic_count])) {
+            maker->test->end = maker->test->length;
+            return true;
+        }
+    return false;
 }
 
 void generator_make(struct generator *generator, uint64_t seed, unsigned insns, struct test *test)
 {
-    uint64_t random = seed;
-    for (;;) {
+    struct maker maker = {.generator = generator, .random = seed, .test = test};
+    do {
         memset(test, 0, sizeof *test);
-        test->memory_seed = random_next(&random);
-        for (unsigned i = 0; i < 16; i++)
-            test->in.gpr[i] = interesting(&random);
-        test->in.gpr[4] = window_address(&random) & ~UINT64_C(7);
-        random_vectors(&random, &test->in);
-        uint64_t r = random_next(&random);
-        test->in.rflags = (r & 0x8d5) | 0x202; /* the six; DF sometimes */
-        if ((r >> 16) % 8 == 0)
-            test->in.rflags |= 0x400;
-        test->in.rip = CODE_AT + 1024 + (r >> 32) % 2048;
-        uint32_t fixed = 0;
-        for (unsigned tries = 0; test->insns < insns && tries < 40; tries++)
-            append(generator, &random, test, &fixed);
-        if (test->insns == insns)
-            return;
-    }
+        test->memory_seed = maker_random(&maker);
+        test->warm = test->memory_seed & 1;
+        test->runs = (test->memory_seed >> 1 & 3) == 0 ? 2 : 1;
+        maker.pinned = maker.written = 0;
+        maker.block = false;
+        random_registers(&maker, insns);
+    } while (!(insns > 1 ? block_make(&maker, insns) : single_make(&maker)));
 }

@@ -1,11 +1,17 @@
 /*
- * differential [--engine soft] [--cases N] [--insns N] [--seed S] [--one] [--only MNEMONIC]
+ * differential [--engine soft] [--translate WHAT] [--code-cache SIZE]
+ *              [--cases N] [--insns N] [--seed S] [--one] [--only MNEMONIC] [--alone]
  *
  * Runs N random tests on the host CPU and by the engine; prints a reproducer for each mismatch and
- * ends with a line that says how many agreed. Exit status 0 only when all did.
+ * ends with a line that says how many agreed. Exit status 0 only when all did. With --insns 2 and
+ * more a test is a block (block.c).
  *
- * --alone leaves the host CPU out and asks only that each test ends in an exception: for sanitizer
- * builds, whose own memory lies where the host's runs should find nothing.
+ * The software engine runs each test as interpreter and as translator; --translate never, always or
+ * hot picks one way. Where both run, they must also have counted the same instructions.
+ *
+ * --alone leaves the host CPU out: each test must end in an exception, and the ways of the engine
+ * must agree. For sanitizer builds, whose own memory lies where the host's runs should find
+ * nothing.
  */
 #include "differential.h"
 
@@ -15,189 +21,211 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH = 512, MISMATCHES_SHOWN = 12, RFLAGS_COMPARED = 0xcd5 };
+enum { BATCH = 512, MISMATCHES_SHOWN = 48, RUNS_MAX = 2 };
 
-static const char *const gpr_name[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+/* A way to run a test in a guest. */
+struct leg {
+    const char *name, *translate; /* for people; for the command line */
+    enum engine_translate way;
+    struct guest *guest;
+    struct outcome outcome;
+    uint64_t differ;
+};
 
-static void show_code(const struct test *test)
+static const struct leg soft_legs[] = {
+    {.name = "interpreter", .translate = "never", .way = ENGINE_TRANSLATE_NEVER},
+    {.name = "translator", .translate = "always", .way = ENGINE_TRANSLATE_ALWAYS},
+    {.name = "both, by heat", .translate = "hot", .way = ENGINE_TRANSLATE_HOT},
+};
+enum { LEGS_MAX = sizeof soft_legs / sizeof *soft_legs };
+
+struct run {
+    const char *engine, *translate, *only;
+    uint64_t cases, seed, code_cache;
+    unsigned insns;
+    bool alone;
+
+    struct generator *generator;
+    struct leg legs[LEGS_MAX];
+    unsigned leg_count;
+    uint64_t agreed, bad, dropped;
+    unsigned bad_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+};
+
+static const struct engine_ops *find_engine(const char *name)
 {
-    ZydisDecoder decoder;
-    ZydisFormatter formatter;
-    ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-    ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL);
-    unsigned at = 0;
-    while (at < test->length) {
-        ZydisDecodedInstruction insn;
-        ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
-        char text[128] = "?";
-        if (ZYAN_FAILED(ZydisDecoderDecodeFull(&decoder, test->code + at, test->length - at, &insn,
-                                               operands)))
-            break;
-        ZydisFormatterFormatInstruction(&formatter, &insn, operands, insn.operand_count_visible,
-                                        text, sizeof text, test->in.rip + at, NULL);
-        printf("  %#" PRIx64 ":", test->in.rip + at);
-        for (unsigned i = 0; i < insn.length; i++)
-            printf(" %02x", test->code[at + i]);
-        printf("   %s\n", text);
-        at += insn.length;
-    }
+    for (unsigned i = 0; engine_all[i]; i++)
+        if (strcmp(engine_all[i]->name, name) == 0)
+            return engine_all[i];
+    fprintf(stderr, "there is no engine '%s'\n", name);
+    exit(2);
 }
 
-static bool masked_store(ZydisMnemonic mnemonic)
+/* Without --translate the two that everything is measured by. */
+static void choose_legs(struct run *run)
 {
-    switch (mnemonic) {
-    case ZYDIS_MNEMONIC_VMASKMOVPS:
-    case ZYDIS_MNEMONIC_VMASKMOVPD:
-    case ZYDIS_MNEMONIC_VPMASKMOVD:
-    case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
-    default: return false;
+    const struct engine_ops *engine = find_engine(run->engine);
+    if (engine != &engine_soft) {
+        run->legs[run->leg_count++] = (struct leg){.name = engine->name};
+    } else {
+        for (unsigned i = 0; i < LEGS_MAX; i++)
+            if (run->translate ? strcmp(run->translate, soft_legs[i].translate) == 0 : i < 2)
+                run->legs[run->leg_count++] = soft_legs[i];
     }
+    if (run->leg_count == 0) {
+        fprintf(stderr, "--translate is never, always or hot\n");
+        exit(2);
+    }
+    for (unsigned i = 0; i < run->leg_count; i++)
+        run->legs[i].guest = guest_new(engine, run->legs[i].way, run->code_cache);
 }
 
-/* One line per difference; 0 when there is none. `quiet` only counts. */
-static unsigned compare(const struct test *test, const struct outcome *host,
-                        const struct outcome *ours, bool quiet)
+static void mismatch(struct run *run, const struct test *test, uint64_t seed, unsigned turn,
+                     const struct leg *leg, struct compared expected)
 {
-    unsigned differences = 0;
-#define DIFFER(...)                                                                                \
-    do {                                                                                           \
-        differences++;                                                                             \
-        if (!quiet)                                                                                \
-            printf(__VA_ARGS__);                                                                   \
-    } while (0)
-    if (host->vector != ours->vector) {
-        DIFFER("  exception: host %u (error %#x), ours %u (error %#x)\n", host->vector, host->error,
-               ours->vector, ours->error);
-        return differences;
-    }
-    /* Linux reports the error code of #PF and selectors; others are 0. */
-    uint32_t error = host->error;
-    if (host->vector == 14 && host->cr2 >> 47) /* Linux hides which kernel pages are there */
-        error &= ~1u;
-    if ((host->vector == 14 || host->vector == 13) && error != ours->error)
-        DIFFER("  error code: host %#x, ours %#x\n", host->error, ours->error);
-    /* Which byte of a masked store faults first is the model's choice. */
-    uint64_t cr2_mask = masked_store(test->mnemonic) ? ~UINT64_C(4095) : UINT64_MAX;
-    if (host->vector == 14 && (host->cr2 ^ ours->cr2) & cr2_mask)
-        DIFFER("  cr2: host %#" PRIx64 ", ours %#" PRIx64 "\n", host->cr2, ours->cr2);
-    if (host->out.rip != ours->out.rip)
-        DIFFER("  rip: host %#" PRIx64 ", ours %#" PRIx64 "\n", host->out.rip, ours->out.rip);
-    for (unsigned i = 0; i < 16; i++)
-        if (host->out.gpr[i] != ours->out.gpr[i])
-            DIFFER("  %s: in %#" PRIx64 ", host %#" PRIx64 ", ours %#" PRIx64 "\n", gpr_name[i],
-                   test->in.gpr[i], host->out.gpr[i], ours->out.gpr[i]);
-    uint32_t undefined = host->vector == 3 ? test->undefined_flags : test->undefined_ever;
-    uint64_t mask = RFLAGS_COMPARED & ~(uint64_t)undefined;
-    if ((host->out.rflags ^ ours->out.rflags) & mask)
-        DIFFER("  rflags: in %#" PRIx64 ", host %#" PRIx64 ", ours %#" PRIx64 " (compared %#" PRIx64
-               ")\n",
-               test->in.rflags, host->out.rflags, ours->out.rflags, mask);
-    for (unsigned i = 0; i < 16; i++) {
-        if (memcmp(host->out.legacy + 160 + i * 16, ours->out.legacy + 160 + i * 16, 16))
-            DIFFER("  xmm%u differs\n", i);
-        if (memcmp(host->out.upper[i], ours->out.upper[i], 16))
-            DIFFER("  ymm%u, upper half, differs\n", i);
-    }
-    /* x87: control, status, tags, registers; the pointers (bytes 6..23) are not compared. */
-    if (memcmp(host->out.legacy, ours->out.legacy, 5))
-        DIFFER("  x87 control, status or tags: host %02x%02x %02x%02x %02x, ours %02x%02x "
-               "%02x%02x %02x\n",
-               host->out.legacy[1], host->out.legacy[0], host->out.legacy[3], host->out.legacy[2],
-               host->out.legacy[4], ours->out.legacy[1], ours->out.legacy[0], ours->out.legacy[3],
-               ours->out.legacy[2], ours->out.legacy[4]);
-    if (memcmp(host->out.legacy + 24, ours->out.legacy + 24, 4))
-        DIFFER("  mxcsr differs\n");
-    for (unsigned i = 0; i < 8; i++)
-        if (memcmp(host->out.legacy + 32 + i * 16, ours->out.legacy + 32 + i * 16, 10))
-            DIFFER("  st%u differs\n", i);
-    for (unsigned i = 0; i < WINDOW_WRITABLE; i++)
-        if (host->memory[i] != ours->memory[i]) {
-            DIFFER("  memory at %#x: host %02x, ours %02x\n", WINDOW_AT + i, host->memory[i],
-                   ours->memory[i]);
-            break;
+    if (run->bad_by_mnemonic[test->mnemonic] >= 2 || run->bad > MISMATCHES_SHOWN)
+        return;
+    printf("mismatch: differential --engine %s", run->engine);
+    if (leg->translate)
+        printf(" --translate %s", leg->translate);
+    if (run->code_cache)
+        printf(" --code-cache %" PRIu64, run->code_cache);
+    printf(" --insns %u --seed %" PRIu64 " --one%s%s%s\n", run->insns, seed,
+           run->only ? " --only " : "", run->only ? run->only : "", run->alone ? " --alone" : "");
+    printf("  %s against %s%s\n", leg->name, expected.name, turn ? ", second run" : "");
+    test_show(test);
+    outcomes_compare(test, expected, (struct compared){leg->name, &leg->outcome}, true);
+}
+
+/* Runs a loaded test by every leg. `host` NULL: each is compared with the first one. */
+static bool turn_agrees(struct run *run, const struct test *test, uint64_t seed, unsigned turn,
+                        const struct outcome *host)
+{
+    bool good = true;
+    for (unsigned i = 0; i < run->leg_count; i++) {
+        struct leg *leg = &run->legs[i];
+        struct compared ours = {leg->name, &leg->outcome};
+        struct compared first = {run->legs[0].name, &run->legs[0].outcome};
+        guest_run(leg->guest, test, &leg->outcome);
+        if (leg->outcome.vector == VECTOR_NONE && !host)
+            first = (struct compared){"nobody", &(struct outcome){.vector = 3}};
+        struct compared expected = host ? (struct compared){"host", host} : first;
+        /* The host does not count instructions. */
+        if (outcomes_compare(test, expected, ours, false) == 0) {
+            if (i == 0 || run->legs[0].outcome.instructions == leg->outcome.instructions)
+                continue;
+            expected = first;
         }
-#undef DIFFER
-    return differences;
+        good = false;
+        leg->differ++;
+        mismatch(run, test, seed, turn, leg, expected);
+    }
+    return good;
+}
+
+/* It killed its process, or loaded a bit of MXCSR that the guest's CPU does not have (AMD's MM). */
+static bool comparable(const struct outcome *host)
+{
+    uint32_t mxcsr;
+    memcpy(&mxcsr, host->out.legacy + 24, sizeof mxcsr);
+    return host->vector != VECTOR_NONE && mxcsr <= 0xffff;
+}
+
+static void run_test(struct run *run, const struct test *test, uint64_t seed,
+                     const struct outcome *host)
+{
+    if (host && !comparable(host)) {
+        if (run->dropped++ < 3) {
+            printf("not comparable: seed %" PRIu64 "\n", seed);
+            test_show(test);
+        }
+        return;
+    }
+    for (unsigned i = 0; i < run->leg_count; i++)
+        guest_load(run->legs[i].guest, test);
+    for (unsigned turn = 0; turn < test->runs; turn++)
+        if (!turn_agrees(run, test, seed, turn, host)) {
+            run->bad++;
+            run->bad_by_mnemonic[test->mnemonic]++;
+            return;
+        }
+    run->agreed++;
+}
+
+static void run_all(struct run *run)
+{
+    static struct test tests[BATCH];
+    static struct outcome host[BATCH];
+    for (uint64_t done = 0; done < run->cases;) {
+        uint64_t left = run->cases - done;
+        unsigned count = left < BATCH ? (unsigned)left : BATCH;
+        for (unsigned i = 0; i < count; i++)
+            generator_make(run->generator, run->seed + done + i, run->insns, &tests[i]);
+        if (!run->alone)
+            native_run(tests, count, host);
+        for (unsigned i = 0; i < count; i++)
+            run_test(run, &tests[i], run->seed + done + i, run->alone ? NULL : &host[i]);
+        done += count;
+    }
+}
+
+static int report(const struct run *run)
+{
+    for (unsigned i = 0; i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
+        if (run->bad_by_mnemonic[i])
+            printf("%6u mismatches end in %s\n", run->bad_by_mnemonic[i],
+                   ZydisMnemonicGetString((ZydisMnemonic)i));
+    for (unsigned i = 0; run->bad && i < run->leg_count; i++)
+        printf("%s: %" PRIu64 " differ\n", run->legs[i].name, run->legs[i].differ);
+    printf("%" PRIu64 " agreed, %" PRIu64 " differ, %" PRIu64 " not comparable, %u mnemonics\n",
+           run->agreed, run->bad, run->dropped, generator_mnemonics(run->generator));
+    return run->bad || run->dropped > run->cases / 100 || run->agreed == 0;
+}
+
+static void read_options(struct run *run, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"engine", 1, NULL, 'e'},    {"cases", 1, NULL, 'c'},
+        {"insns", 1, NULL, 'i'},     {"seed", 1, NULL, 's'},
+        {"only", 1, NULL, 'o'},      {"one", 0, NULL, '1'},
+        {"translate", 1, NULL, 't'}, {"code-cache", 1, NULL, 'k'},
+        {"alone", 0, NULL, 'a'},     {0}};
+    bool one = false;
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
+        switch (option) {
+        case 'e': run->engine = optarg; break;
+        case 't': run->translate = optarg; break;
+        case 'k': run->code_cache = strtoull(optarg, NULL, 0); break;
+        case 'c': run->cases = strtoull(optarg, NULL, 0); break;
+        case 'i': run->insns = (unsigned)strtoul(optarg, NULL, 0); break;
+        case 's': run->seed = strtoull(optarg, NULL, 0); break;
+        case 'o': run->only = optarg; break;
+        case '1': one = true; break;
+        case 'a': run->alone = true; break;
+        default: exit(2);
+        }
+    if (run->insns < 1 || run->insns > TEST_INSNS_MAX) {
+        fprintf(stderr, "--insns is 1 to %d\n", TEST_INSNS_MAX);
+        exit(2);
+    }
+    if (one)
+        run->cases = 1;
 }
 
 int main(int argc, char **argv)
 {
-    const char *engine = "soft", *only = NULL;
-    uint64_t cases = 100000, seed = 1;
-    unsigned insns = 1;
-    bool one = false, alone = false;
-    static const struct option options[] = {{"engine", 1, NULL, 'e'}, {"cases", 1, NULL, 'c'},
-                                            {"insns", 1, NULL, 'i'},  {"seed", 1, NULL, 's'},
-                                            {"only", 1, NULL, 'o'},   {"one", 0, NULL, '1'},
-                                            {"alone", 0, NULL, 'a'},  {0}};
-    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
-        switch (option) {
-        case 'e': engine = optarg; break;
-        case 'c': cases = strtoull(optarg, NULL, 0); break;
-        case 'i': insns = (unsigned)strtoul(optarg, NULL, 0); break;
-        case 's': seed = strtoull(optarg, NULL, 0); break;
-        case 'o': only = optarg; break;
-        case '1': one = true; break;
-        case 'a': alone = true; break;
-        default: return 2;
-        }
-    if (insns < 1 || insns > TEST_INSNS_MAX) {
-        fprintf(stderr, "--insns is 1 to %d\n", TEST_INSNS_MAX);
+    static struct run run = {.engine = "soft", .cases = 100000, .seed = 1, .insns = 1};
+    read_options(&run, argc, argv);
+    run.generator = generator_new(run.only);
+    if (generator_mnemonics(run.generator) == 0) {
+        fprintf(stderr, "no instruction '%s' that ring 3 can run\n", run.only ? run.only : "");
         return 2;
     }
-    if (one)
-        cases = 1;
-
-    struct generator *generator = generator_new(only);
-    if (generator_mnemonics(generator) == 0) {
-        fprintf(stderr, "no instruction '%s' that ring 3 can run\n", only ? only : "");
-        return 2;
-    }
-    struct guest *guest = guest_new(engine);
-    static struct test tests[BATCH];
-    static struct outcome host[BATCH], ours;
-    static unsigned bad_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-    uint64_t agreed = 0, bad = 0, dropped = 0;
-    for (uint64_t done = 0; done < cases;) {
-        unsigned count = cases - done < BATCH ? (unsigned)(cases - done) : BATCH;
-        for (unsigned i = 0; i < count; i++)
-            generator_make(generator, seed + done + i, insns, &tests[i]);
-        if (!alone)
-            native_run(tests, count, host);
-        for (unsigned i = 0; i < count; i++) {
-            if (!alone &&
-                host[i].vector == VECTOR_NONE) { /* it killed its process: nothing to compare */
-                dropped++;
-                continue;
-            }
-            guest_run(guest, &tests[i], &ours);
-            if (alone) {
-                agreed += ours.vector != VECTOR_NONE;
-                bad += ours.vector == VECTOR_NONE;
-                continue;
-            }
-            if (compare(&tests[i], &host[i], &ours, true) == 0) {
-                agreed++;
-                continue;
-            }
-            bad++;
-            if (bad_by_mnemonic[tests[i].mnemonic]++ < 2 && bad <= MISMATCHES_SHOWN * 4) {
-                printf("mismatch: differential --engine %s --insns %u --seed %" PRIu64
-                       " --one%s%s\n",
-                       engine, insns, seed + done + i, only ? " --only " : "", only ? only : "");
-                show_code(&tests[i]);
-                compare(&tests[i], &host[i], &ours, false);
-            }
-        }
-        done += count;
-    }
-    for (unsigned i = 0; i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
-        if (bad_by_mnemonic[i])
-            printf("%6u mismatches end in %s\n", bad_by_mnemonic[i], ZydisMnemonicGetString(i));
-    printf("%" PRIu64 " agreed, %" PRIu64 " differ, %" PRIu64 " not comparable, %u mnemonics\n",
-           agreed, bad, dropped, generator_mnemonics(generator));
-    guest_free(guest);
-    generator_free(generator);
-    return bad || dropped > cases / 100 || agreed == 0;
+    choose_legs(&run);
+    run_all(&run);
+    int status = report(&run);
+    for (unsigned i = 0; i < run.leg_count; i++)
+        guest_free(run.legs[i].guest);
+    generator_free(run.generator);
+    return status;
 }

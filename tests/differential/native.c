@@ -16,7 +16,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { XSAVE_MAGIC_OFFSET = 464, XSAVE_YMM = 576, XSAVE_HEADER = 512 };
+enum { XSAVE_MAGIC_OFFSET = 464, XSAVE_YMM = 576, XSAVE_HEADER = 512, ALARM_SECONDS = 20 };
 
 static const int greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
                                 REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
@@ -30,13 +30,22 @@ static struct batch {
     struct outcome *outcomes;
 } * batch;
 
-/* The code page is not writable where the test runs, as in the guest. */
+/* The code pages are not writable where the test runs, as in the guest. */
 static uint8_t *code_alias;
+
+static unsigned code_room(const struct test *test)
+{
+    uint64_t room = CODE_AT + CODE_SIZE - test->in.rip;
+    return test->length < room ? test->length : (unsigned)room;
+}
 
 static void load(ucontext_t *context, const struct test *test)
 {
-    memset(code_alias, 0xcc, 4096);
-    memcpy(code_alias + (test->in.rip - CODE_AT), test->code, test->length);
+    if (batch->next > 0) {
+        const struct test *before = test - 1;
+        memset(code_alias + (before->in.rip - CODE_AT), 0xcc, code_room(before));
+    }
+    memcpy(code_alias + (test->in.rip - CODE_AT), test->code, code_room(test));
     window_fill(test->memory_seed, (void *)WINDOW_AT, WINDOW_WRITABLE);
     for (int i = 0; i < 16; i++)
         context->uc_mcontext.gregs[greg_of[i]] = (greg_t)test->in.gpr[i];
@@ -68,7 +77,10 @@ static void store(const ucontext_t *context, int number, struct outcome *outcome
     outcome->error = (uint32_t)context->uc_mcontext.gregs[REG_ERR];
     outcome->cr2 = (uint64_t)context->uc_mcontext.gregs[REG_CR2];
     memcpy(outcome->memory, (void *)WINDOW_AT, WINDOW_WRITABLE);
-    (void)number;
+    if (number == SIGALRM) { /* it did not end */
+        outcome->vector = VECTOR_NONE;
+        alarm(ALARM_SECONDS);
+    }
 }
 
 static void on_signal(int number, siginfo_t *info, void *opaque)
@@ -98,18 +110,20 @@ static void child(void)
      * find nothing there. */
     munmap((void *)0x40000000, 0x40000000);
     int fd = memfd_create("code", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, 4096) < 0 ||
-        (code_alias = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) == MAP_FAILED ||
-        mmap((void *)CODE_AT, 4096, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED_NOREPLACE, fd,
-             0) == MAP_FAILED ||
+    if (fd < 0 || ftruncate(fd, CODE_SIZE) < 0 ||
+        (code_alias = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) ==
+            MAP_FAILED ||
+        mmap((void *)CODE_AT, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED_NOREPLACE,
+             fd, 0) == MAP_FAILED ||
         mmap((void *)WINDOW_AT, WINDOW_SIZE, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED) {
         perror("map the test window");
         _exit(2);
     }
+    memset(code_alias, 0xcc, CODE_SIZE);
     window_fill(1, (void *)(WINDOW_AT + WINDOW_WRITABLE), WINDOW_SIZE - WINDOW_WRITABLE);
     mprotect((void *)(WINDOW_AT + WINDOW_WRITABLE), WINDOW_SIZE - WINDOW_WRITABLE, PROT_READ);
-    alarm(20); /* no batch takes a second */
+    alarm(ALARM_SECONDS); /* no batch takes a second */
     raise(SIGTRAP);
     _exit(3);
 }
