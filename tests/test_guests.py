@@ -8,7 +8,7 @@ import pytest
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("LODGE_BUILD", f"{TOP}/build")
-GUESTS = ["exceptions", "paging", "interrupts", "smp", "devices", "user", "modes", "clock"]
+GUESTS = ["exceptions", "paging", "interrupts", "smp", "devices", "user", "modes", "clock", "smc"]
 CPUS = {"smp": 2}
 
 
