@@ -1,7 +1,7 @@
 /*
- * One function for each kind of instruction that reaches memory: it loads all registers from
- * faults_in, sets the flags with CMP R14, R15, executes the instruction, and stores all registers to
- * faults_out. faults_cases[] is a table of them, in the layout of `struct kind` in faults_guest.c.
+ * Two functions for each kind of instruction that reaches memory: they load all registers from
+ * faults_in, set the flags, one with CMP R14, R15, the other with the ADD of R14 that makes R15 what
+ * it shall be, execute the instruction, and store all registers to faults_out. faults_cases[] is a table of them, in the layout of `struct kind` in faults_guest.c.
  * Operands are (register, displacement, size, access); R14 and R15 are left alone.
  */
     .set RAX, 0
@@ -44,16 +44,17 @@
 8:  .asciz "\name"
     .popsection
     .pushsection .rodata.faults, "a"
-    .quad 8b, run_\name, at_\name, after_\name
+    .quad 8b
+    .quad cmp_\name, cmp_at_\name, cmp_after_\name
+    .quad add_\name, add_at_\name, add_after_\name
     .long \prepare, \vector
     .long \r0, \d0, \s0, \a0, \r1, \d1, \s1, \a1
     .popsection
 .endm
 
-.macro CASE name, prepare, text, r0, d0, s0, a0, r1=0, d1=0, s1=0, a1=0, vector=0, before="cld"
-    ROW \name, \prepare, \vector, \r0, \d0, \s0, \a0, \r1, \d1, \s1, \a1
+.macro BODY setter, name, text, vector, before
     .balign 32
-run_\name:
+\setter\()_\name:
     push %rbx
     push %rbp
     push %r12
@@ -66,16 +67,20 @@ run_\name:
     xor %edx, %edx
     xrstor faults_vectors_in
     .endif
+    \before
     .set number, 0
     .irp reg, rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15
     mov faults_in + number * 8, %\reg
     .set number, number + 1
     .endr
-    \before
-    cmp %r14, %r15
-at_\name:
+    .ifc \setter, add
+    mov faults_in + 128, %r15
+    .endif
+    \setter %r14, %r15
+\setter\()_at_\name:
     \text
-after_\name:
+3:
+\setter\()_after_\name:
     .set number, 0
     .irp reg, rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15
     mov %\reg, faults_out + number * 8
@@ -97,6 +102,12 @@ after_\name:
     pop %rbp
     pop %rbx
     ret
+.endm
+
+.macro CASE name, prepare, text, r0, d0, s0, a0, r1=0, d1=0, s1=0, a1=0, vector=0, before="cld"
+    ROW \name, \prepare, \vector, \r0, \d0, \s0, \a0, \r1, \d1, \s1, \a1
+    BODY cmp, \name, "\text", \vector, "\before"
+    BODY add, \name, "\text", \vector, "\before"
 .endm
 
 .macro VCASE name, prepare, text, r0, d0, s0, a0
@@ -222,7 +233,7 @@ CASE pop_memory, NOTHING, "popq (%rdi)", RSP, 0, 8, READ, RDI, 0, 8, WRITE
 CASE pop_memory_rsp, NOTHING, "popq 64(%rsp)", RSP, 72, 8, WRITE | BEHIND
 CASE pushf, NOTHING, "pushfq", RSP, -8, 8, WRITE
 CASE popf, FLAGS, "popfq", RSP, 0, 8, READ
-CASE call, NOTHING, "call after_call", RSP, -8, 8, WRITE
+CASE call, NOTHING, "call 3f", RSP, -8, 8, WRITE
 CASE call_register, TARGET, "call *%rax", RSP, -8, 8, WRITE
 CASE call_memory, AFTER, "call *(%rdi)", RDI, 0, 8, READ, RSP, -8, 8, WRITE
 CASE jmp_memory, AFTER, "jmp *(%rdi)", RDI, 0, 8, READ

@@ -7,7 +7,7 @@
 #include "guest.h"
 
 enum {
-    ROUNDS = 300,
+    ROUNDS = 400,
     WINDOWS = 0x10000000, /* four pages for each operand; the outer ones are never there */
     WINDOW = 0x4000,
     FRAMES = 0x800000,
@@ -47,15 +47,19 @@ enum prepare {
 struct operand {
     int reg, displacement, size, access;
 };
-struct kind {
-    const char *name;
+struct body {
     void (*run)(void);
     const char *at, *after;
+};
+struct kind {
+    const char *name;
+    struct body by_cmp, by_add;
     int prepare, vector;
     struct operand operand[2];
 };
 struct registers {
-    uint64_t gpr[16], rflags;
+    uint64_t gpr[16];
+    uint64_t rflags; /* going in: R15 before R14 is added to it */
 };
 
 extern const struct kind faults_cases[], faults_vector_cases[], faults_cases_end[];
@@ -87,6 +91,7 @@ enum {
 };
 
 static const struct kind *kind;
+static const struct body *body;                 /* of it */
 static unsigned reach;                          /* bytes on each side of the boundary that matter */
 static uint8_t before[2][2048], after[2][2048]; /* of both windows */
 static struct registers wanted;
@@ -217,7 +222,7 @@ static void on_fault(struct frame *frame)
     if (frame->vector == 14 &&
         address != (expected.loose ? expected.address & ~UINT64_C(0xfff) : expected.address))
         expected.wrong |= WRONG_ADDRESS;
-    if (frame->rip != (uint64_t)kind->at)
+    if (frame->rip != (uint64_t)body->at)
         expected.wrong |= WRONG_RIP;
     for (unsigned i = 0; i < 16; i++)
         if (*frame_register(frame, i) != faults_in.gpr[i])
@@ -317,7 +322,7 @@ static void prepare(uint64_t start)
     uint64_t *quads = (uint64_t *)memory_at(0, start);
     uint64_t flags = 2 | (random_next() & FLAGS);
     switch ((enum prepare)kind->prepare) {
-    case PREPARE_AFTER: quads[0] = (uint64_t)kind->after; break;
+    case PREPARE_AFTER: quads[0] = (uint64_t)body->after; break;
     case PREPARE_DIVISOR:
         gpr[RDX] = 0;
         gpr[RAX] &= 0x7fffffff3fffffff;
@@ -335,7 +340,7 @@ static void prepare(uint64_t start)
     case PREPARE_BITS: gpr[RCX] = 3 * 64 + random_below(64); break;
     case PREPARE_FLAGS: quads[0] = flags; break;
     case PREPARE_IRET:
-        quads[0] = (uint64_t)kind->after;
+        quads[0] = (uint64_t)body->after;
         quads[1] = SELECTOR_CODE;
         quads[2] = flags;
         quads[3] = random_next() >> 20;
@@ -350,19 +355,25 @@ static void prepare(uint64_t start)
         memcpy(quads, faults_vectors_in, 512);
         ((uint8_t *)quads)[200] ^= 0x55;
         break;
-    case PREPARE_TARGET: gpr[RAX] = (uint64_t)kind->after; break;
+    case PREPARE_TARGET: gpr[RAX] = (uint64_t)body->after; break;
     case PREPARE_NOTHING:
     case PREPARE_FRAMES: break;
     }
 }
 
-static uint64_t compare_flags(void)
+static uint64_t flags_before(void)
 {
-    uint64_t flags;
-    __asm__ volatile("cmp %1, %2; pushfq; pop %0"
-                     : "=r"(flags)
-                     : "r"(faults_in.gpr[R14]), "r"(faults_in.gpr[R15])
-                     : "cc");
+    uint64_t flags, target = faults_in.rflags;
+    if (body == &kind->by_add)
+        __asm__ volatile("add %2, %1; pushfq; pop %0"
+                         : "=r"(flags), "+r"(target)
+                         : "r"(faults_in.gpr[R14])
+                         : "cc");
+    else
+        __asm__ volatile("cmp %1, %2; pushfq; pop %0"
+                         : "=r"(flags)
+                         : "r"(faults_in.gpr[R14]), "r"(faults_in.gpr[R15])
+                         : "cc");
     return flags & FLAGS;
 }
 
@@ -372,6 +383,7 @@ static void randomize(void)
         faults_in.gpr[i] = random_next() >> (i == RSP ? 30 : 0);
     if (random_below(4) == 0)
         faults_in.gpr[R14] = faults_in.gpr[R15];
+    faults_in.rflags = faults_in.gpr[R15] - faults_in.gpr[R14];
     for (unsigned w = 0; w < 2; w++)
         for (unsigned i = 0; i < 2 * reach; i += 8)
             *(uint64_t *)memory_at(w, boundary(w) - reach + i) = random_next();
@@ -397,6 +409,7 @@ static unsigned one_round(unsigned operands, bool down)
             trouble = NONE;
     }
     uint64_t start[2] = {0};
+    body = random_below(2) ? &kind->by_cmp : &kind->by_add;
     randomize();
     for (unsigned i = 0; i < operands; i++) {
         const struct operand *operand = &kind->operand[i];
@@ -407,7 +420,7 @@ static unsigned one_round(unsigned operands, bool down)
     copy_windows(before);
     expected.count = expected.wrong = 0;
     expected.fix = -1;
-    kind->run(); /* as it should be */
+    body->run(); /* as it should be */
     wanted = faults_out;
     wanted.rflags &= FLAGS;
     memcpy(wanted_vectors, faults_vectors_out, sizeof wanted_vectors);
@@ -417,9 +430,9 @@ static unsigned one_round(unsigned operands, bool down)
 
     restore_windows(before);
     expected.count = 0;
-    expected.rflags = compare_flags() | (down ? 0x400 : 0);
+    expected.rflags = flags_before() | (down ? 0x400 : 0);
     arrange(faulty, trouble, &kind->operand[faulty], start[faulty]);
-    kind->run();
+    body->run();
     if (expected.count != (trouble != NONE))
         expected.wrong |= WRONG_COUNT;
     if (!same_results())
