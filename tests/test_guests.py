@@ -9,7 +9,8 @@ import pytest
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("LODGE_BUILD", f"{TOP}/build")
 GUESTS = ["exceptions", "paging", "interrupts", "smp", "devices", "user", "modes", "clock", "smc",
-          "remap", "xmc", "pagegames", "pcid", "faults"]
+          "remap", "xmc", "pagegames", "pcid", "faults",
+          "faultloops", "faultstrings"]
 CPUS = {"smp": 2, "xmc": 2}
 
 
