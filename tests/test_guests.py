@@ -10,7 +10,8 @@ TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("LODGE_BUILD", f"{TOP}/build")
 GUESTS = ["exceptions", "paging", "interrupts", "smp", "devices", "user", "modes", "clock", "smc",
           "remap", "xmc", "pagegames", "pcid", "faults",
-          "faultloops", "faultstrings", "step", "storm"]
+          "faultloops", "faultstrings", "step", "storm",
+          "compat"]
 CPUS = {"smp": 2, "xmc": 2}
 
 
