@@ -181,9 +181,9 @@ int block_cache_new(struct soft_vcpu *v, struct err *err)
     cache->nowhere.generation = 1;
     cache->tables = decode_tables_new(v);
     cache->chunk_limit = v->vm->config.vcpus == 1 ? BLOCK_CHUNKS_MAX : BLOCK_CHUNKS_SHARED;
-    cache->heat_limit = !v->jit                                                     ? INT32_MAX
+    cache->heat_limit = !v->jit                                              ? INT32_MAX
                         : v->vm->config.translate == ENGINE_TRANSLATE_ALWAYS ? 1
-                                                                                    : JIT_HEAT;
+                                                                             : JIT_HEAT;
     cache->single =
         calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) + ZYDIS_MAX_INSTRUCTION_LENGTH);
     if (!cache->tables || !cache->single)
@@ -306,7 +306,6 @@ void block_forget_cold(struct soft_vcpu *v)
             block_forget_all(v);
     }
 }
-
 
 /* ---- fetching ---- */
 

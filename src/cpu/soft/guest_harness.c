@@ -1,6 +1,7 @@
 #include "cpu/soft/guest_harness.h"
 
 #include "cpu/soft/block.h"
+#include "cpu/soft/native.h"
 
 /* ---- callbacks ---- */
 
@@ -141,6 +142,14 @@ void guest_cpuid(struct cpuid *ret_cpuid, bool amd)
     set_auto_ibrs(ret_cpuid, amd);
 }
 
+enum engine_translate guest_translate(void)
+{
+    const char *name = getenv("LODGE_TRANSLATE");
+    return !name || strcmp(name, "hot") == 0 ? ENGINE_TRANSLATE_HOT
+           : strcmp(name, "always") == 0     ? ENGINE_TRANSLATE_ALWAYS
+                                             : ENGINE_TRANSLATE_NEVER;
+}
+
 static void begin(struct guest *guest, const struct cpuid *cpuid, bool with_apic)
 {
     memset(guest, 0, sizeof *guest);
@@ -177,6 +186,7 @@ static void begin(struct guest *guest, const struct cpuid *cpuid, bool with_apic
         .apic = with_apic ? &apic : NULL,
         .cpuid = cpuid ? cpuid : &model,
         .kvm_fd = -1,
+        .translate = guest_translate(),
     };
     struct err err = {0};
     if (engine_soft.vm_new(&config, &guest->vm, &err) < 0 ||
@@ -398,6 +408,7 @@ enum engine_exit_reason guest_go(struct guest *guest)
     struct err err = {0};
     if (engine_soft.vcpu_set_state(guest->vcpu, &guest->state, &err) < 0)
         fail_msg("%s", err.text);
+    native_install(); /* cmocka has a handler of its own around each test */
     assert_int_equal(engine_soft.vcpu_run(guest->vcpu, &guest->exit, &err), 0);
     assert_int_equal(engine_soft.vcpu_get_state(guest->vcpu, &guest->state, &err), 0);
     return guest->exit.reason;

@@ -101,6 +101,9 @@ struct guest {
             "_end:\n.code64\n.popsection");                                                        \
     extern const uint8_t name[], name##_end[]
 
+/* What the environment says of the translator (LODGE_TRANSLATE: hot, never, always). */
+enum engine_translate guest_translate(void);
+
 /* `cpuid` NULL: the engine's model with an Intel name on every host. */
 void guest_begin(struct guest *guest, const struct cpuid *cpuid);
 void guest_begin_with_apic(struct guest *guest);

@@ -34,9 +34,9 @@ struct soft_block;
 
 enum { JIT_HEAT = 24 /* entries of a block by the interpreter until it is translated */ };
 
-/* Makes v->jit, or leaves it NULL where the configuration asks for no translator or the host cannot
- * have one (no memory below 2 GiB; then *err is not touched and the interpreter does everything).
- * -ENOMEM and what memfd_create() and mmap() say. */
+/* Makes v->jit, or leaves it NULL where the configuration asks for no translator, or the host
+ * cannot have one (no memory below 2 GiB, none that may be executed): then the interpreter does
+ * everything. -ENOMEM. */
 int jit_new(struct soft_vcpu *v, struct err *err);
 void jit_free(struct soft_vcpu *v);
 
@@ -55,8 +55,8 @@ static inline bool jit_wanted(const struct soft_vcpu *v)
     return v->jit && (v->mode & (NEED | NEVER)) == NEED && (cpl == 0 || cpl == 3);
 }
 
-/* Where to enter the code for SOFT_RIP: that of the block, which has a unit and was looked up there;
- * or what was remembered for this address and still holds, 0: nothing. */
+/* Where to enter the code for SOFT_RIP: that of the block, which has a unit and was looked up
+ * there; or what was remembered for this address and still holds, 0: nothing. */
 uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block);
 uint32_t jit_remembered(struct soft_vcpu *v);
 

@@ -13,7 +13,7 @@ static void put_rm(struct jit_asm *a, unsigned reg, struct jit_rm rm)
         asm_number(a, (uint32_t)rm.disp, 4);
         return;
     }
-    unsigned mod = rm.disp == 0 && (rm.base & 7) != 5    ? 0
+    unsigned mod = rm.disp == 0 && (rm.base & 7) != 5  ? 0
                    : rm.disp >= -128 && rm.disp <= 127 ? 1
                                                        : 2;
     if (rm.index == JIT_NONE && (rm.base & 7) != 4) {

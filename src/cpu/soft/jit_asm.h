@@ -1,8 +1,8 @@
 /*
  * jit_asm.h: host instructions into a buffer: the translator's lowest room.
  *
- * Registers are the numbers of the encoding (0 = RAX ... 15 = R15). An operand r/m is a register, or
- * memory at base + index * scale + disp with any part missing; with neither base nor index it is
+ * Registers are the numbers of the encoding (0 = RAX ... 15 = R15). An operand r/m is a register,
+ * or memory at base + index * scale + disp with any part missing; with neither base nor index it is
  * the absolute address `disp`, which must then lie below 2 GiB. RSP is never a base or an index.
  * SDM vol. 2, chapter 2.
  *
@@ -54,11 +54,11 @@ struct jit_asm {
 struct jit_op {
     uint8_t prefix[4]; /* legacy prefixes in order */
     uint8_t prefixes;
-    bool wide;        /* REX.W */
-    bool rex;         /* REX even without a bit set: byte registers 4..7 are low bytes */
-    uint8_t map;      /* 0: one byte; 1: 0F; 2: 0F 38; 3: 0F 3A */
+    bool wide;   /* REX.W */
+    bool rex;    /* REX even without a bit set: byte registers 4..7 are low bytes */
+    uint8_t map; /* 0: one byte; 1: 0F; 2: 0F 38; 3: 0F 3A */
     uint8_t opcode;
-    bool vex;         /* then `prefixes` is 0, and: */
+    bool vex; /* then `prefixes` is 0, and: */
     uint8_t vex_pp, vex_l, vex_v;
 };
 

@@ -187,8 +187,7 @@ static void push_return(struct jit *jit, unsigned k)
     ea.disp = -8;
     struct jit_rm rm = jit_access(jit, k, &ea, 8, true, 1);
     asm_load(&jit->a, JIT_RAX, JIT_V(jit, jit_state.page_base));
-    asm_lea(&jit->a, JIT_RAX,
-            JIT_MEM(JIT_RAX, (int32_t)offset_of(jit, jit->decoded[k].end)));
+    asm_lea(&jit->a, JIT_RAX, JIT_MEM(JIT_RAX, (int32_t)offset_of(jit, jit->decoded[k].end)));
     asm_store(&jit->a, JIT_RAX, rm);
 }
 

@@ -25,38 +25,31 @@
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-enum { CACHE_MIN = 1 << 20 };
+enum { CACHE_MIN = 1 << 20, CACHE_MAX = 512 << 20 /* all must lie below 2 GiB */ };
 
-const uint8_t jit_host_of[16] = {JIT_R11, JIT_RCX, JIT_RDX, JIT_RBX, JIT_R15,  JIT_RBP,
-                                 JIT_RSI, JIT_RDI, JIT_R8,  JIT_R9,  JIT_R10,  JIT_NONE,
+const uint8_t jit_host_of[16] = {JIT_R11, JIT_RCX, JIT_RDX,  JIT_RBX, JIT_R15, JIT_RBP,
+                                 JIT_RSI, JIT_RDI, JIT_R8,   JIT_R9,  JIT_R10, JIT_NONE,
                                  JIT_R12, JIT_R13, JIT_NONE, JIT_NONE};
 
 const struct jit_guard jit_no_guard = {.page_base = 1};
 
 /* ---- made and freed ---- */
 
-static int cache_map(struct soft_jit *cache, struct err *err)
+static bool cache_map(struct soft_jit *cache)
 {
     int fd = memfd_create("translated code", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
     if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
         fd = memfd_create("translated code", MFD_CLOEXEC);
     if (fd < 0)
-        return err_errno(err, errno, "cannot make memory for translated code");
-    int r = 0;
-    if (ftruncate(fd, (off_t)cache->size) < 0)
-        r = err_errno(err, errno, "cannot size memory for translated code");
-    if (r == 0) {
+        return false;
+    if (ftruncate(fd, (off_t)cache->size) == 0) {
         void *to = mmap(NULL, cache->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         cache->write_alias = to == MAP_FAILED ? NULL : to;
-        if (cache->write_alias) {
-            to = mmap(NULL, cache->size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
-            cache->execute_alias = to == MAP_FAILED ? NULL : to;
-        }
-        if (!cache->execute_alias)
-            r = err_errno(err, errno, "cannot map memory for translated code");
+        to = mmap(NULL, cache->size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
+        cache->execute_alias = to == MAP_FAILED ? NULL : to;
     }
     close(fd);
-    return r;
+    return cache->write_alias && cache->execute_alias;
 }
 
 static bool host_has_avx(void)
@@ -75,20 +68,24 @@ int jit_new(struct soft_vcpu *v, struct err *err)
         return err_set(err, -ENOMEM, "no memory for translated code");
     v->jit = cache;
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
-    cache->size = align_up(max(bytes / config->vcpus, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
+    bytes = min(bytes, (uint64_t)CACHE_MAX) / config->vcpus;
+    cache->size = align_up(max(bytes, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
     cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
-    cache->chaining = !getenv("NC"); /* XXX */
+    cache->chaining = true;
     cache->has_avx = host_has_avx();
     cache->unit_max = cache->link_max = 1024;
     cache->units = calloc(cache->unit_max, sizeof *cache->units);
     cache->links = calloc(cache->link_max, sizeof *cache->links);
-    int r = cache->units && cache->links ? cache_map(cache, err)
-                                         : err_set(err, -ENOMEM, "no memory for translated code");
-    if (r < 0) {
+    if (!cache->units || !cache->links) {
         jit_free(v);
-        return r;
+        return err_set(err, -ENOMEM, "no memory for translated code");
     }
-    cache->delta = (uint64_t)(uintptr_t)cache->execute_alias - (uint64_t)(uintptr_t)cache->write_alias;
+    if (!cache_map(cache)) {
+        jit_free(v);
+        return 0;
+    }
+    cache->delta =
+        (uint64_t)(uintptr_t)cache->execute_alias - (uint64_t)(uintptr_t)cache->write_alias;
     jit_make_prelude(v, cache);
     cache->used = cache->prelude;
     cache->unit_count = cache->link_count = 1;

@@ -24,8 +24,8 @@ enum { SPAN_MAX = 512 /* bytes: a wider range would cross pages too often */ };
 
 static bool same_registers(const struct jit_ea *a, const struct jit_ea *b)
 {
-    return a->base == b->base && a->index == b->index && (a->index == JIT_NONE || a->scale == b->scale) &&
-           a->seg == b->seg && a->rip == b->rip;
+    return a->base == b->base && a->index == b->index &&
+           (a->index == JIT_NONE || a->scale == b->scale) && a->seg == b->seg && a->rip == b->rip;
 }
 
 static unsigned guest_number(ZydisRegister reg)
@@ -102,11 +102,8 @@ struct scan {
 static struct scan scan(const struct jit *jit, unsigned k, const struct jit_ea *ea, unsigned size,
                         bool write)
 {
-    struct scan best = {.low = ea->disp,
-                        .high = ea->disp + size,
-                        .write = write,
-                        .end = k + 1,
-                        .members = 1};
+    struct scan best = {
+        .low = ea->disp, .high = ea->disp + size, .write = write, .end = k + 1, .members = 1};
     struct scan now = best;
     int64_t base = 0;
     for (unsigned i = k; i < jit->count; i++) {
@@ -118,9 +115,7 @@ static struct scan scan(const struct jit *jit, unsigned k, const struct jit_ea *
             switch (jit_touches(jit, i, &other, &other_size, &other_write)) {
             case JIT_TOUCH_STOP: return best;
             case JIT_TOUCH_OTHER: now.lost = true; break;
-            case JIT_TOUCH_NOTHING:
-                now.lost |= names_slot_register(&jit->decoded[i]);
-                break;
+            case JIT_TOUCH_NOTHING: now.lost |= names_slot_register(&jit->decoded[i]); break;
             case JIT_TOUCH_ONE:
                 if (!same_registers(ea, &other)) {
                     now.lost = true;
@@ -158,10 +153,8 @@ unsigned jit_group_end(const struct jit *jit, unsigned k)
 
 static struct jit_rm member(struct jit *jit, const struct jit_ea *ea)
 {
-    struct jit_rm rm = {.reg = JIT_NONE,
-                        .base = jit_host_of[ea->base],
-                        .index = JIT_T,
-                        .disp = (int32_t)ea->disp};
+    struct jit_rm rm = {
+        .reg = JIT_NONE, .base = jit_host_of[ea->base], .index = JIT_T, .disp = (int32_t)ea->disp};
     if (ea->index == JIT_NONE)
         return rm;
     /* JIT_T has the base in it. */

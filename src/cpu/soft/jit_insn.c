@@ -178,8 +178,7 @@ static bool plan(const struct jit *jit, unsigned k, struct copy *copy)
         if (d->operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY) {
             const ZydisDecodedOperand *operand = &d->operands[i];
             if (copy->memory || operand->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM ||
-                operand->mem.type != ZYDIS_MEMOP_TYPE_MEM ||
-                !jit_ea_of(jit, k, operand, &copy->ea))
+                operand->mem.type != ZYDIS_MEMOP_TYPE_MEM || !jit_ea_of(jit, k, operand, &copy->ea))
                 return false;
             copy->memory = operand;
         }
@@ -269,8 +268,8 @@ static void remember_again(struct jit *jit, unsigned k, const struct copy *copy)
     struct jit_flags *flags = &jit->flags;
     if (copy->memory || copy->rm_slot || copy->general_count || copy->opcode != JIT_NONE)
         return;
-    struct jit_asm again = {.start = flags->again, .at = flags->again,
-                            .end = flags->again + sizeof flags->again};
+    struct jit_asm again = {
+        .start = flags->again, .at = flags->again, .end = flags->again + sizeof flags->again};
     unsigned reg = copy->reg, rm = copy->rm;
     uint32_t uses = (reg == JIT_NONE ? 0 : 1u << reg) | (rm == JIT_NONE ? 0 : 1u << rm);
     struct copy inverse = *copy;
@@ -292,7 +291,8 @@ static void remember_again(struct jit *jit, unsigned k, const struct copy *copy)
     case ZYDIS_MNEMONIC_AND:
     case ZYDIS_MNEMONIC_OR:
     case ZYDIS_MNEMONIC_XOR: {
-        /* TEST of the result with itself. 1 and 3 of the last opcode bits: r/m first, or r first. */
+        /* TEST of the result with itself. 1 and 3 of the last opcode bits: r/m first, or r first.
+         */
         unsigned result = d->zydis.opcode >= 0x80 || !(d->zydis.opcode & 2) ? rm : reg;
         other.opcode = 0x84 | (d->zydis.opcode & 1);
         memset(other.raw.imm, 0, sizeof other.raw.imm);
@@ -493,8 +493,8 @@ static unsigned alignment_of(const struct decoded *d, const struct copy *copy, e
     return native_alignment(&d->zydis, size);
 }
 
-/* AH, CH, DH, BH cannot stand beside REX: so nothing here may need it. The guest's RAX is brought to
- * the host's, the others are where they belong. */
+/* AH, CH, DH, BH cannot stand beside REX: so nothing here may need it. The guest's RAX is brought
+ * to the host's, the others are where they belong. */
 static bool copy_high_byte(struct jit *jit, unsigned k)
 {
     struct jit_asm *a = &jit->a;
@@ -511,8 +511,8 @@ static bool copy_high_byte(struct jit *jit, unsigned k)
             operand->reg.value < ZYDIS_REGISTER_AL || operand->reg.value > ZYDIS_REGISTER_BH)
             return false;
         bool high = is_high_byte(operand->reg.value);
-        unsigned guest = (unsigned)(operand->reg.value -
-                                    (high ? ZYDIS_REGISTER_AH : ZYDIS_REGISTER_AL));
+        unsigned guest =
+            (unsigned)(operand->reg.value - (high ? ZYDIS_REGISTER_AH : ZYDIS_REGISTER_AL));
         bool write = operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
         rax |= guest == CPU_RAX;
         rax_written |= guest == CPU_RAX && write;
@@ -540,8 +540,8 @@ static bool copy_high_byte(struct jit *jit, unsigned k)
         asm_op(a, 0x8b, 8, JIT_R11, JIT_REG(JIT_RAX));
     if (decode_writes_flags(d)) {
         jit_flags_set(jit);
-        bool pure = d->zydis.mnemonic == ZYDIS_MNEMONIC_CMP ||
-                    d->zydis.mnemonic == ZYDIS_MNEMONIC_TEST;
+        bool pure =
+            d->zydis.mnemonic == ZYDIS_MNEMONIC_CMP || d->zydis.mnemonic == ZYDIS_MNEMONIC_TEST;
         if (pure) {
             struct jit_asm again = {.at = jit->flags.again,
                                     .end = jit->flags.again + sizeof jit->flags.again};
@@ -808,8 +808,9 @@ static bool with_rax(struct jit *jit, unsigned k)
     }
     if (decode_uses_flags(d) || (divides && !jit->flags.saved))
         jit_flags_need_host(jit);
-    will_write(jit, k, 1u << JIT_R11 | (exchange ? 0 : 1u << JIT_RDX) |
-                           (exchange && copy.rm != JIT_NONE ? 1u << copy.rm : 0));
+    will_write(jit, k,
+               1u << JIT_R11 | (exchange ? 0 : 1u << JIT_RDX) |
+                   (exchange && copy.rm != JIT_NONE ? 1u << copy.rm : 0));
     asm_op(a, 0x8b, 8, JIT_RAX, JIT_REG(JIT_R11));
     if (jit->flags.host)
         jit->trap_host |= 1u << k;
@@ -894,8 +895,7 @@ static bool exchange_16(struct jit *jit, unsigned k)
                         .vvvv = JIT_NONE,
                         .opcode = JIT_NONE,
                         .memory = &d->operands[0]};
-    if (copy.memory->type != ZYDIS_OPERAND_TYPE_MEMORY ||
-        !jit_ea_of(jit, k, copy.memory, &copy.ea))
+    if (copy.memory->type != ZYDIS_OPERAND_TYPE_MEMORY || !jit_ea_of(jit, k, copy.memory, &copy.ea))
         return false;
     struct jit_rm memory = jit_access(jit, k, &copy.ea, 16, true, 16);
     jit_flags_need_host(jit); /* all but ZF stay */

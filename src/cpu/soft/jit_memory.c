@@ -65,8 +65,8 @@ struct jit_slow *jit_slow_new(struct jit *jit, unsigned first, unsigned count)
         jit->slow_count--;
     }
     struct jit_slow *slow = &jit->slow[jit->slow_count++];
-    *slow = (struct jit_slow){
-        .first = (uint16_t)first, .count = (uint16_t)count, .before = jit->flags};
+    *slow =
+        (struct jit_slow){.first = (uint16_t)first, .count = (uint16_t)count, .before = jit->flags};
     return slow;
 }
 
@@ -155,8 +155,8 @@ static uint32_t look_up(struct jit *jit, bool write, unsigned align)
 {
     struct jit_asm *a = &jit->a;
     uint32_t table = jit->half ? JIT_FIELD(jit->v, tlbs) : 0;
-    uint32_t tag = write ? offsetof(struct soft_tlb_entry, write)
-                         : offsetof(struct soft_tlb_entry, read);
+    uint32_t tag =
+        write ? offsetof(struct soft_tlb_entry, write) : offsetof(struct soft_tlb_entry, read);
     asm_op(a, 0xc1, 4, 5, JIT_REG(JIT_T)); /* shr */
     asm_byte(a, MEM_PAGE_SHIFT - 5);
     asm_alu_imm(a, 4, 4, JIT_REG(JIT_T), (SOFT_TLB_SIZE - 1) * (int)sizeof(struct soft_tlb_entry));
@@ -165,8 +165,7 @@ static uint32_t look_up(struct jit *jit, bool write, unsigned align)
     asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE | (int32_t)(align - 1));
     asm_op(a, 0x3b, 8, JIT_RAX, JIT_MEM(JIT_T, (int32_t)(table + tag)));
     uint32_t miss = asm_jcc(a, JIT_CC_NE, 0);
-    asm_load(a, JIT_T,
-             JIT_MEM(JIT_T, (int32_t)(table + offsetof(struct soft_tlb_entry, addend))));
+    asm_load(a, JIT_T, JIT_MEM(JIT_T, (int32_t)(table + offsetof(struct soft_tlb_entry, addend))));
     return miss;
 }
 _Static_assert(sizeof(struct soft_tlb_entry) == 32 && TLB_USER == 0, "look_up");

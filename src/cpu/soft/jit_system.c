@@ -17,8 +17,8 @@ bool jit_smap(struct jit *jit, unsigned k)
     asm_number(a, open ? RFLAG_AC : ~(uint32_t)RFLAG_AC, 4);
     asm_op(a, 0xc7, 8, 0, JIT_V(jit, tlb));
     asm_number(a,
-               JIT_FIELD(jit->v, tlbs) + (open ? TLB_SUPERVISOR_AC : TLB_SUPERVISOR) *
-                                             (uint32_t)sizeof jit->v->tlbs[0],
+               JIT_FIELD(jit->v, tlbs) +
+                   (open ? TLB_SUPERVISOR_AC : TLB_SUPERVISOR) * (uint32_t)sizeof jit->v->tlbs[0],
                4);
     return true;
 }

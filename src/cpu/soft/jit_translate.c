@@ -13,7 +13,6 @@
 #include "cpu/soft/jit_unit.h"
 
 #include <stdlib.h>
-#include <stdio.h>
 
 /* Where do the flags have to be when the first instruction begins? */
 static enum jit_need need_of(const struct jit *jit)
@@ -268,8 +267,6 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         block_forget_all(v); /* this block too: whoever comes finds nothing */
         return false;
     }
-    { static long lim=-2, n; if (lim==-2) lim = getenv("JM")?atol(getenv("JM")):-1; if (lim>=0 && n>=lim) return false; n++;
-     if (lim >= 0 && n > lim - 60 && (v->gpr[SOFT_RIP] >> 16) == 0xffffffff815dull) { fprintf(stderr,"unit %ld rip %lx mode %x gpa %lx:", n, v->gpr[SOFT_RIP], v->mode, block->gpa); for(int i=0;i<block->size;i++)fprintf(stderr," %02x",block->bytes[i]); fprintf(stderr,"\n"); } } /* XXX */
     decode_again(v, block);
     struct jit *jit = &cache->work;
     *jit = (struct jit){
@@ -313,7 +310,6 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
     cache->unit_count++;
     cache->used = (size_t)(jit->a.at - cache->write_alias);
     cache->translated++;
-    if (getenv("JM") && atol(getenv("JM")) == (long)cache->translated) { fprintf(stderr, "code at %x v %p entries %x %x\nHEX ", (unsigned)((uintptr_t)jit->a.start+cache->delta), (void*)v, unit->entry_host, unit->entry_saved); for (uint8_t *p=jit->a.start;p<jit->a.at;p++) fprintf(stderr,"%02x",*p); fprintf(stderr,"\n"); } /* XXX */
     block->unit = number;
     block->heat = INT32_MAX - 1; /* whoever enters it goes to the loop, which runs the unit */
     return true;

@@ -30,11 +30,11 @@
 #include "cpu/soft/jit_asm.h"
 
 enum {
-    JIT_T = JIT_R14,         /* second scratch; the first is RAX */
+    JIT_T = JIT_R14,          /* second scratch; the first is RAX */
     JIT_UNIT_ROOM = 24 << 10, /* more than any unit can take */
-    JIT_PAGES = 4096,        /* chains of units by guest page */
-    JIT_SEEN = 16384,        /* bits of a filter of linear pages with code */
-    JIT_PATCH = 5,           /* bytes of a JMP rel32 */
+    JIT_PAGES = 4096,         /* chains of units by guest page */
+    JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
+    JIT_PATCH = 5,            /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
 };
 
@@ -58,10 +58,10 @@ struct jit_unit {
     uint32_t stale_host, stale_saved;
     uint8_t was_host[JIT_PATCH], was_saved[JIT_PATCH]; /* the bytes under the patches */
     bool connected, vectors;
-    uint16_t offset;   /* in its page */
+    uint16_t offset;    /* in its page */
     uint32_t trap_host; /* by instruction: a host exception finds the flags in EFLAGS */
-    uint32_t incoming; /* links that lead here; 0 = none */
-    uint32_t next;     /* of the same guest page; 0 = none */
+    uint32_t incoming;  /* links that lead here; 0 = none */
+    uint32_t next;      /* of the same guest page; 0 = none */
     uint16_t insn_at[INSN_BLOCK_MAX]; /* code of each instruction, from `start` */
 };
 
@@ -98,9 +98,9 @@ struct jit_flags {
 
 /* A jump from the fast path to a stub behind the unit. */
 struct jit_slow {
-    uint32_t jump;          /* displacement to be patched; 0: none */
-    uint32_t back;          /* where it goes on */
-    uint16_t first, count;  /* instructions that handlers do instead */
+    uint32_t jump;         /* displacement to be patched; 0: none */
+    uint32_t back;         /* where it goes on */
+    uint16_t first, count; /* instructions that handlers do instead */
     struct jit_flags before;
     bool host_after; /* EFLAGS is expected at `back` */
 };
@@ -117,20 +117,20 @@ struct jit_stub {
 /* An effective address, guest registers by number; JIT_NONE: missing. */
 struct jit_ea {
     uint8_t base, index, scale;
-    bool rip;     /* disp is from the start of the unit's page */
-    uint8_t seg;  /* CPU_FS, CPU_GS, or JIT_NONE */
+    bool rip;    /* disp is from the start of the unit's page */
+    uint8_t seg; /* CPU_FS, CPU_GS, or JIT_NONE */
     int64_t disp;
 };
 
 /* Accesses through one register that share a check (jit_group.c). */
 struct jit_group {
     bool open;
-    struct jit_ea ea;   /* as the first access has it */
+    struct jit_ea ea;    /* as the first access has it */
     unsigned first, end; /* instructions [first, end) do not leave it */
-    int64_t low, high;  /* bytes that were checked, relative to the base at the first access */
-    bool write;         /* ... for writing */
-    int64_t delta;      /* what has been added to the base since */
-    bool kept;          /* the addend lies in jit_state.addend as well, for JIT_T gets lost */
+    int64_t low, high;   /* bytes that were checked, relative to the base at the first access */
+    bool write;          /* ... for writing */
+    int64_t delta;       /* what has been added to the base since */
+    bool kept;           /* the addend lies in jit_state.addend as well, for JIT_T gets lost */
 };
 
 struct jit {
@@ -163,10 +163,10 @@ struct jit {
 
 struct soft_jit {
     uint8_t *write_alias, *execute_alias;
-    size_t size;           /* of the cache */
-    size_t prelude;        /* bytes at its start that stay */
+    size_t size;    /* of the cache */
+    size_t prelude; /* bytes at its start that stay */
     size_t used;
-    uint64_t delta;        /* execute_alias - write_alias */
+    uint64_t delta; /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
     uint32_t load_vectors;
     bool has_avx, counting, chaining;
@@ -177,9 +177,9 @@ struct soft_jit {
     uint32_t link_count, link_max;
     uint32_t pages[JIT_PAGES];
     uint64_t seen[2][JIT_SEEN / 64]; /* pages that links and jump caches lead to; [1]: lower half */
-    bool seen_local; /* the supervisor has noted a page that is not global */
-    bool seen_low;   /* ... and one of the lower half */
-    uint32_t mode;   /* without CPL: what jump caches and guards hold for */
+    bool seen_local;                 /* the supervisor has noted a page that is not global */
+    bool seen_low;                   /* ... and one of the lower half */
+    uint32_t mode;                   /* without CPL: what jump caches and guards hold for */
     uint64_t events_done;
     uint64_t epochs;
 
@@ -198,9 +198,8 @@ struct soft_jit {
 };
 
 /* Address of a field of the vCPU, as code names it. */
-#define JIT_FIELD(v, field)                                                                        \
-    ((uint32_t)(uintptr_t)(v) + (uint32_t)offsetof(struct soft_vcpu, field))
-#define JIT_V(jit, field) JIT_ABS(JIT_FIELD((jit)->v, field))
+#define JIT_FIELD(v, field) ((uint32_t)(uintptr_t)(v) + (uint32_t)offsetof(struct soft_vcpu, field))
+#define JIT_V(jit, field)   JIT_ABS(JIT_FIELD((jit)->v, field))
 
 extern const uint8_t jit_host_of[16]; /* JIT_NONE: in v->gpr */
 

@@ -29,10 +29,10 @@ struct stub_header { /* lies directly before the code */
 };
 
 /* The two things that a signal handler can only find at file scope: the vCPU whose stubs this
- * thread runs, and whom SIGFPE went to before us. */
+ * thread runs, and, written once, whom SIGFPE went to before us. */
 static _Thread_local struct soft_vcpu *native_current;
 static struct sigaction native_previous;
-static pthread_mutex_t native_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t native_once = PTHREAD_ONCE_INIT;
 
 /* ---- host exceptions ---- */
 
@@ -79,12 +79,9 @@ void native_install(void)
     struct sigaction action = {.sa_sigaction = native_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     struct sigaction now;
     sigemptyset(&action.sa_mask);
-    pthread_mutex_lock(&native_lock);
     sigaction(SIGFPE, NULL, &now);
-    /* Somebody may have put another handler in its place since. */
     if (!(now.sa_flags & SA_SIGINFO) || now.sa_sigaction != native_signal)
         sigaction(SIGFPE, &action, &native_previous);
-    pthread_mutex_unlock(&native_lock);
 }
 
 /* ---- what the guest's CPUID offers ---- */
@@ -205,7 +202,7 @@ int native_new(struct soft_vcpu *v, struct err *err)
     le16_write(v->fpu, NATIVE_FCW_INIT);
     le32_write(v->fpu + 24, NATIVE_MXCSR_INIT);
     le32_write(v->fpu + 28, NATIVE_MXCSR_MASK);
-    native_install();
+    pthread_once(&native_once, native_install);
     return 0;
 }
 
@@ -528,7 +525,8 @@ void native_bind(struct decoder *decoder)
         insn->run = (insn_run *)insn->data;
         return;
     }
-    native_set_memory(decoder, stub.memory_size, native_alignment(decoder->zydis, stub.memory_size));
+    native_set_memory(decoder, stub.memory_size,
+                      native_alignment(decoder->zydis, stub.memory_size));
     if (decoder->zydis->meta.isa_set == ZYDIS_ISA_SET_SHA && decoder->v->native->sha_unaligned)
         insn->aux &= (1u << NATIVE_ALIGN_SHIFT) - 1; /* insn->a sends it to the bounce buffer */
     insn->run = !stub.memory_write  ? native_run_load

@@ -47,8 +47,9 @@ enum {
 int native_new(struct soft_vcpu *v, struct err *err);
 void native_free(struct soft_vcpu *v); /* NULL v->native is legal */
 
-/* Puts the SIGFPE handler in place, if another one is. native_new() does; who replaces handlers
- * afterwards (a test framework) has to ask for it again. */
+/* Puts the SIGFPE handler in place, if another one is. The first native_new() does; a test
+ * framework that replaces handlers afterwards has to ask for it again. No other thread may do so
+ * meanwhile. */
 void native_install(void);
 
 /* True when the arena may be too full for one more block. */

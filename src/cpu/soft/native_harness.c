@@ -242,6 +242,9 @@ void random_state(struct host_state *state, bool unmasked)
 {
     for (unsigned i = 0; i < 16; i++)
         state->gpr[i] = random_value();
+    /* Hosts that are paravirtualized machines themselves may turn a page fault or an interrupt that
+     * meets a stack pointer like no other into #GP. */
+    state->gpr[CPU_RSP] = (uint64_t)((int64_t)(state->gpr[CPU_RSP] << 17) >> 17);
     state->rflags = 0x202 | (random_64() & RFLAG_ARITHMETIC);
     random_fx(state->fx, unmasked);
     for (unsigned i = 0; i < 16; i++)

@@ -47,7 +47,6 @@ static int soft_vm_new(const struct engine_config *config, struct engine_vm **re
     if (!vm)
         return err_set(err, -ENOMEM, "no memory for a virtual machine");
     vm->config = *config;
-    if (getenv("LT")) vm->config.translate = (enum engine_translate)atoi(getenv("LT")); /* XXX */
     vm->mem = config->mem;
     if (config->io)
         vm->io = *config->io;
@@ -81,7 +80,6 @@ static void soft_vcpu_free(struct engine_vcpu *handle)
         return;
     if (v->vm->vcpus[v->index] == v)
         __atomic_store_n(&v->vm->vcpus[v->index], NULL, __ATOMIC_RELEASE);
-    if (getenv("JS")) { void jx_dump(struct soft_vcpu *); jx_dump(v); } /* XXX */
     block_cache_free(v);
     jit_free(v);
     native_free(v);
@@ -94,7 +92,8 @@ static void soft_vcpu_free(struct engine_vcpu *handle)
 static struct soft_vcpu *vcpu_alloc(void)
 {
     size_t size = align_up(sizeof(struct soft_vcpu), MEM_PAGE_SIZE);
-    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    void *at =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
     if (at == MAP_FAILED)
         at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return at == MAP_FAILED ? NULL : at;
@@ -188,8 +187,12 @@ static void soft_vcpu_signal(struct engine_vcpu *vcpu, enum engine_signal signal
 _Static_assert(ENGINE_SIGNAL_NMI == 0 && ENGINE_SIGNAL_INIT == 1 && ENGINE_SIGNAL_SIPI == 2,
                "bits of soft_vcpu.signals");
 
+/* Translated code counts only where all code is translated: it costs a loop dear. */
 static uint64_t soft_vcpu_instructions(struct engine_vcpu *vcpu)
 {
+    const struct soft_vcpu *v = vcpu_of(vcpu);
+    if (v->jit && v->vm->config.translate == ENGINE_TRANSLATE_HOT)
+        return 0;
     return __atomic_load_n(&vcpu_of(vcpu)->instructions, __ATOMIC_RELAXED);
 }
 

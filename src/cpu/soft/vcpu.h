@@ -210,7 +210,7 @@ struct jit_state {
     uint64_t epoch[2], epoch_key[2];
     uint32_t exit_kind; /* enum jit_exit_kind */
     uint32_t exit_unit, exit_index;
-    uint8_t vector_live; /* YMM 0..15 of the guest are in the host's registers */
+    uint8_t vector_live;              /* YMM 0..15 of the guest are in the host's registers */
     uint64_t jump_keys[2][JIT_JUMPS]; /* linear address ^ epoch_key */
     uint64_t jump_code[2][JIT_JUMPS]; /* where its unit is entered, flags in memory */
 };
