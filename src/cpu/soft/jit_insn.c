@@ -690,12 +690,14 @@ static bool push(struct jit *jit, unsigned k)
         struct jit_ea source;
         if (from->type != ZYDIS_OPERAND_TYPE_MEMORY || !jit_ea_of(jit, k, from, &source))
             return false;
+        /* Neither may open a group: a slow path of the first one ends behind this instruction, where
+         * a group of the second would want its addend, and the second would take that of the first. */
         bool grouping = jit->grouping;
-        jit->grouping = false; /* the second access would take JIT_T from a group of the first */
+        jit->grouping = false;
         asm_load(a, JIT_RAX, jit_access(jit, k, &source, 8, false, 1));
-        jit->grouping = grouping;
         asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
         struct jit_rm rm = jit_access(jit, k, &ea, 8, true, 1);
+        jit->grouping = grouping;
         will_write(jit, k, 1u << JIT_R15);
         asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
         asm_store(a, JIT_RAX, rm);
