@@ -416,6 +416,14 @@ bool decode_kills_flags(const struct decoded *decoded)
     if (!flags)
         return false;
     uint32_t killed = flags_killed(decoded);
+    /* Some leave alone, on some processors, what the manuals call undefined. */
+    switch (decoded->zydis.mnemonic) {
+    case ZYDIS_MNEMONIC_DIV:
+    case ZYDIS_MNEMONIC_IDIV:
+    case ZYDIS_MNEMONIC_TZCNT:
+    case ZYDIS_MNEMONIC_LZCNT: return false;
+    default: break;
+    }
     /* A shift by a constant leaves AF undefined, which is never what it was. */
     if (decoded->zydis.meta.category == ZYDIS_CATEGORY_SHIFT && killed)
         killed |= flags->undefined;
