@@ -202,6 +202,7 @@ int load_elf_place(const struct load_source *file, const struct load_elf *elf, s
         if (r < 0)
             return r;
         mem_written(mem, segment->start, segment->file_size);
+        mem_note_file(mem, segment->start, segment->file_size);
     }
     return 0;
 }

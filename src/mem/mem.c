@@ -107,6 +107,17 @@ int mem_write(struct mem *mem, uint64_t gpa, const void *from, uint64_t size)
     return 0;
 }
 
+void mem_note_file(struct mem *mem, uint64_t gpa, uint64_t size)
+{
+    const struct mem_region *region = mem_find(mem, gpa);
+    if (!region || size == 0 || !range_fits(gpa - region->start, size, region->size))
+        return;
+    uint64_t first = (gpa - region->start) >> MEM_PAGE_SHIFT;
+    uint64_t last = (gpa - region->start + size - 1) >> MEM_PAGE_SHIFT;
+    for (uint64_t page = first; page <= last; page++)
+        __atomic_fetch_or(&region->marks[page], MEM_PAGE_FILE, __ATOMIC_RELAXED);
+}
+
 void mem_written(struct mem *mem, uint64_t gpa, uint64_t size)
 {
     const struct mem_region *region = mem_find(mem, gpa);

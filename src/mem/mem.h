@@ -38,6 +38,7 @@ enum {
 enum mem_page_mark {
     MEM_PAGE_DIRTY = 1 << 0,
     MEM_PAGE_CODE = 1 << 1,
+    MEM_PAGE_FILE = 1 << 2, /* may be a file's page: not to be written to without need */
 };
 
 struct mem_region {
@@ -76,6 +77,10 @@ int mem_write(struct mem *mem, uint64_t gpa, const void *from, uint64_t size);
 /* Says that [gpa, gpa + size) was written through a pointer: marks pages dirty, tells the code
  * observer. */
 void mem_written(struct mem *mem, uint64_t gpa, uint64_t size);
+
+/* Says that [gpa, gpa + size) may be pages of a file, private, of which a copy is made when one is
+ * written to. */
+void mem_note_file(struct mem *mem, uint64_t gpa, uint64_t size);
 
 /* As mem_at() for writing, whatever the region says: for loaders that fill ROM. */
 void *mem_at_load(const struct mem *mem, uint64_t gpa, uint64_t size);

@@ -1,6 +1,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
+#include "cpu/soft/populate.h"
 #include "cpu/soft/system.h"
 
 #include <errno.h>
@@ -230,9 +231,10 @@ static void *arena_take(struct soft_cache *cache, size_t size)
         cache->used = 0;
     }
     if (!cache->chunks[cache->chunk]) {
-        cache->chunks[cache->chunk] = malloc(BLOCK_CHUNK);
+        cache->chunks[cache->chunk] = aligned_alloc(MEM_PAGE_SIZE, BLOCK_CHUNK);
         if (!cache->chunks[cache->chunk])
             return NULL;
+        populate_own(cache->chunks[cache->chunk], BLOCK_CHUNK, true);
     }
     void *at = cache->chunks[cache->chunk] + cache->used;
     cache->used += size;

@@ -14,6 +14,7 @@
  */
 #include "cpu/soft/jit_unit.h"
 #include "cpu/soft/native.h"
+#include "cpu/soft/populate.h"
 
 #include <cpuid.h>
 #include <errno.h>
@@ -25,7 +26,11 @@
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-enum { CACHE_MIN = 1 << 20, CACHE_MAX = 512 << 20 /* all must lie below 2 GiB */ };
+enum {
+    CACHE_MIN = 1 << 20,
+    CACHE_MAX = 512 << 20, /* all must lie below 2 GiB */
+    CACHE_STRETCH = 256 << 10,
+};
 
 const uint8_t jit_host_of[16] = {JIT_R11, JIT_RCX, JIT_RDX,  JIT_RBX, JIT_R15, JIT_RBP,
                                  JIT_RSI, JIT_RDI, JIT_R8,   JIT_R9,  JIT_R10, JIT_NONE,
@@ -120,6 +125,16 @@ void jit_reset(struct soft_vcpu *v)
     memset(cache->pages, 0, sizeof cache->pages);
     memset(v->jit_state.jump_keys, 0xff, sizeof v->jit_state.jump_keys);
     jit_epoch_flush(v, true);
+}
+
+void jit_make_room(struct soft_jit *cache)
+{
+    size_t size = min((size_t)CACHE_STRETCH, cache->size - cache->populated);
+    if (cache->used + JIT_UNIT_ROOM <= cache->populated || size == 0)
+        return;
+    populate_own(cache->write_alias + cache->populated, size, true);
+    populate_own(cache->execute_alias + cache->populated, size, false);
+    cache->populated += size;
 }
 
 /* ---- code is patched through the write alias ---- */

@@ -690,8 +690,9 @@ static bool push(struct jit *jit, unsigned k)
         struct jit_ea source;
         if (from->type != ZYDIS_OPERAND_TYPE_MEMORY || !jit_ea_of(jit, k, from, &source))
             return false;
-        /* Neither may open a group: a slow path of the first one ends behind this instruction, where
-         * a group of the second would want its addend, and the second would take that of the first. */
+        /* Neither may open a group: a slow path of the first one ends behind this instruction,
+         * where a group of the second would want its addend, and the second would take that of the
+         * first. */
         bool grouping = jit->grouping;
         jit->grouping = false;
         asm_load(a, JIT_RAX, jit_access(jit, k, &source, 8, false, 1));

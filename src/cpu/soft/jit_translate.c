@@ -267,6 +267,7 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         block_forget_all(v); /* this block too: whoever comes finds nothing */
         return false;
     }
+    jit_make_room(cache);
     decode_again(v, block);
     struct jit *jit = &cache->work;
     *jit = (struct jit){

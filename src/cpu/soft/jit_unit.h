@@ -166,6 +166,7 @@ struct soft_jit {
     size_t size;    /* of the cache */
     size_t prelude; /* bytes at its start that stay */
     size_t used;
+    size_t populated;      /* of it there is memory in both aliases */
     uint64_t delta; /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
     uint32_t load_vectors;
@@ -209,6 +210,8 @@ static inline struct jit_rm jit_slot(const struct jit *jit, unsigned guest)
 }
 
 /* jit_cache.c */
+/* Gets the host to put memory under the next stretch of the cache, where that is not done yet. */
+void jit_make_room(struct soft_jit *cache);
 struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number);
 /* Makes the wanted link to the unit of `block`, which was found at SOFT_RIP. */
 void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *block);

@@ -10,6 +10,7 @@
  * knows when one slot is not enough.
  */
 #include "cpu/soft/jit_unit.h"
+#include "cpu/soft/populate.h"
 #include "cpu/soft/walk.h"
 
 enum { PIECE_MAX = 8 };
@@ -166,6 +167,8 @@ static struct place fill(struct soft_vcpu *v, uint64_t linear, const struct mmu_
     uint8_t *mark = &region->marks[offset >> MEM_PAGE_SHIFT];
     place.mark = mark;
     place.host = region->host + offset;
+    if (!region->read_only)
+        populate(v->vm, (unsigned)(region - v->vm->mem->regions), offset, writing);
     bool store = plain_store(v, page, region, mark, kind, writing);
     if (writing && region->read_only) {
         place.host = NULL;

@@ -4,6 +4,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
+#include "cpu/soft/populate.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -28,6 +29,7 @@ static void soft_vm_free(struct engine_vm *handle)
     if (!vm)
         return;
     block_vm_fini(vm);
+    populate_vm_fini(vm);
     pthread_cond_destroy(&vm->exclusive_changed);
     pthread_mutex_destroy(&vm->exclusive_lock);
     free(vm);
@@ -63,6 +65,8 @@ static int soft_vm_new(const struct engine_config *config, struct engine_vm **re
     pthread_mutex_init(&vm->exclusive_lock, NULL);
     pthread_cond_init(&vm->exclusive_changed, NULL);
     int r = block_vm_init(vm, err);
+    if (r == 0)
+        r = populate_vm_init(vm, err);
     if (r < 0) {
         soft_vm_free((struct engine_vm *)vm);
         return r;

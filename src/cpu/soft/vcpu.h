@@ -242,6 +242,10 @@ struct soft_vm {
     uint64_t code_events[JIT_EVENTS];
     uint64_t code_event_count;
 
+    /* populate.c: by memory region, a bit for each stretch that was asked for, and how many are */
+    uint64_t *populated[MEM_REGIONS_MAX];
+    uint64_t populated_count[MEM_REGIONS_MAX];
+
     /* exclusive.c */
     pthread_mutex_t exclusive_lock;
     pthread_cond_t exclusive_changed;

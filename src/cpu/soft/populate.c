@@ -1,0 +1,68 @@
+#include "cpu/soft/populate.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_READ  22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+enum { STRETCH_SHIFT = 16, STRETCH = 1 << STRETCH_SHIFT };
+
+static uint64_t stretches(const struct mem_region *region)
+{
+    return align_up(region->size, STRETCH) >> STRETCH_SHIFT;
+}
+
+void populate_own(void *start, size_t size, bool writing)
+{
+    madvise(start, size, writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+}
+
+int populate_vm_init(struct soft_vm *vm, struct err *err)
+{
+    for (unsigned i = 0; i < vm->mem->count; i++) {
+        const struct mem_region *region = &vm->mem->regions[i];
+        vm->populated[i] = calloc(stretches(region) / 64 + 1, sizeof *vm->populated[i]);
+        if (!vm->populated[i])
+            return err_set(err, -ENOMEM, "no memory to note what the guest has touched");
+        madvise(region->host, region->size, MADV_NOHUGEPAGE);
+    }
+    return 0;
+}
+
+void populate_vm_fini(struct soft_vm *vm)
+{
+    for (unsigned i = 0; i < MEM_REGIONS_MAX; i++)
+        free(vm->populated[i]);
+}
+
+static bool holds_file(const struct mem_region *region, uint64_t start, uint64_t size)
+{
+    for (uint64_t page = start >> MEM_PAGE_SHIFT; page < (start + size) >> MEM_PAGE_SHIFT; page++)
+        if (__atomic_load_n(&region->marks[page], __ATOMIC_RELAXED) & MEM_PAGE_FILE)
+            return true;
+    return false;
+}
+
+void populate(struct soft_vm *vm, unsigned index, uint64_t offset, bool writing)
+{
+    const struct mem_region *region = &vm->mem->regions[index];
+    uint64_t stretch = offset >> STRETCH_SHIFT;
+    uint64_t bit = UINT64_C(1) << stretch % 64;
+    uint64_t *word = &vm->populated[index][stretch / 64];
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)
+        return;
+    uint64_t start = stretch << STRETCH_SHIFT;
+    uint64_t size = min((uint64_t)STRETCH, region->size - start);
+    if (!writing && holds_file(region, start, size))
+        return;
+    if (__atomic_fetch_or(word, bit, __ATOMIC_RELAXED) & bit)
+        return;
+    madvise(region->host + start, size, MADV_POPULATE_WRITE);
+    if (__atomic_add_fetch(&vm->populated_count[index], 1, __ATOMIC_RELAXED) ==
+        stretches(region) / 4 + 1)
+        madvise(region->host, region->size, MADV_HUGEPAGE);
+}
