@@ -181,10 +181,15 @@ static void connect(struct soft_jit *cache, struct jit_unit *unit)
 }
 
 /* A guard that matches has changed page_base before its jump: while there is nowhere to jump to, it
- * must not match. */
-static void unlink_code(const struct soft_jit *cache, struct jit_link *link)
+ * must not match. The jump of a short unit may lie under the patches of its entries. */
+static void unlink_code(struct soft_jit *cache, struct jit_link *link)
 {
+    struct jit_unit *unit = &cache->units[link->unit];
+    bool connected = unit->connected;
+    connect(cache, unit);
     point(cache, link->displacement, link->stub);
+    if (!connected)
+        disconnect(cache, unit);
     if (link->guard)
         memcpy(writable(cache, link->guard), &jit_no_guard, sizeof jit_no_guard);
     link->linked = false;
