@@ -150,15 +150,25 @@ static struct jit_slow *leave_to(struct jit *jit, unsigned k)
     return slow;
 }
 
-/* The target is in RAX, the flags in memory. `pop` is added to the guest's RSP once it is sure that
- * the branch is made here. */
-static void indirect(struct jit *jit, unsigned k, int32_t pop)
+/* The branch has been made but for RIP, which becomes jit_state.target. */
+static struct jit_slow *leave_for_target(struct jit *jit, unsigned k)
 {
+    struct jit_slow *slow = jit_slow_new(jit, k, 0);
+    slow->to_target = true;
+    return slow;
+}
+
+/* The target is in RAX, the flags in memory. `pushed`: it is in jit_state.target too, and nothing
+ * but the jump is left to do. `pop` is added to the guest's RSP once it is sure that the branch is
+ * made here. */
+static void indirect(struct jit *jit, unsigned k, int32_t pop, bool pushed)
+{
+    struct jit_slow *(*leave)(struct jit *, unsigned) = pushed ? leave_for_target : leave_to;
     struct jit_asm *a = &jit->a;
     uint32_t key = JIT_FIELD(jit->v, jit_state.epoch_key) + jit->half * (uint32_t)sizeof(uint64_t);
     uint32_t keys = JIT_FIELD(jit->v, jit_state.jump_keys) + jit->half * JIT_JUMPS * 8;
     uint32_t code = JIT_FIELD(jit->v, jit_state.jump_code) + jit->half * JIT_JUMPS * 8;
-    leave_to(jit, k)->jump = poll(jit);
+    leave(jit, k)->jump = poll(jit);
     asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
     asm_op(a, 0xc1, 8, 5, JIT_REG(JIT_T));
     asm_byte(a, 11);
@@ -168,7 +178,7 @@ static void indirect(struct jit *jit, unsigned k, int32_t pop)
     struct jit_rm at = {
         .reg = JIT_NONE, .base = JIT_NONE, .index = JIT_T, .scale = 3, .disp = (int32_t)keys};
     asm_op(a, 0x3b, 8, JIT_RAX, at);
-    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
+    leave(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
     asm_op(a, 0x33, 8, JIT_RAX, JIT_ABS(key));
     asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE);
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
@@ -224,7 +234,8 @@ static bool call(struct jit *jit, unsigned k)
     if (!branch_operand(jit, k))
         return false;
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
-    /* To nowhere: then nothing is pushed. Otherwise the handler may push the same again. */
+    /* To nowhere: then nothing is pushed. Once something is, the handler cannot do it all again:
+     * the operand may lie there. */
     asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
     asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
     asm_byte(a, 16);
@@ -233,8 +244,9 @@ static bool call(struct jit *jit, unsigned k)
     asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
     leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
     push_return(jit, k);
+    asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
     asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
-    indirect(jit, k, -8);
+    indirect(jit, k, 0, true);
     return true;
 }
 
@@ -246,7 +258,7 @@ static bool ret(struct jit *jit, unsigned k)
         pop += (int32_t)more->imm.value.u;
     jit_flags_need_saved(jit);
     asm_load(&jit->a, JIT_RAX, jit_access(jit, k, &stack_top, 8, false, 1));
-    indirect(jit, k, pop);
+    indirect(jit, k, pop, false);
     return true;
 }
 
@@ -296,7 +308,7 @@ bool jit_branch(struct jit *jit, unsigned k)
         jit_flags_need_saved(jit);
         if (!branch_operand(jit, k))
             return false;
-        indirect(jit, k, 0);
+        indirect(jit, k, 0, false);
         return true;
     case ZYDIS_MNEMONIC_CALL: return call(jit, k);
     case ZYDIS_MNEMONIC_RET: return ret(jit, k);

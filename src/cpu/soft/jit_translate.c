@@ -167,6 +167,12 @@ static void emit_slow_paths(struct jit *jit)
         struct jit_slow *slow = &jit->slow[i];
         asm_patch(a, slow->jump, asm_here(a));
         jit_flags_save_cold(jit, &slow->before);
+        if (slow->to_target) {
+            asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
+            asm_store(a, JIT_RAX, jit_slot(jit, SOFT_RIP));
+            asm_jmp(a, jit->cache->exit_rip);
+            continue;
+        }
         asm_mov_imm(a, JIT_RAX, jit->unit);
         asm_mov_imm(a, JIT_T, slow->first | (unsigned)slow->count << 16);
         if (slow->count == 0) {

@@ -103,6 +103,7 @@ struct jit_slow {
     uint16_t first, count; /* instructions that handlers do instead */
     struct jit_flags before;
     bool host_after; /* EFLAGS is expected at `back` */
+    bool to_target;  /* with no instructions: goes on at jit_state.target */
 };
 
 /* A piece of code behind the unit that a link goes to until it is made. */

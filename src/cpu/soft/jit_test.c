@@ -1,0 +1,273 @@
+/* The translator where it is easy to get wrong: guests that the interpreter runs the same way, in
+ * the three modes of LODGE_TRANSLATE. In HOT mode a block has to be entered often to be translated,
+ * hence the loops. */
+#include "cpu/soft/jit_unit.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cpu/soft/guest_harness.h"
+
+static struct guest guest;
+
+static int set_up(void **state)
+{
+    (void)state;
+    guest_begin(&guest, NULL);
+    guest_long(&guest, 0);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    guest_end(&guest);
+    return 0;
+}
+
+/* Until the guest's own HLT, or into the handler of an exception. */
+static void run(const uint8_t *code, const uint8_t *end)
+{
+    enum engine_exit_reason reason = guest_run_bytes(&guest, code, end);
+    assert_int_equal(reason, guest_in_handler(&guest) ? ENGINE_EXIT_KICK : ENGINE_EXIT_HALT);
+}
+#define RUN(code) run(code, code##_end)
+
+static uint64_t reg(enum cpu_gpr number)
+{
+    return guest.state.gpr[number];
+}
+
+/* A handler that goes on somewhere in the guest's code; RAX is lost. */
+static void handler_jumps(unsigned vector, uint32_t to)
+{
+    uint8_t code[] = {0xb8, 0, 0, 0, 0, 0xff, 0xe0}; /* mov $to, %eax; jmp *%rax */
+    le32_write(code + 1, to);
+    memcpy(guest.ram + GUEST_HANDLERS + vector * 16, code, sizeof code);
+}
+
+/* ---- units that change ---- */
+
+/* Both `first` and its successor are changed. While `first` is disconnected, its link is undone,
+ * which lies among the bytes that the entry's jump covers. */
+GUEST_CODE(relinked, 64,
+           "mov $60, %ebx; 1: lea first(%rip), %rax; call *%rax; dec %ebx; jnz 1b;"
+           "movb $third - first - 2, first + 1(%rip); movb $2, second + 1(%rip);"
+           "call second; mov %ecx, %edx; lea first(%rip), %rax; call *%rax; hlt;"
+           ".balign 64; first: jmp second; .byte 0;"
+           "second: mov $1, %ecx; ret; third: mov $3, %ecx; ret");
+
+static void a_disconnected_unit_stays_so_when_its_successor_goes(void **state)
+{
+    (void)state;
+    RUN(relinked);
+    assert_int_equal(reg(CPU_RDX), 2);
+    assert_int_equal(reg(CPU_RCX), 3);
+}
+
+/* The same with a conditional branch, entered with the flags in the host's. */
+GUEST_CODE(relinked_jcc, 64,
+           "mov $60, %ebx; 1: call 2f; dec %ebx; jnz 1b;"
+           "movb $2, 4f + 1(%rip); call 4f; mov %ecx, %edx; call 2f; hlt;"
+           ".balign 64; 2: test %ebx, %ebx; jmp 3f; nop; 3: jns 4f; mov $5, %ecx; ret;"
+           "4: mov $1, %ecx; ret");
+
+static void a_branch_under_a_patch_is_undone_with_care(void **state)
+{
+    (void)state;
+    RUN(relinked_jcc);
+    assert_int_equal(reg(CPU_RDX), 2);
+    assert_int_equal(reg(CPU_RCX), 2);
+}
+
+/* ---- branches ---- */
+
+GUEST_CODE(call_own_slot, 64,
+           "mov $60, %ebx; lea 2f(%rip), %rax;"
+           "1: mov %rax, -8(%rsp); call *-8(%rsp); 3: inc %ecx; dec %ebx; jnz 1b; hlt;"
+           "2: add $0x100, %ecx; ret");
+
+static void a_call_reads_its_target_before_it_pushes(void **state)
+{
+    (void)state;
+    RUN(call_own_slot);
+    assert_int_equal(reg(CPU_RCX), 60 * 0x101);
+    assert_int_equal(reg(CPU_RSP), GUEST_STACK);
+}
+
+/* Targets that differ from sane ones in the bits that tell epochs apart. */
+GUEST_CODE(wild_targets, 64,
+           "mov $0x20000, %esp; inc %r8d; cmp $200, %r8d; je 1f;"
+           "mov %r8d, %eax; and $63, %eax; inc %eax; shl $48, %rax; add %r9, %rax; inc %ecx;"
+           "jmp *%rax; 1: hlt");
+GUEST_CODE(wild_returns, 64,
+           "mov $0x20000, %esp; inc %r8d; cmp $200, %r8d; je 1f;"
+           "mov %r8d, %eax; and $63, %eax; inc %eax; shl $48, %rax; add %r9, %rax; inc %ecx;"
+           "push %rax; ret; 1: hlt");
+
+static void targets_that_are_not_canonical_never_hit(void **state)
+{
+    (void)state;
+    handler_jumps(VECTOR_GP, GUEST_CODE_AT);
+    for (unsigned i = 0; i < 4; i++) {
+        guest_long(&guest, 0);
+        handler_jumps(VECTOR_GP, GUEST_CODE_AT);
+        guest.state.gpr[CPU_R9] = i & 1 ? GUEST_CODE_AT : 0;
+        if (i & 2)
+            RUN(wild_returns);
+        else
+            RUN(wild_targets);
+        assert_int_equal(reg(CPU_RCX), 199);
+        assert_int_equal(reg(CPU_R8), 200);
+    }
+}
+
+GUEST_CODE(last_byte, 64,
+           "mov $60, %ebx; lea 2f(%rip), %rax; lea 2f(%rip), %rdx;"
+           "1: jmp *%rax; 2: dec %ebx; jg 1b; mov $-1, %rax; jz 1b; hlt");
+
+static void an_empty_entry_of_the_jump_cache_never_hits(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 6; i++) {
+        guest_long(&guest, 0);
+        if (i && guest.v->jit)
+            guest.v->jit->epochs = 0xfff9 + i; /* 0x10000 is near */
+        RUN(last_byte);
+        assert_int_equal(guest_vector(&guest), VECTOR_PF);
+        assert_int_equal(guest.state.cr2, UINT64_MAX);
+    }
+}
+
+/* The last page of the lower half. Code there may branch out of it. */
+static void map_last_page(void)
+{
+    enum { PDPT = 0x70000, PD = 0x71000, PT = 0x72000, PAGE = 0x73000 };
+    *guest_quad(&guest, GUEST_PML4 + 255 * 8) = PDPT | 7;
+    *guest_quad(&guest, PDPT + 511 * 8) = PD | 7;
+    *guest_quad(&guest, PD + 511 * 8) = PT | 7;
+    *guest_quad(&guest, PT + 511 * 8) = PAGE | 7;
+    static const uint8_t nops[16] = {0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+                                     0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90};
+    mem_write(guest.mem, PAGE + 0xff0, nops, sizeof nops);
+    guest.state.rip = 0x7ffffffffff0;
+}
+
+static void a_direct_branch_out_of_the_address_space_faults_there(void **state)
+{
+    static const struct {
+        uint8_t code[6];
+        uint64_t rip;
+    } cases[] = {{{0xe9, 0, 1, 0, 0}, 0x7ffffffffff0},
+                 {{0xe8, 0, 1, 0, 0}, 0x7ffffffffff0},
+                 {{0x0f, 0x85, 0, 1, 0, 0}, 0x7ffffffffff0},
+                 {{0x90, 0x90, 0x90, 0x90, 0x90, 0x90}, 0x800000000000}};
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_LEN(cases); i++)
+        for (unsigned n = 0; n < 40; n++) {
+            guest_long(&guest, 0);
+            map_last_page();
+            mem_write(guest.mem, 0x73ff0, cases[i].code, sizeof cases[i].code);
+            memset(guest.ram + GUEST_STACK - 8, 0x55, 8);
+            assert_int_equal(guest_go(&guest), ENGINE_EXIT_KICK);
+            assert_int_equal(guest_vector(&guest), VECTOR_GP);
+            assert_int_equal(guest_stack(&guest, 1), cases[i].rip);
+            assert_int_equal(guest_stack(&guest, 4), GUEST_STACK);
+        }
+}
+
+/* ---- the address space ---- */
+
+GUEST_CODE(remapped, 64,
+           "mov $60, %ebx; 1: call *%rdx; dec %ebx; jnz 1b; mov %ecx, %esi; int $0x80;"
+           "call *%rdx; hlt; .skip 64 - (. - remapped);"
+           "movq $0x401007, 0x4000; invlpg (%rdx); iretq");
+
+static void a_user_page_of_the_upper_half_is_forgotten_by_invlpg(void **state)
+{
+    static const uint8_t one[] = {0xb9, 1, 0, 0, 0, 0xc3}, two[] = {0xb9, 2, 0, 0, 0, 0xc3};
+    (void)state;
+    guest_long(&guest, 3);
+    guest_set_gate(&guest, 0x80, 14, 3, 0, SEL_CODE64);
+    handler_jumps(0x80, GUEST_CODE_AT + 64);
+    memcpy(guest.ram + GUEST_WINDOW, one, sizeof one);
+    memcpy(guest.ram + GUEST_WINDOW + MEM_PAGE_SIZE, two, sizeof two);
+    guest.state.gpr[CPU_RDX] = UINT64_C(0xffffff8000000000) + GUEST_WINDOW;
+    RUN(remapped);
+    assert_int_equal(guest_vector(&guest), VECTOR_GP); /* of HLT */
+    assert_int_equal(reg(CPU_RSI), 1);
+    assert_int_equal(reg(CPU_RCX), 2);
+}
+
+GUEST_CODE(to_device, 64, "mov $0x400000, %eax; jmp *%rax");
+
+static void code_in_a_device_runs_on(void **state)
+{
+    (void)state;
+    guest_page(&guest, 0, GUEST_MMIO | 7);
+    guest_page(&guest, 1, 0);
+    RUN(to_device); /* MOV after MOV, up to the end of the page */
+    assert_int_equal(guest_vector(&guest), VECTOR_PF);
+    assert_int_equal(guest.state.cr2, GUEST_WINDOW + MEM_PAGE_SIZE);
+    assert_int_equal(reg(CPU_RDI), 0xc7c7c7c7);
+}
+
+/* ---- memory ---- */
+
+GUEST_CODE(moving_base, 64,
+           "mov $60, %r8d; mov $0x60000, %ebx; xor %ecx, %ecx;"
+           "1: mov (%rbx,%rcx), %rax; add $8, %rbx; mov (%rbx,%rcx), %rdx; sub $8, %rbx;"
+           "mov 16(%rbx,%rcx), %rsi; mov %rsi, 32(%rbx,%rcx); dec %r8d; jnz 1b; hlt");
+
+static void a_base_with_an_index_may_move_between_accesses(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 8; i++)
+        *guest_quad(&guest, GUEST_DATA + i * 8) = 0x11 * (i + 1);
+    RUN(moving_base);
+    assert_int_equal(reg(CPU_RAX), 0x11);
+    assert_int_equal(reg(CPU_RDX), 0x22);
+    assert_int_equal(reg(CPU_RSI), 0x33);
+    assert_int_equal(*guest_quad(&guest, GUEST_DATA + 32), 0x33);
+    assert_int_equal(*guest_quad(&guest, GUEST_DATA + 40), 0x66);
+}
+
+/* ---- encodings ---- */
+
+GUEST_CODE(many_prefixes, 64,
+           "mov $60, %ebx; mov $0x12345678, %ecx; mov $-1, %rax; mov $-1, %rdx;"
+           "1: .byte 0x66, 0x66, 0x66, 0x66, 0xf3, 0x0f, 0xb8, 0xc1;" /* popcnt %cx, %ax */
+           ".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0xf3, 0x0f, 0xb8, 0xd1;"
+           "dec %ebx; jnz 1b; hlt");
+
+static void prefixes_may_be_repeated(void **state)
+{
+    (void)state;
+    RUN(many_prefixes);
+    assert_int_equal(reg(CPU_RAX), 0xffffffffffff0008);
+    assert_int_equal(reg(CPU_RDX), 0xffffffffffff0008);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_disconnected_unit_stays_so_when_its_successor_goes),
+        TEST(a_branch_under_a_patch_is_undone_with_care),
+        TEST(a_call_reads_its_target_before_it_pushes),
+        TEST(targets_that_are_not_canonical_never_hit),
+        TEST(an_empty_entry_of_the_jump_cache_never_hits),
+        TEST(a_direct_branch_out_of_the_address_space_faults_there),
+        TEST(a_user_page_of_the_upper_half_is_forgotten_by_invlpg),
+        TEST(code_in_a_device_runs_on),
+        TEST(a_base_with_an_index_may_move_between_accesses),
+        TEST(prefixes_may_be_repeated),
+    };
+    const char *only = getenv("JIT_TEST_ONLY");
+    if (only)
+        cmocka_set_test_filter(only);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
