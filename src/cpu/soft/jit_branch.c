@@ -150,6 +150,20 @@ static struct jit_slow *leave_to(struct jit *jit, unsigned k)
     return slow;
 }
 
+/* A target in RAX that is not canonical is the handler's. It could also be taken for one of another
+ * epoch, for which the jump cache has those bits. */
+static void check_target(struct jit *jit, unsigned k)
+{
+    struct jit_asm *a = &jit->a;
+    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
+    asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
+    asm_byte(a, 16);
+    asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
+    asm_byte(a, 16);
+    asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
+    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
+}
+
 /* The branch has been made but for RIP, which becomes jit_state.target. */
 static struct jit_slow *leave_for_target(struct jit *jit, unsigned k)
 {
@@ -168,6 +182,8 @@ static void indirect(struct jit *jit, unsigned k, int32_t pop, bool pushed)
     uint32_t key = JIT_FIELD(jit->v, jit_state.epoch_key) + jit->half * (uint32_t)sizeof(uint64_t);
     uint32_t keys = JIT_FIELD(jit->v, jit_state.jump_keys) + jit->half * JIT_JUMPS * 8;
     uint32_t code = JIT_FIELD(jit->v, jit_state.jump_code) + jit->half * JIT_JUMPS * 8;
+    if (!pushed)
+        check_target(jit, k);
     leave(jit, k)->jump = poll(jit);
     asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
     asm_op(a, 0xc1, 8, 5, JIT_REG(JIT_T));
@@ -236,13 +252,7 @@ static bool call(struct jit *jit, unsigned k)
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
     /* To nowhere: then nothing is pushed. Once something is, the handler cannot do it all again:
      * the operand may lie there. */
-    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
-    asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
-    asm_byte(a, 16);
-    asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
-    asm_byte(a, 16);
-    asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
-    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
+    check_target(jit, k);
     push_return(jit, k);
     asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
     asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));

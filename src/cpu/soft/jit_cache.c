@@ -356,8 +356,10 @@ static void epoch_next(struct soft_vcpu *v, unsigned half)
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
     uint64_t epoch = ++cache->epochs;
-    if ((epoch & 0xffff) == 0) /* keys of long ago come back */
+    if ((epoch & 0xffff) == 0) { /* keys of long ago come back */
         memset(state->jump_keys, 0xff, sizeof state->jump_keys);
+        epoch = ++cache->epochs; /* with the key 0, RIP -1 would hit what is empty */
+    }
     state->epoch[half] = epoch;
     state->epoch_key[half] = epoch << 48;
 }
