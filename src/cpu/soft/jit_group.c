@@ -136,8 +136,11 @@ static struct scan scan(const struct jit *jit, unsigned k, const struct jit_ea *
                 break;
             }
         }
-        if (!added(jit, i, ea->base, &delta) ||
-            (ea->index != JIT_NONE && (!added(jit, i, ea->index, &index_delta) || index_delta)))
+        if (!added(jit, i, ea->base, &delta))
+            return best;
+        /* With an index JIT_T has the base in it (member), and neither may move. */
+        if (ea->index != JIT_NONE &&
+            (delta || !added(jit, i, ea->index, &index_delta) || index_delta))
             return best;
         base += delta;
         if (base < -SPAN_MAX || base > SPAN_MAX)
@@ -176,8 +179,6 @@ bool jit_group_access(struct jit *jit, unsigned k, const struct jit_ea *ea, unsi
         int64_t low = ea->disp + group->delta, high = low + size;
         if (!same_registers(ea, &group->ea) || low < group->low || high > group->high ||
             (write && !group->write))
-            return false;
-        if (ea->index != JIT_NONE && group->delta)
             return false;
         if (group->kept)
             asm_load(a, JIT_T, JIT_V(jit, jit_state.addend));
