@@ -223,7 +223,8 @@ static void put_copy(struct jit_asm *a, const ZydisDecodedInstruction *zydis,
             bool matters = prefix == 0x66 || prefix == 0xf0 ||
                            ((prefix == 0xf2 || prefix == 0xf3) &&
                             zydis->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY);
-            if (matters && op.prefixes < sizeof op.prefix)
+            /* Each once: more would not fit. */
+            if (matters && !memchr(op.prefix, prefix, op.prefixes))
                 op.prefix[op.prefixes++] = prefix;
         }
         op.rex = copy->byte_registers;
