@@ -64,6 +64,8 @@ static bool is_translated(struct soft_vcpu *v, struct soft_block *block, bool *r
     }
     if (block->unit)
         return true;
+    if (block == v->cache->single) /* decoded anew each time: no heat stays */
+        return false;
     if (block->heat < v->cache->heat_limit && ++block->heat < v->cache->heat_limit)
         return false;
     *ret_again = true;
