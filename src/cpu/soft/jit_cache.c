@@ -13,10 +13,9 @@
  * the cache is full: what is hot is soon there again.
  */
 #include "cpu/soft/jit_unit.h"
-#include "cpu/soft/native.h"
+#include "cpu/soft/native_stub.h"
 #include "cpu/soft/populate.h"
 
-#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -57,12 +56,6 @@ static bool cache_map(struct soft_jit *cache)
     return cache->write_alias && cache->execute_alias;
 }
 
-static bool host_has_avx(void)
-{
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_AVX && ecx & bit_OSXSAVE;
-}
-
 int jit_new(struct soft_vcpu *v, struct err *err)
 {
     const struct engine_config *config = &v->vm->config;
@@ -77,7 +70,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     cache->size = align_up(max(bytes, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
     cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
     cache->chaining = true;
-    cache->has_avx = host_has_avx();
+    cache->has_avx = v->native->has_avx;
     cache->unit_max = cache->link_max = 1024;
     cache->units = calloc(cache->unit_max, sizeof *cache->units);
     cache->links = calloc(cache->link_max, sizeof *cache->links);
@@ -381,14 +374,17 @@ void jit_note_page(struct soft_vcpu *v, uint64_t linear)
 {
     uint64_t bit;
     *seen_word(v->jit, linear, &bit) |= bit;
-    if (v->mode & MODE_CPL)
+    if (v->mode & MODE_CPL) {
+        v->jit->seen_high |= half_of(linear) == 0;
         return;
+    }
     v->jit->seen_local |= !jit_page_is_global(v, linear);
     v->jit->seen_low |= half_of(linear) == 1;
 }
 
 /* Everything of this half of the address space has to be looked up again. The supervisor may run
- * code of the user's half (early, on an identity map), and has but one epoch. */
+ * code of the user's half (early, on an identity map), the user of the supervisor's (where there is
+ * no such custom), and each has but one epoch. */
 static void half_ends(struct soft_vcpu *v, unsigned half)
 {
     struct soft_jit *cache = v->jit;
@@ -396,8 +392,8 @@ static void half_ends(struct soft_vcpu *v, unsigned half)
     memset(cache->seen[half], 0, sizeof cache->seen[half]);
     if (half == 0)
         cache->seen_local = false;
-    else if (cache->seen_low)
-        epoch_next(v, 0);
+    if (half == 0 ? cache->seen_high : cache->seen_low)
+        epoch_next(v, !half);
 }
 
 void jit_epoch_flush(struct soft_vcpu *v, bool global_too)
@@ -406,7 +402,7 @@ void jit_epoch_flush(struct soft_vcpu *v, bool global_too)
     if (!cache)
         return;
     if (global_too)
-        cache->seen_low = false;
+        cache->seen_low = cache->seen_high = false;
     half_ends(v, 1);
     if (global_too || cache->seen_local)
         half_ends(v, 0);

@@ -181,6 +181,7 @@ struct soft_jit {
     uint64_t seen[2][JIT_SEEN / 64]; /* pages that links and jump caches lead to; [1]: lower half */
     bool seen_local;                 /* the supervisor has noted a page that is not global */
     bool seen_low;                   /* ... and one of the lower half */
+    bool seen_high;                  /* the user has noted one of the upper half */
     uint32_t mode;                   /* without CPL: what jump caches and guards hold for */
     uint64_t events_done;
     uint64_t epochs;
