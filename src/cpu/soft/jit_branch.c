@@ -13,6 +13,7 @@
  * writes them anew anyhow, are computed again by the stub.
  */
 #include "cpu/soft/jit_unit.h"
+#include "cpu/soft/system.h"
 
 static int64_t offset_of(const struct jit *jit, unsigned k_end)
 {
@@ -301,6 +302,12 @@ bool jit_branch(struct jit *jit, unsigned k)
     const ZydisDecodedInstruction *zydis = &d->zydis;
     if (d->undefined || d->too_long || zydis->operand_width != 64 ||
         zydis->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+        return false;
+    /* Out of the address space: the fault is the handler's. (An alias of the page may lie elsewhere;
+     * then the fault shows the target instead.) */
+    uint64_t next = jit->v->gpr[SOFT_RIP] + d->end;
+    if (d->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && d->operands[0].imm.is_relative &&
+        !canonical(next + d->operands[0].imm.value.u))
         return false;
     unsigned condition = condition_of(zydis->mnemonic);
     if (condition != JIT_NONE) {
