@@ -266,8 +266,5 @@ int main(void)
         TEST(a_base_with_an_index_may_move_between_accesses),
         TEST(prefixes_may_be_repeated),
     };
-    const char *only = getenv("JIT_TEST_ONLY");
-    if (only)
-        cmocka_set_test_filter(only);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
