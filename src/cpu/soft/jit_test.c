@@ -214,6 +214,23 @@ static void code_in_a_device_runs_on(void **state)
     assert_int_equal(reg(CPU_RDI), 0xc7c7c7c7);
 }
 
+/* ---- events ---- */
+
+GUEST_CODE(popf_window, 64,
+           "mov $1000, %ecx; 1: push $0x202; popf; nop; cli; dec %ecx; jnz 1b;" GUEST_STOP);
+
+static void an_interrupt_gets_in_behind_popf(void **state)
+{
+    (void)state;
+    guest_end(&guest);
+    guest_begin_with_apic(&guest);
+    guest_long(&guest, 0);
+    guest.apic.pending = 0x40;
+    engine_soft.vcpu_notify(guest.vcpu);
+    RUN(popf_window);
+    assert_int_equal(guest_vector(&guest), 0x40);
+}
+
 /* ---- memory ---- */
 
 GUEST_CODE(moving_base, 64,
@@ -263,6 +280,7 @@ int main(void)
         TEST(a_direct_branch_out_of_the_address_space_faults_there),
         TEST(a_user_page_of_the_upper_half_is_forgotten_by_invlpg),
         TEST(code_in_a_device_runs_on),
+        TEST(an_interrupt_gets_in_behind_popf),
         TEST(a_base_with_an_index_may_move_between_accesses),
         TEST(prefixes_may_be_repeated),
     };

@@ -1,4 +1,5 @@
 /* PUSHF, POPF, CLI, STI, STAC, CLAC: SDM vol. 2; who may change IF and IOPL: vol. 1, 3.4.3. */
+#include "cpu/soft/block.h"
 #include "cpu/soft/system.h"
 
 uint64_t flags_writable(const struct soft_vcpu *v, unsigned size)
@@ -52,7 +53,8 @@ static void op_popf(struct soft_vcpu *v, const struct insn *insn)
     uint64_t mask = flags_writable(v, insn->size);
     if (insn->size > 2)
         mask |= RFLAG_RF, value &= ~(uint64_t)RFLAG_RF;
-    if (flags_change(v, mask, value))
+    /* An interrupt that waited for IF gets in here; behind the block IF may be clear again. */
+    if (flags_change(v, mask, value) || block_attention(v))
         return insn_leave(v, insn);
     NEXT(v, insn);
 }
