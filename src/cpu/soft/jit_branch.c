@@ -303,8 +303,8 @@ bool jit_branch(struct jit *jit, unsigned k)
     if (d->undefined || d->too_long || zydis->operand_width != 64 ||
         zydis->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
         return false;
-    /* Out of the address space: the fault is the handler's. (An alias of the page may lie elsewhere;
-     * then the fault shows the target instead.) */
+    /* Out of the address space: the fault is the handler's. (An alias of the page may lie
+     * elsewhere; then the fault shows the target instead.) */
     uint64_t next = jit->v->gpr[SOFT_RIP] + d->end;
     if (d->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && d->operands[0].imm.is_relative &&
         !canonical(next + d->operands[0].imm.value.u))
