@@ -3,7 +3,7 @@
  *
  *   in the page      jmp target                         patched in once the target has a unit
  *   across pages     page_base == guard's, epoch == guard's?  page_base = ...; jmp target
- *   indirect         jump cache: linear ^ epoch key at slot?  page_base = ...; jmp its code
+ *   indirect         jump cache: this linear address in its slot?  page_base = ...; jmp its code
  *
  * Until a link is made, and where a guard or the jump cache misses, the way leads through a stub to
  * the loop (or, for indirect branches, to the branch's own handler, which has all checks).
@@ -155,7 +155,6 @@ static struct jit_slow *leave_to(struct jit *jit, unsigned k)
 static void indirect(struct jit *jit, unsigned k, int32_t pop)
 {
     struct jit_asm *a = &jit->a;
-    uint32_t key = JIT_FIELD(jit->v, jit_state.epoch_key) + jit->half * (uint32_t)sizeof(uint64_t);
     uint32_t keys = JIT_FIELD(jit->v, jit_state.jump_keys) + jit->half * JIT_JUMPS * 8;
     uint32_t code = JIT_FIELD(jit->v, jit_state.jump_code) + jit->half * JIT_JUMPS * 8;
     leave_to(jit, k)->jump = poll(jit);
@@ -164,12 +163,10 @@ static void indirect(struct jit *jit, unsigned k, int32_t pop)
     asm_byte(a, 11);
     asm_op(a, 0x33, 4, JIT_T, JIT_REG(JIT_RAX));
     asm_alu_imm(a, 4, 4, JIT_REG(JIT_T), JIT_JUMPS - 1);
-    asm_op(a, 0x33, 8, JIT_RAX, JIT_ABS(key));
     struct jit_rm at = {
         .reg = JIT_NONE, .base = JIT_NONE, .index = JIT_T, .scale = 3, .disp = (int32_t)keys};
     asm_op(a, 0x3b, 8, JIT_RAX, at);
     leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
-    asm_op(a, 0x33, 8, JIT_RAX, JIT_ABS(key));
     asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE);
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
     if (pop)

@@ -63,6 +63,12 @@ static bool host_has_avx(void)
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_AVX && ecx & bit_OSXSAVE;
 }
 
+static bool host_has_bmi2(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return host_has_avx() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ebx & bit_BMI2;
+}
+
 int jit_new(struct soft_vcpu *v, struct err *err)
 {
     const struct engine_config *config = &v->vm->config;
@@ -78,6 +84,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
     cache->chaining = true;
     cache->has_avx = host_has_avx();
+    cache->has_bmi2 = host_has_bmi2();
     cache->unit_max = cache->link_max = 1024;
     cache->units = calloc(cache->unit_max, sizeof *cache->units);
     cache->links = calloc(cache->link_max, sizeof *cache->links);
@@ -91,6 +98,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     }
     cache->delta =
         (uint64_t)(uintptr_t)cache->execute_alias - (uint64_t)(uintptr_t)cache->write_alias;
+    memset(v->jit_state.jump_keys, 0xff, sizeof v->jit_state.jump_keys);
     jit_make_prelude(v, cache);
     cache->used = cache->prelude;
     cache->unit_count = cache->link_count = 1;
@@ -123,7 +131,6 @@ void jit_reset(struct soft_vcpu *v)
     cache->want = 0;
     cache->resets++;
     memset(cache->pages, 0, sizeof cache->pages);
-    memset(v->jit_state.jump_keys, 0xff, sizeof v->jit_state.jump_keys);
     jit_epoch_flush(v, true);
 }
 
@@ -350,11 +357,13 @@ static void epoch_next(struct soft_vcpu *v, unsigned half)
 {
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
-    uint64_t epoch = ++cache->epochs;
-    if ((epoch & 0xffff) == 0) /* keys of long ago come back */
-        memset(state->jump_keys, 0xff, sizeof state->jump_keys);
-    state->epoch[half] = epoch;
-    state->epoch_key[half] = epoch << 48;
+    state->epoch[half] = ++cache->epochs;
+    if (cache->jumps_count[half] > JIT_JUMPS_USED)
+        memset(state->jump_keys[half], 0xff, sizeof state->jump_keys[half]);
+    else
+        for (unsigned i = 0; i < cache->jumps_count[half]; i++)
+            state->jump_keys[half][cache->jumps_used[half][i]] = UINT64_MAX;
+    cache->jumps_count[half] = 0;
 }
 
 static unsigned half_of(uint64_t linear)

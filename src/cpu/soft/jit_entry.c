@@ -255,9 +255,7 @@ uint32_t jit_remembered(struct soft_vcpu *v)
     unsigned half = (v->mode & MODE_CPL) != 0;
     uint64_t rip = v->gpr[SOFT_RIP];
     unsigned slot = jump_slot(rip);
-    return state->jump_keys[half][slot] == (rip ^ state->epoch_key[half])
-               ? (uint32_t)state->jump_code[half][slot]
-               : 0;
+    return state->jump_keys[half][slot] == rip ? (uint32_t)state->jump_code[half][slot] : 0;
 }
 
 uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
@@ -273,7 +271,12 @@ uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
         unsigned half = (v->mode & MODE_CPL) != 0;
         uint64_t rip = v->gpr[SOFT_RIP];
         unsigned slot = jump_slot(rip);
-        state->jump_keys[half][slot] = rip ^ state->epoch_key[half];
+        if (state->jump_keys[half][slot] == UINT64_MAX) {
+            if (cache->jumps_count[half] < JIT_JUMPS_USED)
+                cache->jumps_used[half][cache->jumps_count[half]] = (uint16_t)slot;
+            cache->jumps_count[half] += cache->jumps_count[half] <= JIT_JUMPS_USED;
+        }
+        state->jump_keys[half][slot] = rip;
         state->jump_code[half][slot] = entry;
         jit_note_page(v, rip);
     }

@@ -34,6 +34,7 @@ enum {
     JIT_UNIT_ROOM = 24 << 10, /* more than any unit can take */
     JIT_PAGES = 4096,         /* chains of units by guest page */
     JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
+    JIT_JUMPS_USED = 2048,
     JIT_PATCH = 5,            /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
 };
@@ -170,7 +171,7 @@ struct soft_jit {
     uint64_t delta; /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
     uint32_t load_vectors;
-    bool has_avx, counting, chaining;
+    bool has_avx, has_bmi2, counting, chaining;
 
     struct jit_unit *units; /* [0] is none */
     uint32_t unit_count, unit_max;
@@ -181,6 +182,9 @@ struct soft_jit {
     bool seen_local;                 /* the supervisor has noted a page that is not global */
     bool seen_low;                   /* ... and one of the lower half */
     uint32_t mode;                   /* without CPL: what jump caches and guards hold for */
+    /* Slots of the jump caches that are filled, unless there are too many to remember. */
+    uint16_t jumps_used[2][JIT_JUMPS_USED];
+    unsigned jumps_count[2];
     uint64_t events_done;
     uint64_t epochs;
 

@@ -205,13 +205,11 @@ struct jit_state {
     uint64_t target;    /* scratch: where jit_enter goes, where a call goes */
     uint64_t addend;    /* of the open group of accesses */
     uint64_t host_rsp;  /* of jit_enter's frame */
-    /* Of the current mode's half, as [0] CPL 0 and [1] CPL 3. Epochs count up; the key is the same
-     * number in bits 48..63, which tells jump cache entries of different epochs apart. */
-    uint64_t epoch[2], epoch_key[2];
+    uint64_t epoch[2]; /* by half: [0] CPL 0, [1] CPL 3; counts up */
     uint32_t exit_kind; /* enum jit_exit_kind */
     uint32_t exit_unit, exit_index;
     uint8_t vector_live;              /* YMM 0..15 of the guest are in the host's registers */
-    uint64_t jump_keys[2][JIT_JUMPS]; /* linear address ^ epoch_key */
+    uint64_t jump_keys[2][JIT_JUMPS]; /* linear addresses; all ones: empty */
     uint64_t jump_code[2][JIT_JUMPS]; /* where its unit is entered, flags in memory */
 };
 
