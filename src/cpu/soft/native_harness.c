@@ -232,6 +232,8 @@ void random_state(struct host_state *state, bool unmasked)
 {
     for (unsigned i = 0; i < 16; i++)
         state->gpr[i] = random_value();
+    /* A signal's return to a stack that is no address is #GP under some hypervisors. */
+    state->gpr[CPU_RSP] = (uint64_t)((int64_t)(state->gpr[CPU_RSP] << 16) >> 16);
     state->rflags = 0x202 | (random_64() & RFLAG_ARITHMETIC);
     random_fx(state->fx, unmasked);
     for (unsigned i = 0; i < 16; i++)
