@@ -83,12 +83,25 @@ static void rest(struct soft_vcpu *v)
     sleep_until_attention(v);
 }
 
+/* With ATTENTION_STOP. True: nothing else is to be handled. */
+static bool before_stop(struct soft_vcpu *v)
+{
+    bool attempt = v->stop_attempt;
+    v->stop_attempt = false;
+    if ((attempt || v->instructions < v->stop_at) && v->run_state == CPU_RUNNING)
+        return atomic_load(&v->attention) == ATTENTION_STOP;
+    atomic_fetch_or(&v->attention, ATTENTION_KICK);
+    return false;
+}
+
 /* Handles whatever is to be handled between two instructions. True: run one now. */
 static bool between(struct soft_vcpu *v)
 {
     if (likely(!block_attention(v) && v->run_state == CPU_RUNNING))
         return true;
     v->link = NULL;
+    if (unlikely(v->stop_at != UINT64_MAX) && before_stop(v))
+        return true;
     if (soft_deliver_pending(v))
         return false;
     if (v->run_state == CPU_RUNNING)
@@ -108,6 +121,8 @@ static void loop(struct soft_vcpu *v)
         bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
         struct soft_block *block = block_lookup(v, step);
         v->link = NULL;
+        if (unlikely(block->count > v->stop_at - v->instructions))
+            block = block_lookup(v, true);
         enter_block(v, block);
     }
 }
@@ -117,6 +132,10 @@ int soft_run(struct soft_vcpu *v, struct engine_exit *ret_exit)
     v->exit_reason = 0;
     v->link = NULL;
     v->block = NULL;
+    if (v->stop_at != UINT64_MAX)
+        atomic_fetch_or(&v->attention, ATTENTION_STOP);
+    else
+        atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_STOP);
     exclusive_enter(v);
     native_enter(v);
     loop(v);

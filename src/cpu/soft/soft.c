@@ -115,6 +115,7 @@ static int soft_vcpu_new(struct engine_vm *handle, unsigned index, struct engine
     memset(v, 0, sizeof *v);
     v->vm = vm;
     v->index = index;
+    v->stop_at = UINT64_MAX;
     pthread_mutex_init(&v->sleep_lock, NULL);
     pthread_cond_init(&v->sleep_wake, NULL);
     int r = vcpu_prepare(v, err);
@@ -176,6 +177,12 @@ static uint64_t soft_vcpu_instructions(struct engine_vcpu *vcpu)
     return __atomic_load_n(&vcpu_of(vcpu)->instructions, __ATOMIC_RELAXED);
 }
 
+static void soft_vcpu_stop_at(struct engine_vcpu *vcpu, uint64_t instructions, bool attempt)
+{
+    vcpu_of(vcpu)->stop_at = instructions;
+    vcpu_of(vcpu)->stop_attempt = attempt;
+}
+
 /* ---- dirty log ---- */
 
 /* Without write tags every first store to a page comes by the slow path, which marks it. A page
@@ -229,4 +236,5 @@ const struct engine_ops engine_soft = {
     .dirty_sync = soft_dirty_sync,
     .dirty_stop = soft_dirty_stop,
     .vcpu_instructions = soft_vcpu_instructions,
+    .vcpu_stop_at = soft_vcpu_stop_at,
 };

@@ -178,6 +178,7 @@ enum soft_attention {
     ATTENTION_SIGNAL = 1 << 2,    /* NMI, INIT or SIPI waits in `signals` */
     ATTENTION_EXCLUSIVE = 1 << 3, /* another vCPU asks for the world to stand still */
     ATTENTION_STEP = 1 << 4,      /* TF, an interrupt shadow, or DR7: one instruction at a time */
+    ATTENTION_STOP = 1 << 5,      /* `stop_at` is set: the loop sees every block */
 };
 
 struct soft_tlb_entry {
@@ -235,6 +236,8 @@ struct soft_vcpu {
     uint64_t ea_base[8];        /* added to effective addresses: per enum cpu_seg; in MODE_64 only
                                    FS and GS are not 0; slot 7 is always 0 */
     uint64_t instructions;      /* executed, counted per block */
+    uint64_t stop_at;           /* run() ends when `instructions` is this; UINT64_MAX = never */
+    bool stop_attempt;          /* but one instruction is begun before */
     struct soft_block *block;   /* the block being executed */
     struct insn *link;          /* block.h: the branch that wants a link to what comes next */
     uint32_t exit_reason;       /* enum engine_exit_reason + 1 when run() must return; 0 = go on */
