@@ -5,12 +5,13 @@
 #   make test     every test, plain and under sanitizers; the last line is "N passed, N failed"
 #   make torture  the long tests          make fuzz   the fuzzers, FUZZ_SECONDS each
 #   make bench    beside QEMU TCG, in one run          make format  lay out the C files
+#   make bench-engine   the engine row by row: native, QEMU TCG and ours, in one run
 #   make install  honours DESTDIR and PREFIX           make fresh-check  proves tools/deps complete
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
 BUILD := build
 
-.PHONY: all run test unit torture fuzz bench install format fresh-check deps clean
+.PHONY: all run test unit torture fuzz bench bench-engine install format fresh-check deps clean
 
 all: deps
 	@tools/build $(BUILD)
@@ -34,6 +35,10 @@ fuzz: deps
 bench: all
 	@tools/install-deps bench
 	@bench/run $(BUILD)
+
+bench-engine: all
+	@tools/install-deps bench
+	@bench/engine $(BUILD)
 
 install:
 	@tools/build $(BUILD) --prefix $(PREFIX)

@@ -54,30 +54,43 @@ def default_kernel(lodge):
 class Result:
     def __init__(self):
         self.wall = self.pid1 = self.first = self.resident = self.beyond = None
-        self.instructions = None
+        self.instructions = self.status = None
         self.output = ""
+        self.heard = []  # (seconds since the start, console line)
+
+
+class Unfinished(TimeoutError):
+    """A machine that did not end in time; what it said until then is in `result`."""
+
+    def __init__(self, result, limit):
+        super().__init__(f"no end after {limit} s:\n{result.output[-2000:]}")
+        self.result = result
 
 
 def watch(process, descriptor, result, started, limit, on_pid1=None):
     """Reads a machine's console until it ends; notes when PID 1 spoke."""
     deadline = started + limit
+    line = ""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             process.kill()
             process.wait()
-            raise TimeoutError(f"no end after {limit} s:\n{result.output[-2000:]}")
+            raise Unfinished(result, limit)
         if not select.select([descriptor], [], [], left)[0]:
             continue
         data = os.read(descriptor, 65536)
         if not data:
             break
-        result.output += data.decode(errors="replace")
+        text = data.decode(errors="replace")
+        result.output += text
+        *whole, line = (line + text).split("\n")
+        result.heard += [(time.monotonic() - started, each.rstrip("\r")) for each in whole]
         if result.pid1 is None and re.search(r"^PID1", result.output, re.MULTILINE):
             result.pid1 = time.monotonic() - started
             if on_pid1:
                 on_pid1()
-    process.wait()
+    result.status = process.wait()
     result.wall = time.monotonic() - started
     return result
 
@@ -116,8 +129,10 @@ def run_qemu(kernel, initrd, append, memory=512, cpus=1, limit=120):
     return watch(process, process.stdout.fileno(), result, started, limit, at_pid1)
 
 
-def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, limit=120):
-    """Starts lodge-vmm as `lodge run` does, and keeps its side of the control socket."""
+def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, limit=120,
+              stats=True):
+    """Starts lodge-vmm as `lodge run` does, and keeps its side of the control socket. Asking for
+    `stats` disturbs the guest a little just after PID 1 spoke."""
     result = Result()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     read_end, write_end = os.pipe()
@@ -137,7 +152,14 @@ def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, li
         if descriptor != theirs.fileno():
             os.close(descriptor)
     theirs.close()
-    ready = ours.recv(8192)
+    ours.settimeout(limit)
+    try:
+        ready = ours.recv(8192)
+    except TimeoutError:
+        process.kill()
+        raise RuntimeError(f"lodge-vmm was not ready after {limit} s") from None
+    if not ready:
+        raise RuntimeError(f"lodge-vmm ended before it was ready, status {process.wait()}")
     length, kind, _ = HEADER.unpack_from(ready)
     if kind != READY:
         raise RuntimeError(ready[8:8 + length].decode(errors="replace"))
@@ -148,7 +170,7 @@ def run_lodge(vmm, kernel, initrd, append, engine="soft", memory=512, cpus=1, li
         answer = ours.recv(8192)
         result.instructions, result.resident, _ = struct.unpack_from("<QQQ", answer, 8)
         result.beyond = beyond_guest_memory(process.pid)
-    watch(process, read_end, result, started, limit, ask)
+    watch(process, read_end, result, started, limit, ask if stats else None)
     os.close(read_end)
     ours.close()
     return result

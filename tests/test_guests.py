@@ -8,8 +8,11 @@ import pytest
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("LODGE_BUILD", f"{TOP}/build")
-GUESTS = ["exceptions", "paging", "interrupts", "smp", "devices", "user", "modes", "clock"]
-CPUS = {"smp": 2}
+GUESTS = ["exceptions", "paging", "interrupts", "smp", "devices", "user", "modes", "clock", "smc",
+          "remap", "xmc", "pagegames", "pcid", "faults",
+          "faultloops", "faultstrings", "step", "storm",
+          "compat"]
+CPUS = {"smp": 2, "xmc": 2}
 
 
 def kvm_missing():

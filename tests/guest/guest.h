@@ -60,6 +60,9 @@ void guest_main(uint32_t multiboot_info);
  * of ring 0 is known not to have what is asked about. Prints "SKIP what". */
 bool guest_emulated(const char *what);
 
+/* True where the command line has that word. */
+bool guest_told(const char *word);
+
 /* One line "PASS name" or "FAIL name: got ..., wanted ...". */
 void check(const char *name, bool good);
 void check_equal(const char *name, uint64_t got, uint64_t wanted);
@@ -78,11 +81,17 @@ void guest_gate(unsigned vector, unsigned ist, unsigned dpl, bool trap);
 /* Starts the other processors with INIT and SIPI, one after another; each runs `body(index)`. */
 void guest_start_cpu(unsigned apic_id, void (*body)(void));
 
-/* A page table entry for `address` at 4 KiB; splits the 2 MiB page it lies in. */
 void *memcpy(void *to, const void *from, size_t n);
 void *memset(void *to, int byte, size_t n);
 
+/* A page table entry for `address` at 4 KiB; splits the 2 MiB page it lies in. */
 uint64_t *guest_page(uint64_t address);
+/* Writes that entry and drops what is cached of it. */
+void guest_map(uint64_t address, uint64_t entry);
+/* Another address space, the same as the first but for the 2 MiB around `address`: those have a
+ * page table of their own, a copy at first, which comes back in *ret_table. Returns its CR3. Pages
+ * that are split later are split in the first one only. */
+uint64_t guest_space(uint64_t address, uint64_t **ret_table);
 
 static inline void outb(uint16_t port, uint8_t value)
 {
@@ -163,6 +172,13 @@ static inline void memory_barrier(void)
 static inline void invlpg(uint64_t address)
 {
     __asm__ volatile("invlpg (%0)" ::"r"(address) : "memory");
+}
+/* What the architecture asks for after a change of code through another linear address. */
+static inline void serialize(void)
+{
+    uint32_t ignored[4];
+    cpuid(0, 0, ignored);
+    memory_barrier();
 }
 static inline void interrupts_on(void)
 {

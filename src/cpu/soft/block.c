@@ -1,4 +1,5 @@
 #include "cpu/soft/block.h"
+#include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
 
@@ -155,8 +156,10 @@ void soft_code_written(struct soft_vm *vm, struct soft_vcpu *v, const struct ins
         if (code_page_of(vm, gpa, &page) &&
             (__atomic_load_n(page.granules, __ATOMIC_RELAXED) & bits)) {
             pthread_mutex_lock(&vm->code_lock);
-            if (__atomic_fetch_and(page.granules, ~bits, __ATOMIC_SEQ_CST) & bits)
+            if (__atomic_fetch_and(page.granules, ~bits, __ATOMIC_SEQ_CST) & bits) {
                 __atomic_fetch_add(page.generation, 1, __ATOMIC_SEQ_CST);
+                jit_code_event(vm, gpa);
+            }
             if (*page.granules == 0)
                 __atomic_fetch_and(page.mark, (uint8_t)~MEM_PAGE_CODE, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&vm->code_lock);
@@ -178,6 +181,9 @@ int block_cache_new(struct soft_vcpu *v, struct err *err)
     cache->nowhere.generation = 1;
     cache->tables = decode_tables_new(v);
     cache->chunk_limit = v->vm->config.vcpus == 1 ? BLOCK_CHUNKS_MAX : BLOCK_CHUNKS_SHARED;
+    cache->heat_limit = !v->jit                                                     ? INT32_MAX
+                        : v->vm->config.translate == ENGINE_TRANSLATE_ALWAYS ? 1
+                                                                                    : JIT_HEAT;
     cache->single =
         calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) + ZYDIS_MAX_INSTRUCTION_LENGTH);
     if (!cache->tables || !cache->single)
@@ -190,7 +196,7 @@ void block_cache_free(struct soft_vcpu *v)
     struct soft_cache *cache = v->cache;
     if (!cache)
         return;
-    for (unsigned i = 0; i < BLOCK_CHUNKS_MAX; i++)
+    for (unsigned i = 0; i < ARRAY_LEN(cache->chunks); i++)
         free(cache->chunks[i]);
     decode_tables_free(cache->tables);
     free(cache->single);
@@ -208,6 +214,7 @@ void block_forget_all(struct soft_vcpu *v)
     cache->forgotten++;
     v->link = NULL;
     v->block = NULL;
+    jit_reset(v);
     native_reset(v);
 }
 
@@ -218,6 +225,7 @@ static void *arena_take(struct soft_cache *cache, size_t size)
     if (cache->used + size > BLOCK_CHUNK) {
         if (cache->chunk + 1 == cache->chunk_limit)
             return NULL;
+        cache->filled[cache->chunk] = (uint32_t)cache->used;
         cache->chunk++;
         cache->used = 0;
     }
@@ -234,9 +242,71 @@ static void *arena_take(struct soft_cache *cache, size_t size)
 static struct soft_block **hash_chain(struct soft_cache *cache, uint64_t gpa, uint32_t mode)
 {
     uint64_t mixed = (gpa ^ (uint64_t)mode << 32) * UINT64_C(0x9e3779b97f4a7c15);
-    return &cache->hash[mixed >> 51];
+    return &cache->hash[mixed >> 49];
 }
-_Static_assert(BLOCK_HASH == 1 << (64 - 51), "hash_chain");
+_Static_assert(BLOCK_HASH == 1 << (64 - 49), "hash_chain");
+
+/* ---- forgetting what is cold ---- */
+
+/* A block moves down in the arena, with what points into itself. Its links are undone, for their
+ * targets may be gone. */
+static void block_move(struct soft_vcpu *v, struct soft_block *to, struct soft_block *from)
+{
+    struct soft_cache *cache = v->cache;
+    size_t room = from->room;
+    memmove(to, from, room);
+    to->bytes = (const uint8_t *)(to->insns + to->count + 1);
+    /* Only the last instruction and the terminator have links. */
+    for (unsigned i = to->count - 1u; i <= to->count; i++)
+        if (to->insns[i].flags & INSN_LINK)
+            to->insns[i].data = &cache->nowhere;
+    jit_moved(v, to);
+}
+
+void block_forget_cold(struct soft_vcpu *v)
+{
+    struct soft_cache *cache = v->cache;
+    unsigned chunks = cache->chunk + 1;
+    size_t used_last = cache->used;
+    size_t kept = 0;
+    if (!v->jit) {
+        block_forget_all(v);
+        return;
+    }
+    memset(cache->hash, 0, sizeof cache->hash);
+    memset(cache->jumps, 0, sizeof cache->jumps);
+    v->link = NULL;
+    v->block = NULL;
+    cache->forgotten++;
+    cache->chunk = 0;
+    cache->used = 0;
+    /* In the order in which they lie, so that no block moves up. */
+    for (unsigned chunk = 0; chunk < chunks; chunk++) {
+        size_t end = chunk + 1 == chunks ? used_last : cache->filled[chunk];
+        for (size_t at = 0; at < end;) {
+            struct soft_block *block = (struct soft_block *)(cache->chunks[chunk] + at);
+            size_t room = block->room;
+            at += room;
+            if (!block->unit)
+                continue;
+            struct soft_block *to = arena_take(cache, room);
+            assert(to && (cache->chunk < chunk || to <= block));
+            block_move(v, to, block);
+            kept += room;
+            struct soft_block **chain = hash_chain(cache, to->gpa, to->mode);
+            to->next = *chain;
+            *chain = to;
+        }
+    }
+    unsigned most = (unsigned)min(jit_bound(v) / BLOCK_CHUNK, (uint64_t)BLOCK_CHUNKS_JIT);
+    if (kept > (size_t)cache->chunk_limit * BLOCK_CHUNK / 2) {
+        if (cache->chunk_limit + BLOCK_CHUNKS_STEP <= most)
+            cache->chunk_limit += BLOCK_CHUNKS_STEP;
+        else
+            block_forget_all(v);
+    }
+}
+
 
 /* ---- fetching ---- */
 
@@ -371,6 +441,7 @@ static bool block_validate(struct soft_vcpu *v, struct soft_block *block,
     }
     block->generation_at = page.generation;
     block->generation = generation;
+    jit_reconnect(v, block);
     return true;
 }
 
@@ -400,14 +471,15 @@ static struct soft_block *block_build(struct soft_vcpu *v, struct fetched *fetch
         sizeof(struct soft_block) + (result.count + 1) * sizeof(struct insn) + result.size;
     struct soft_block *block = arena_take(cache, size);
     if (!block) {
-        /* Stubs are forgotten too, so what has just been bound is bound again. */
-        block_forget_all(v);
+        /* Stubs may be forgotten too, so what has just been bound is bound again. */
+        block_forget_cold(v);
         result = decode_fetched(v, fetched, max);
         block = arena_take(cache, size);
         if (!block)
             return block_single(v);
     }
     block_fill(block, cache, &result, fetched, mode);
+    block->room = (uint32_t)align_up(size, 16);
     if (!block_validate(v, block, fetched))
         return block_single(v); /* somebody writes to it right now */
     struct soft_block **chain = hash_chain(cache, block->gpa, mode);
@@ -447,6 +519,7 @@ static struct soft_block *block_find(struct soft_vcpu *v, struct fetched *fetche
             if (block_still_good(v, block, fetched))
                 return block;
             *at = block->next;
+            jit_drop(v, block);
         } else {
             at = &block->next;
         }

@@ -30,12 +30,16 @@
 
 enum {
     BLOCK_JUMPS = 2048,       /* jump cache entries */
-    BLOCK_HASH = 8192,        /* chains */
+    BLOCK_HASH = 32768,       /* chains */
     BLOCK_CHUNK = 256 * 1024, /* the arena grows by this */
     /* So much a vCPU, then everything is forgotten: 9 MiB where there is one, 5 MiB each where
      * there are several. A boot of Debian decodes some 25 MiB and needs a third of it at a time. */
     BLOCK_CHUNKS_MAX = 36,
     BLOCK_CHUNKS_SHARED = 20,
+    /* With a translator: only what is not translated is forgotten, and where that is less than half
+     * the limit grows. */
+    BLOCK_CHUNKS_STEP = 16,
+    BLOCK_CHUNKS_JIT = 256,
     BLOCK_BYTES_MAX = 255, /* struct insn.end is one byte */
     BLOCK_TEXT = 272,      /* bytes looked at for one block: one instruction more */
 };
@@ -60,6 +64,9 @@ struct soft_block {
     const uint32_t *generation2_at;
     struct soft_block *next; /* in the hash chain */
     const uint8_t *bytes;
+    int32_t heat;        /* entries by handlers; from the vCPU's limit on they leave to the loop */
+    uint32_t unit;       /* of the translator; 0: none */
+    uint32_t room;       /* bytes of the arena */
     struct insn insns[]; /* count, and the terminator */
 };
 
@@ -88,12 +95,14 @@ struct soft_cache {
     struct soft_jump jumps[BLOCK_JUMPS] __attribute__((aligned(64)));
     struct soft_block *hash[BLOCK_HASH];
     struct soft_block *next;   /* without SOFT_TAIL_CALLS: what the loop runs next */
+    int32_t heat_limit;        /* INT32_MAX: nothing is translated */
     struct soft_block nowhere; /* never valid: what a branch without a link points to */
     uint32_t never;            /* its counter */
-    uint8_t *chunks[BLOCK_CHUNKS_MAX];
+    uint8_t *chunks[BLOCK_CHUNKS_JIT];
     unsigned chunk_limit;                    /* how many of them this vCPU may have */
     unsigned chunk;                          /* the one being filled */
     size_t used;                             /* of it */
+    uint32_t filled[BLOCK_CHUNKS_JIT];       /* of those before it */
     uint64_t blocks, forgotten, revalidated; /* for those who measure */
 
     /* decode.c */
@@ -121,6 +130,8 @@ struct decode_result {
 /* Decodes and binds up to `max` instructions of cache->text[0, size) into cache->insns, with the
  * terminator. With `size` of 15 and more the count is never 0: what is longer raises #GP. */
 struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned max);
+/* Fills cache->decoded again for the block, whose mode must be the current one. */
+void decode_again(struct soft_vcpu *v, const struct soft_block *block);
 
 /* Handler of the terminator. */
 void op_continue(struct soft_vcpu *v, const struct insn *insn);
@@ -132,6 +143,9 @@ void block_cache_free(struct soft_vcpu *v);
 int block_vm_init(struct soft_vm *vm, struct err *err);
 void block_vm_fini(struct soft_vm *vm);
 void block_forget_all(struct soft_vcpu *v);
+/* Makes room by forgetting the blocks that have no unit; all, where those with one are too many. As
+ * block_forget_all(), never under a running handler. */
+void block_forget_cold(struct soft_vcpu *v);
 /* The block at SOFT_RIP for the current mode, valid; `step`: of one instruction. Raises #PF or #GP
  * of the fetch. */
 struct soft_block *block_lookup(struct soft_vcpu *v, bool step);
@@ -191,7 +205,8 @@ static inline bool block_attention(struct soft_vcpu *v)
     return unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed) != 0);
 }
 
-static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
+/* Runs the block, whatever its heat: for the loop. */
+static inline void block_start(struct soft_vcpu *v, struct soft_block *block)
 {
     v->block = block;
     v->instructions += block->count;
@@ -200,6 +215,14 @@ static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
 #else
     v->cache->next = block;
 #endif
+}
+
+static inline void block_enter(struct soft_vcpu *v, struct soft_block *block)
+{
+    if (unlikely(block->heat >= v->cache->heat_limit))
+        LEAVE;
+    block->heat++;
+    return block_start(v, block);
 }
 
 /* Goes on at gpr[SOFT_RIP], just changed. Through the jump cache, or the loop. */
@@ -238,4 +261,5 @@ static inline void block_branch(struct soft_vcpu *v, const struct insn *insn)
 static inline void block_linkable(struct decoder *decoder)
 {
     decoder->insn->data = &decoder->v->cache->nowhere;
+    decoder->insn->flags |= INSN_LINK;
 }

@@ -9,6 +9,7 @@
  * A bind function may end the block early (`alone`, `ends_block`). Where pass 2 had looked past
  * that point, passes 2 and 3 run again on the shorter block.
  */
+#include "cpu/soft/jit_unit.h"
 #include "cpu/soft/op.h"
 #include "cpu/soft/system.h"
 
@@ -409,6 +410,50 @@ static ZydisAccessedFlagsMask flags_killed(const struct decoded *decoded)
     }
 }
 
+bool decode_kills_flags(const struct decoded *decoded)
+{
+    const ZydisAccessedFlags *flags = decoded->zydis.cpu_flags;
+    if (!flags)
+        return false;
+    uint32_t killed = flags_killed(decoded);
+    /* A shift by a constant leaves AF undefined, which is never what it was. */
+    if (decoded->zydis.meta.category == ZYDIS_CATEGORY_SHIFT && killed)
+        killed |= flags->undefined;
+    return (killed & FLAGS_ALL) == FLAGS_ALL;
+}
+
+bool decode_writes_flags(const struct decoded *decoded)
+{
+    const ZydisAccessedFlags *flags = decoded->zydis.cpu_flags;
+    return flags && (flags->modified | flags->set_0 | flags->set_1 | flags->undefined) & FLAGS_ALL;
+}
+
+bool decode_uses_flags(const struct decoded *decoded)
+{
+    const ZydisAccessedFlags *flags = decoded->zydis.cpu_flags;
+    return flags && (flags->tested & FLAGS_ALL ||
+                     (decode_writes_flags(decoded) && !decode_kills_flags(decoded)));
+}
+
+bool decode_is_barrier(const struct soft_vcpu *v, const struct decoded *decoded)
+{
+    return is_barrier(v->cache->tables, decoded);
+}
+
+bool decode_shows_flags(const struct soft_vcpu *v, const struct decoded *decoded)
+{
+    return decode_is_barrier(v, decoded) || may_fault(decoded);
+}
+
+void decode_again(struct soft_vcpu *v, const struct soft_block *block)
+{
+    memcpy(v->cache->text, block->bytes, block->size);
+    decode_forward(v, block->size, block->count);
+    for (unsigned i = 0; i < block->count; i++)
+        if (block->insns[i].run == op_undefined)
+            v->cache->decoded[i].undefined = true;
+}
+
 static void flags_backward(const struct decode_tables *tables, struct decoded *decoded,
                            unsigned count)
 {
@@ -560,10 +605,12 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
     result.count = count;
     result.size = cache->decoded[count - 1].seen;
     unsigned end = cache->decoded[count - 1].end;
-    if (count >= 2 && cache->insns[count - 1].flags & INSN_JCC)
+    /* The translator runs single handlers. */
+    if (!v->jit && count >= 2 && cache->insns[count - 1].flags & INSN_JCC)
         alu_fuse(&cache->insns[count - 2], &cache->insns[count - 1]);
     cache->insns[count] = (struct insn){.run = result.alone ? op_stop : op_continue,
                                         .imm = end,
+                                        .flags = INSN_LINK,
                                         .end = (uint8_t)end,
                                         .data = &cache->nowhere};
     return result;

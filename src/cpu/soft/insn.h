@@ -31,6 +31,7 @@ enum insn_flag {
     INSN_REPNE = 1 << 3,  /* F2 */
     INSN_MEMORY = 1 << 5, /* there is a memory operand in base/index/... */
     INSN_JCC = 1 << 6,    /* Jcc of 64-bit mode, its condition in aux */
+    INSN_LINK = 1 << 7,   /* `data` is a block that it leads to */
 };
 
 struct insn {

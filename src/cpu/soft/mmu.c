@@ -9,6 +9,7 @@
  * fragments; two small hashed sets remember the 2M and 1G stretches that have some, so that INVLPG
  * knows when one slot is not enough.
  */
+#include "cpu/soft/jit_unit.h"
 #include "cpu/soft/walk.h"
 
 enum { PIECE_MAX = 8 };
@@ -52,6 +53,7 @@ void soft_tlb_flush(struct soft_vcpu *v, bool global_too)
 {
     struct soft_system *s = &v->system;
     v->tlb_flushes++;
+    jit_epoch_flush(v, global_too);
     if (!s->tables_ready)
         tables_prepare(v);
     for (unsigned kind = 0; kind < TLB_NEVER; kind++)
@@ -106,10 +108,12 @@ void soft_tlb_flush_page(struct soft_vcpu *v, uint64_t linear)
     struct soft_fetch_entry *fetch = &s->fetch[(page >> MEM_PAGE_SHIFT) % SOFT_FETCH_SIZE];
     if ((fetch->tag & ~UINT64_C(1)) == page)
         fetch->tag = UINT64_MAX;
-    if (s->large_1g & large_bit(linear, 30))
-        flush_range(v, align_down(linear, GIB(1)), GIB(1));
-    else if (s->large_2m & large_bit(linear, 21))
-        flush_range(v, align_down(linear, MIB(2)), MIB(2));
+    uint64_t size = s->large_1g & large_bit(linear, 30)   ? GIB(1)
+                    : s->large_2m & large_bit(linear, 21) ? MIB(2)
+                                                          : MEM_PAGE_SIZE;
+    jit_epoch_page(v, page, size);
+    if (size > MEM_PAGE_SIZE)
+        flush_range(v, align_down(linear, size), size);
 }
 
 void soft_tlb_protect(struct soft_vcpu *v, uint64_t gpa)
@@ -512,6 +516,14 @@ void soft_system_or8(struct soft_vcpu *v, const struct insn *insn, uint64_t line
 }
 
 /* ---- instruction fetch ---- */
+
+bool jit_page_is_global(struct soft_vcpu *v, uint64_t linear)
+{
+    const struct soft_system *s = &v->system;
+    unsigned slot = (unsigned)(linear >> MEM_PAGE_SHIFT) % SOFT_FETCH_SIZE;
+    return (s->fetch[slot].tag & ~UINT64_C(1)) == (linear & ~(uint64_t)SOFT_PAGE_MASK) &&
+           s->fetch_global[slot / 64] >> slot % 64 & 1;
+}
 
 uint64_t soft_fetch_translate(struct soft_vcpu *v, uint64_t linear, const uint8_t **ret_host)
 {

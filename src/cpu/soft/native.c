@@ -1,6 +1,7 @@
 /*
  * native.c: the arena of stubs, their handlers, and host exceptions (native.h).
  */
+#include "cpu/soft/jit.h"
 #include "cpu/soft/native_stub.h"
 
 #include <cpuid.h>
@@ -28,10 +29,10 @@ struct stub_header { /* lies directly before the code */
 };
 
 /* The two things that a signal handler can only find at file scope: the vCPU whose stubs this
- * thread runs, and, written once, whom SIGFPE went to before us. */
+ * thread runs, and whom SIGFPE went to before us. */
 static _Thread_local struct soft_vcpu *native_current;
 static struct sigaction native_previous;
-static pthread_once_t native_once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t native_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ---- host exceptions ---- */
 
@@ -61,6 +62,8 @@ static void native_signal(int number, siginfo_t *info, void *context)
         regs[REG_RIP] = (greg_t)native_fault;
         return;
     }
+    if (v && jit_redirect(v, regs))
+        return;
     if (native_previous.sa_flags & SA_SIGINFO) {
         native_previous.sa_sigaction(number, info, context);
     } else if (native_previous.sa_handler == SIG_DFL || native_previous.sa_handler == SIG_IGN) {
@@ -71,11 +74,17 @@ static void native_signal(int number, siginfo_t *info, void *context)
     }
 }
 
-static void native_install(void)
+void native_install(void)
 {
     struct sigaction action = {.sa_sigaction = native_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    struct sigaction now;
     sigemptyset(&action.sa_mask);
-    sigaction(SIGFPE, &action, &native_previous);
+    pthread_mutex_lock(&native_lock);
+    sigaction(SIGFPE, NULL, &now);
+    /* Somebody may have put another handler in its place since. */
+    if (!(now.sa_flags & SA_SIGINFO) || now.sa_sigaction != native_signal)
+        sigaction(SIGFPE, &action, &native_previous);
+    pthread_mutex_unlock(&native_lock);
 }
 
 /* ---- what the guest's CPUID offers ---- */
@@ -196,7 +205,7 @@ int native_new(struct soft_vcpu *v, struct err *err)
     le16_write(v->fpu, NATIVE_FCW_INIT);
     le32_write(v->fpu + 24, NATIVE_MXCSR_INIT);
     le32_write(v->fpu + 28, NATIVE_MXCSR_MASK);
-    pthread_once(&native_once, native_install);
+    native_install();
     return 0;
 }
 
@@ -486,9 +495,9 @@ void native_set_memory(struct decoder *decoder, unsigned size, unsigned align)
 /* The alignment that a vector memory operand must have, SDM vol. 1, tables 14-21 and 14-22: legacy
  * SSE wants all 16-byte operands aligned but for the moves that say otherwise; VEX wants none
  * aligned but those of the moves that say so. */
-static unsigned vector_alignment(const struct decoder *decoder, unsigned size)
+unsigned native_alignment(const ZydisDecodedInstruction *zydis, unsigned size)
 {
-    switch (decoder->zydis->mnemonic) {
+    switch (zydis->mnemonic) {
     case ZYDIS_MNEMONIC_VMOVAPS:
     case ZYDIS_MNEMONIC_VMOVAPD:
     case ZYDIS_MNEMONIC_VMOVDQA:
@@ -504,8 +513,7 @@ static unsigned vector_alignment(const struct decoder *decoder, unsigned size)
     case ZYDIS_MNEMONIC_PCMPESTRM:
     case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM: return 1;
-    default:
-        return decoder->zydis->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 ? 16 : 1;
+    default: return zydis->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 ? 16 : 1;
     }
 }
 
@@ -520,7 +528,7 @@ void native_bind(struct decoder *decoder)
         insn->run = (insn_run *)insn->data;
         return;
     }
-    native_set_memory(decoder, stub.memory_size, vector_alignment(decoder, stub.memory_size));
+    native_set_memory(decoder, stub.memory_size, native_alignment(decoder->zydis, stub.memory_size));
     if (decoder->zydis->meta.isa_set == ZYDIS_ISA_SET_SHA && decoder->v->native->sha_unaligned)
         insn->aux &= (1u << NATIVE_ALIGN_SHIFT) - 1; /* insn->a sends it to the bounce buffer */
     insn->run = !stub.memory_write  ? native_run_load

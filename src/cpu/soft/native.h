@@ -47,6 +47,10 @@ enum {
 int native_new(struct soft_vcpu *v, struct err *err);
 void native_free(struct soft_vcpu *v); /* NULL v->native is legal */
 
+/* Puts the SIGFPE handler in place, if another one is. native_new() does; who replaces handlers
+ * afterwards (a test framework) has to ask for it again. */
+void native_install(void);
+
 /* True when the arena may be too full for one more block. */
 bool native_full(const struct soft_vcpu *v);
 /* Forgets all stubs. No block of this vCPU may be run again that was bound before. */

@@ -44,6 +44,9 @@ bool native_encode(const struct decoder *decoder, struct native_stub *ret_stub);
  * insn->run to what raises #UD or #NM (NULL is #UD) and returns false. */
 bool native_allowed(struct decoder *decoder);
 
+/* The alignment, in bytes, that a vector operand of `size` bytes in memory must have; 1: none. */
+unsigned native_alignment(const ZydisDecodedInstruction *zydis, unsigned size);
+
 /* For memory handlers: the address of an operand of `size` bytes, segment and alignment checked as
  * insn->flags and insn->aux say. */
 uint64_t native_linear(struct soft_vcpu *v, const struct insn *insn, unsigned size, bool write);

@@ -13,6 +13,7 @@
  * Anything else that changes RIP in between forgets it.
  */
 #include "cpu/soft/block.h"
+#include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
 
@@ -21,16 +22,53 @@ enum { RAISED_NOTHING = 0xff }; /* in raised.vector, as soft_unwind() leaves it 
 static void enter_block(struct soft_vcpu *v, struct soft_block *block)
 {
 #ifdef SOFT_TAIL_CALLS
-    block_enter(v, block);
+    block_start(v, block);
 #else
     /* Handlers do not call the next block, they name it. */
     struct soft_cache *cache = v->cache;
-    block_enter(v, block);
+    block_start(v, block);
     while ((block = cache->next)) {
         cache->next = NULL;
         block->insns[0].run(v, block->insns);
     }
 #endif
+}
+
+/* A unit and what it leads to; then the instruction that it left to its handler. */
+static void enter_unit(struct soft_vcpu *v, uint32_t entry)
+{
+    const struct insn *insn = jit_run(v, entry);
+    if (!insn)
+        return;
+#ifdef SOFT_TAIL_CALLS
+    insn->run(v, insn);
+#else
+    struct soft_cache *cache = v->cache;
+    cache->next = NULL;
+    insn->run(v, insn);
+    for (struct soft_block *block; (block = cache->next);) {
+        cache->next = NULL;
+        block->insns[0].run(v, block->insns);
+    }
+#endif
+}
+
+/* True: the block has a unit. Hot ones get theirs here; `*ret_again`: look the block up again. */
+static bool is_translated(struct soft_vcpu *v, struct soft_block *block, bool *ret_again)
+{
+    *ret_again = false;
+    if (!jit_wanted(v)) {
+        if (block->heat >= v->cache->heat_limit)
+            block->heat = INT32_MIN; /* handlers need not come here for it */
+        return false;
+    }
+    if (block->unit)
+        return true;
+    if (block->heat < v->cache->heat_limit && ++block->heat < v->cache->heat_limit)
+        return false;
+    *ret_again = true;
+    jit_translate(v, block);
+    return false;
 }
 
 /* Instructions of the block that were counted at its entry and not executed. */
@@ -46,6 +84,7 @@ static void recover(struct soft_vcpu *v, int how)
 {
     v->link = NULL;
     v->cache->next = NULL;
+    jit_recover(v);
     if (v->vm->exclusive_owner == v) /* only we set it to ourselves, so no lock is needed */
         exclusive_end(v);
     if (how != SOFT_UNWOUND_RAISED)
@@ -100,8 +139,11 @@ static bool between(struct soft_vcpu *v)
     if (likely(!block_attention(v) && v->run_state == CPU_RUNNING))
         return true;
     v->link = NULL;
+    jit_forget_want(v);
     if (unlikely(v->stop_at != UINT64_MAX) && before_stop(v))
         return true;
+    if (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE)
+        jit_code_events(v);
     if (soft_deliver_pending(v))
         return false;
     if (v->run_state == CPU_RUNNING)
@@ -119,11 +161,23 @@ static void loop(struct soft_vcpu *v)
         if (!between(v))
             continue;
         bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
+        uint32_t entry = !step && jit_wanted(v) ? jit_remembered(v) : 0;
+        if (entry) {
+            v->link = NULL;
+            enter_unit(v, entry);
+            continue;
+        }
         struct soft_block *block = block_lookup(v, step);
         v->link = NULL;
         if (unlikely(block->count > v->stop_at - v->instructions))
-            block = block_lookup(v, true);
-        enter_block(v, block);
+            block = block_lookup(v, step = true);
+        bool again;
+        if (!step && is_translated(v, block, &again)) {
+            enter_unit(v, jit_entry(v, block));
+        } else if (step || !again) {
+            jit_forget_want(v);
+            enter_block(v, block);
+        }
     }
 }
 

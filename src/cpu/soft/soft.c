@@ -2,10 +2,12 @@
 #include "cpu/engine.h"
 
 #include "cpu/soft/block.h"
+#include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <x86intrin.h>
 
 static struct soft_vm *vm_of(struct engine_vm *vm)
@@ -45,6 +47,7 @@ static int soft_vm_new(const struct engine_config *config, struct engine_vm **re
     if (!vm)
         return err_set(err, -ENOMEM, "no memory for a virtual machine");
     vm->config = *config;
+    if (getenv("LT")) vm->config.translate = (enum engine_translate)atoi(getenv("LT")); /* XXX */
     vm->mem = config->mem;
     if (config->io)
         vm->io = *config->io;
@@ -78,17 +81,32 @@ static void soft_vcpu_free(struct engine_vcpu *handle)
         return;
     if (v->vm->vcpus[v->index] == v)
         __atomic_store_n(&v->vm->vcpus[v->index], NULL, __ATOMIC_RELEASE);
+    if (getenv("JS")) { void jx_dump(struct soft_vcpu *); jx_dump(v); } /* XXX */
     block_cache_free(v);
+    jit_free(v);
     native_free(v);
     pthread_cond_destroy(&v->sleep_wake);
     pthread_mutex_destroy(&v->sleep_lock);
-    free(v);
+    munmap(v, align_up(sizeof *v, MEM_PAGE_SIZE));
+}
+
+/* Below 2 GiB, where translated code can name its fields; anywhere, if there is no room. */
+static struct soft_vcpu *vcpu_alloc(void)
+{
+    size_t size = align_up(sizeof(struct soft_vcpu), MEM_PAGE_SIZE);
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (at == MAP_FAILED)
+        at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
 }
 
 static int vcpu_prepare(struct soft_vcpu *v, struct err *err)
 {
     cpuid_for_vcpu(&v->vm->cpuid, v->index, v->vm->config.vcpus, 0, 1, &v->cpuid);
     int r = native_new(v, err);
+    if (r < 0)
+        return r;
+    r = jit_new(v, err);
     if (r < 0)
         return r;
     r = block_cache_new(v, err);
@@ -109,10 +127,9 @@ static int soft_vcpu_new(struct engine_vm *handle, unsigned index, struct engine
     struct soft_vm *vm = vm_of(handle);
     if (index >= vm->config.vcpus || vm->vcpus[index])
         return err_set(err, -EINVAL, "CPU %u does not exist or is there already", index);
-    struct soft_vcpu *v = aligned_alloc(64, align_up(sizeof *v, 64));
+    struct soft_vcpu *v = vcpu_alloc();
     if (!v)
         return err_set(err, -ENOMEM, "no memory for virtual CPU %u", index);
-    memset(v, 0, sizeof *v);
     v->vm = vm;
     v->index = index;
     v->stop_at = UINT64_MAX;

@@ -53,7 +53,7 @@ enum {
     SOFT_ZERO = 16,
     SOFT_RIP = 17,
     SOFT_GPR_MAX = 18,
-    SOFT_TLB_SIZE = 256,
+    SOFT_TLB_SIZE = 1024,
     SOFT_PAGE_MASK = MEM_PAGE_SIZE - 1,
 };
 
@@ -178,7 +178,8 @@ enum soft_attention {
     ATTENTION_SIGNAL = 1 << 2,    /* NMI, INIT or SIPI waits in `signals` */
     ATTENTION_EXCLUSIVE = 1 << 3, /* another vCPU asks for the world to stand still */
     ATTENTION_STEP = 1 << 4,      /* TF, an interrupt shadow, or DR7: one instruction at a time */
-    ATTENTION_STOP = 1 << 5,      /* `stop_at` is set: the loop sees every block */
+    ATTENTION_CODE = 1 << 5,      /* translated code may be stale (jit_code_events) */
+    ATTENTION_STOP = 1 << 6,      /* `stop_at` is set: the loop sees every block */
 };
 
 struct soft_tlb_entry {
@@ -191,12 +192,35 @@ _Static_assert(sizeof(struct soft_tlb_entry) == 32, "two entries a cache line");
 
 enum soft_tlb_kind { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_NEVER, TLB_MAX };
 
-#define TLB_NONE UINT64_C(1) /* no page address: it never hits */
+/* No page address, nor one with low bits for an alignment: it never hits. */
+#define TLB_NONE UINT64_C(0x800)
+
+enum {
+    JIT_JUMPS = 4096, /* entries of a jump cache of translated code */
+    JIT_EVENTS = 64,
+};
+
+/* What translated code reads and writes beside the registers (jit.h, jit_unit.h). */
+struct jit_state {
+    uint64_t page_base; /* linear address of the page that the running unit lies in */
+    uint64_t target;    /* scratch: where jit_enter goes, where a call goes */
+    uint64_t addend;    /* of the open group of accesses */
+    uint64_t host_rsp;  /* of jit_enter's frame */
+    /* Of the current mode's half, as [0] CPL 0 and [1] CPL 3. Epochs count up; the key is the same
+     * number in bits 48..63, which tells jump cache entries of different epochs apart. */
+    uint64_t epoch[2], epoch_key[2];
+    uint32_t exit_kind; /* enum jit_exit_kind */
+    uint32_t exit_unit, exit_index;
+    uint8_t vector_live; /* YMM 0..15 of the guest are in the host's registers */
+    uint64_t jump_keys[2][JIT_JUMPS]; /* linear address ^ epoch_key */
+    uint64_t jump_code[2][JIT_JUMPS]; /* where its unit is entered, flags in memory */
+};
 
 struct insn;
 struct soft_block;
 struct soft_cache;
 struct soft_native;
+struct soft_jit;
 
 struct soft_vm {
     struct engine_config config; /* mem, io, apic, tsc as the caller gave them */
@@ -215,6 +239,9 @@ struct soft_vm {
     uint32_t *code_generation[MEM_REGIONS_MAX];
     uint64_t *code_granules[MEM_REGIONS_MAX];
     pthread_mutex_t code_lock; /* changes of code_granules and of MEM_PAGE_CODE */
+    /* The last pages whose code was written, for the translators (jit_code_event); code_lock. */
+    uint64_t code_events[JIT_EVENTS];
+    uint64_t code_event_count;
 
     /* exclusive.c */
     pthread_mutex_t exclusive_lock;
@@ -283,6 +310,8 @@ struct soft_vcpu {
     struct soft_tlb_entry tlbs[TLB_MAX][SOFT_TLB_SIZE] __attribute__((aligned(64)));
     struct soft_cache *cache;   /* block.c */
     struct soft_native *native; /* native.c */
+    struct soft_jit *jit;       /* jit_cache.c; NULL: everything is interpreted */
+    struct jit_state jit_state;
 
     /* exclusive.c and sleeping */
     pthread_mutex_t sleep_lock;

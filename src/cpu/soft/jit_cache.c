@@ -1,0 +1,388 @@
+/*
+ * The code cache of one vCPU: units, the links between them, what makes them invalid.
+ *
+ *      translated            a write to its page            entered, same bytes
+ *   ----------------> connected -----------------> disconnected -----------------> connected
+ *                         |                             |
+ *                         |      other bytes, or the block was spoiled
+ *                         +----------------> dropped <--+
+ *
+ * A disconnected unit has a jump over the first bytes of its entries, so that whoever comes, by a
+ * link, by the jump cache or in a loop of its own, gets to the loop of the vCPU. A dropped one
+ * stays disconnected for ever and its incoming links are undone. Space comes back all at once, when
+ * the cache is full: what is hot is soon there again.
+ */
+#include "cpu/soft/jit_unit.h"
+#include "cpu/soft/native.h"
+
+#include <cpuid.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+
+enum { CACHE_MIN = 1 << 20 };
+
+const uint8_t jit_host_of[16] = {JIT_R11, JIT_RCX, JIT_RDX, JIT_RBX, JIT_R15,  JIT_RBP,
+                                 JIT_RSI, JIT_RDI, JIT_R8,  JIT_R9,  JIT_R10,  JIT_NONE,
+                                 JIT_R12, JIT_R13, JIT_NONE, JIT_NONE};
+
+const struct jit_guard jit_no_guard = {.page_base = 1};
+
+/* ---- made and freed ---- */
+
+static int cache_map(struct soft_jit *cache, struct err *err)
+{
+    int fd = memfd_create("translated code", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+        fd = memfd_create("translated code", MFD_CLOEXEC);
+    if (fd < 0)
+        return err_errno(err, errno, "cannot make memory for translated code");
+    int r = 0;
+    if (ftruncate(fd, (off_t)cache->size) < 0)
+        r = err_errno(err, errno, "cannot size memory for translated code");
+    if (r == 0) {
+        void *to = mmap(NULL, cache->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        cache->write_alias = to == MAP_FAILED ? NULL : to;
+        if (cache->write_alias) {
+            to = mmap(NULL, cache->size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
+            cache->execute_alias = to == MAP_FAILED ? NULL : to;
+        }
+        if (!cache->execute_alias)
+            r = err_errno(err, errno, "cannot map memory for translated code");
+    }
+    close(fd);
+    return r;
+}
+
+static bool host_has_avx(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_AVX && ecx & bit_OSXSAVE;
+}
+
+int jit_new(struct soft_vcpu *v, struct err *err)
+{
+    const struct engine_config *config = &v->vm->config;
+    if (config->translate == ENGINE_TRANSLATE_NEVER || (uintptr_t)v > UINT32_MAX / 2)
+        return 0;
+    struct soft_jit *cache = calloc(1, sizeof *cache);
+    if (!cache)
+        return err_set(err, -ENOMEM, "no memory for translated code");
+    v->jit = cache;
+    uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
+    cache->size = align_up(max(bytes / config->vcpus, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
+    cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
+    cache->chaining = !getenv("NC"); /* XXX */
+    cache->has_avx = host_has_avx();
+    cache->unit_max = cache->link_max = 1024;
+    cache->units = calloc(cache->unit_max, sizeof *cache->units);
+    cache->links = calloc(cache->link_max, sizeof *cache->links);
+    int r = cache->units && cache->links ? cache_map(cache, err)
+                                         : err_set(err, -ENOMEM, "no memory for translated code");
+    if (r < 0) {
+        jit_free(v);
+        return r;
+    }
+    cache->delta = (uint64_t)(uintptr_t)cache->execute_alias - (uint64_t)(uintptr_t)cache->write_alias;
+    jit_make_prelude(v, cache);
+    cache->used = cache->prelude;
+    cache->unit_count = cache->link_count = 1;
+    jit_epoch_flush(v, true);
+    return 0;
+}
+
+void jit_free(struct soft_vcpu *v)
+{
+    struct soft_jit *cache = v->jit;
+    if (!cache)
+        return;
+    if (cache->write_alias)
+        munmap(cache->write_alias, cache->size);
+    if (cache->execute_alias)
+        munmap(cache->execute_alias, cache->size);
+    free(cache->units);
+    free(cache->links);
+    free(cache);
+    v->jit = NULL;
+}
+
+void jit_reset(struct soft_vcpu *v)
+{
+    struct soft_jit *cache = v->jit;
+    if (!cache)
+        return;
+    cache->used = cache->prelude;
+    cache->unit_count = cache->link_count = 1;
+    cache->want = 0;
+    cache->resets++;
+    memset(cache->pages, 0, sizeof cache->pages);
+    memset(v->jit_state.jump_keys, 0xff, sizeof v->jit_state.jump_keys);
+    jit_epoch_flush(v, true);
+}
+
+/* ---- code is patched through the write alias ---- */
+
+static uint8_t *writable(const struct soft_jit *cache, uint32_t at)
+{
+    return (uint8_t *)(uintptr_t)((uint64_t)at - cache->delta);
+}
+
+static void point(const struct soft_jit *cache, uint32_t displacement, uint32_t to)
+{
+    uint32_t value = to - (displacement + 4);
+    memcpy(writable(cache, displacement), &value, sizeof value);
+}
+
+static void put_jump(const struct soft_jit *cache, uint32_t at, uint32_t to)
+{
+    uint8_t jump[JIT_PATCH] = {0xe9};
+    uint32_t value = to - (at + JIT_PATCH);
+    memcpy(jump + 1, &value, sizeof value);
+    memcpy(writable(cache, at), jump, sizeof jump);
+}
+
+/* ---- units ---- */
+
+static void disconnect(struct soft_jit *cache, struct jit_unit *unit)
+{
+    if (!unit->connected)
+        return;
+    unit->connected = false;
+    memcpy(unit->was_host, writable(cache, unit->entry_host), JIT_PATCH);
+    put_jump(cache, unit->entry_host, unit->stale_host);
+    memcpy(unit->was_saved, writable(cache, unit->entry_saved), JIT_PATCH);
+    put_jump(cache, unit->entry_saved, unit->stale_saved);
+}
+
+static void connect(struct soft_jit *cache, struct jit_unit *unit)
+{
+    if (unit->connected)
+        return;
+    unit->connected = true;
+    memcpy(writable(cache, unit->entry_host), unit->was_host, JIT_PATCH);
+    memcpy(writable(cache, unit->entry_saved), unit->was_saved, JIT_PATCH);
+}
+
+/* A guard that matches has changed page_base before its jump: while there is nowhere to jump to, it
+ * must not match. */
+static void unlink_code(const struct soft_jit *cache, struct jit_link *link)
+{
+    point(cache, link->displacement, link->stub);
+    if (link->guard)
+        memcpy(writable(cache, link->guard), &jit_no_guard, sizeof jit_no_guard);
+    link->linked = false;
+}
+
+static void unlink_incoming(struct soft_jit *cache, struct jit_unit *unit)
+{
+    for (uint32_t number = unit->incoming; number;) {
+        struct jit_link *link = &cache->links[number];
+        unlink_code(cache, link);
+        number = link->next;
+        link->next = 0;
+    }
+    unit->incoming = 0;
+}
+
+void jit_drop(struct soft_vcpu *v, struct soft_block *block)
+{
+    struct soft_jit *cache = v->jit;
+    if (!cache || !block->unit)
+        return;
+    struct jit_unit *unit = &cache->units[block->unit];
+    disconnect(cache, unit);
+    unlink_incoming(cache, unit);
+    unit->block = NULL;
+    block->unit = 0;
+    block->heat = 0;
+}
+
+void jit_reconnect(struct soft_vcpu *v, struct soft_block *block)
+{
+    if (v->jit && block->unit)
+        connect(v->jit, &v->jit->units[block->unit]);
+}
+
+void jit_moved(struct soft_vcpu *v, struct soft_block *block)
+{
+    v->jit->units[block->unit].block = block;
+}
+
+uint64_t jit_bound(const struct soft_vcpu *v)
+{
+    return v->jit->size;
+}
+
+/* ---- links ---- */
+
+struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number)
+{
+    struct soft_jit *cache = jit->cache;
+    if (cache->link_count == cache->link_max) {
+        struct jit_link *more =
+            realloc(cache->links, 2 * (size_t)cache->link_max * sizeof *cache->links);
+        if (!more) {
+            jit->failed = true;
+            cache->link_count--; /* the last one is spoiled, and so is this unit */
+        } else {
+            cache->links = more;
+            cache->link_max *= 2;
+        }
+    }
+    *ret_number = cache->link_count++;
+    struct jit_link *link = &cache->links[*ret_number];
+    *link = (struct jit_link){.unit = jit->unit, .target = target};
+    return link;
+}
+
+static uint64_t page_of(uint64_t linear)
+{
+    return linear & ~(uint64_t)SOFT_PAGE_MASK;
+}
+
+static void unlink_one(struct soft_jit *cache, uint32_t number)
+{
+    struct jit_link *link = &cache->links[number];
+    uint32_t *at = &cache->units[link->to].incoming;
+    while (*at != number)
+        at = &cache->links[*at].next;
+    *at = link->next;
+    unlink_code(cache, link);
+}
+
+void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *block)
+{
+    struct soft_jit *cache = v->jit;
+    struct jit_link *link = &cache->links[number];
+    struct jit_unit *to = &cache->units[block->unit];
+    const struct soft_block *from = cache->units[link->unit].block;
+    if (!to->connected || !cache->chaining || (link->linked && !link->guard))
+        return;
+    /* The page tables may have changed since the branch was made. */
+    if (!link->guard && (!from || (from->gpa ^ block->gpa) >> MEM_PAGE_SHIFT))
+        return;
+    if (link->guard) {
+        /* It may have been made in another address space: the newest counts. */
+        struct jit_guard guard = {.page_base = v->gpr[SOFT_RIP] - (uint64_t)link->target,
+                                  .epoch = v->jit_state.epoch[(v->mode & MODE_CPL) != 0],
+                                  .target_base = page_of(v->gpr[SOFT_RIP])};
+        if (link->linked && link->to != block->unit)
+            unlink_one(cache, number);
+        memcpy(writable(cache, link->guard), &guard, sizeof guard);
+        jit_note_page(v, guard.target_base);
+        if (link->linked)
+            return;
+    }
+    point(cache, link->displacement, link->saved ? to->entry_saved : to->entry_host);
+    link->linked = true;
+    link->to = block->unit;
+    link->next = to->incoming;
+    to->incoming = number;
+}
+
+/* ---- code that changes ---- */
+
+void jit_code_event(struct soft_vm *vm, uint64_t gpa)
+{
+    gpa = page_of(gpa);
+    vm->code_events[vm->code_event_count++ % JIT_EVENTS] = gpa;
+    for (unsigned i = 0; i < vm->config.vcpus; i++) {
+        struct soft_vcpu *v = __atomic_load_n(&vm->vcpus[i], __ATOMIC_ACQUIRE);
+        if (v && v->jit)
+            atomic_fetch_or(&v->attention, ATTENTION_CODE);
+    }
+}
+
+static void disconnect_page(struct soft_jit *cache, uint64_t gpa)
+{
+    uint32_t number = cache->pages[(gpa >> MEM_PAGE_SHIFT) % JIT_PAGES];
+    for (; number; number = cache->units[number].next) {
+        struct jit_unit *unit = &cache->units[number];
+        if (unit->block && page_of(unit->block->gpa) == gpa && !block_valid(unit->block))
+            disconnect(cache, unit);
+    }
+}
+
+void jit_code_events(struct soft_vcpu *v)
+{
+    struct soft_vm *vm = v->vm;
+    struct soft_jit *cache = v->jit;
+    atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_CODE);
+    if (!cache)
+        return;
+    uint64_t events[JIT_EVENTS];
+    pthread_mutex_lock(&vm->code_lock);
+    uint64_t from = cache->events_done, to = vm->code_event_count;
+    cache->events_done = to;
+    for (uint64_t i = from; to - from <= JIT_EVENTS && i < to; i++)
+        events[i - from] = vm->code_events[i % JIT_EVENTS];
+    pthread_mutex_unlock(&vm->code_lock);
+    if (to - from <= JIT_EVENTS) {
+        for (uint64_t i = 0; i < to - from; i++)
+            disconnect_page(cache, events[i]);
+        return;
+    }
+    for (uint32_t number = 1; number < cache->unit_count; number++)
+        if (cache->units[number].block && !block_valid(cache->units[number].block))
+            disconnect(cache, &cache->units[number]);
+}
+
+/* ---- epochs ---- */
+
+static void epoch_next(struct soft_vcpu *v, unsigned half)
+{
+    struct soft_jit *cache = v->jit;
+    struct jit_state *state = &v->jit_state;
+    uint64_t epoch = ++cache->epochs;
+    if ((epoch & 0xffff) == 0) /* keys of long ago come back */
+        memset(state->jump_keys, 0xff, sizeof state->jump_keys);
+    state->epoch[half] = epoch;
+    state->epoch_key[half] = epoch << 48;
+}
+
+static uint64_t *seen_word(struct soft_jit *cache, uint64_t linear, uint64_t *ret_bit)
+{
+    uint64_t hash = (linear >> MEM_PAGE_SHIFT) * UINT64_C(0x9e3779b97f4a7c15) >> 52;
+    *ret_bit = UINT64_C(1) << hash % 64;
+    return &cache->seen[hash / 64];
+}
+_Static_assert(JIT_SEEN == 1 << (64 - 52), "seen_word");
+
+void jit_note_page(struct soft_vcpu *v, uint64_t linear)
+{
+    uint64_t bit;
+    *seen_word(v->jit, linear, &bit) |= bit;
+    if (!(v->mode & MODE_CPL) && !jit_page_is_global(v, linear))
+        v->jit->seen_local = true;
+}
+
+void jit_epoch_flush(struct soft_vcpu *v, bool global_too)
+{
+    struct soft_jit *cache = v->jit;
+    if (!cache)
+        return;
+    { extern uint64_t jx_want[4]; jx_want[global_too ? 0 : cache->seen_local ? 1 : 2]++; } /* XXX */
+    epoch_next(v, 1);
+    if (!global_too && !cache->seen_local)
+        return;
+    epoch_next(v, 0);
+    cache->seen_local = false;
+    memset(cache->seen, 0, sizeof cache->seen);
+}
+
+void jit_epoch_page(struct soft_vcpu *v, uint64_t linear, uint64_t size)
+{
+    struct soft_jit *cache = v->jit;
+    if (!cache)
+        return;
+    uint64_t bit;
+    if (size <= MEM_PAGE_SIZE && !(*seen_word(cache, linear, &bit) & bit))
+        return;
+    { extern uint64_t jx_want[4]; jx_want[3]++; jx_want[0]--; } /* XXX */
+    jit_epoch_flush(v, true);
+}
