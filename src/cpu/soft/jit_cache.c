@@ -345,20 +345,40 @@ static void epoch_next(struct soft_vcpu *v, unsigned half)
     state->epoch_key[half] = epoch << 48;
 }
 
+static unsigned half_of(uint64_t linear)
+{
+    return linear >> 63 ? 0 : 1;
+}
+
 static uint64_t *seen_word(struct soft_jit *cache, uint64_t linear, uint64_t *ret_bit)
 {
-    uint64_t hash = (linear >> MEM_PAGE_SHIFT) * UINT64_C(0x9e3779b97f4a7c15) >> 52;
+    uint64_t hash = (linear >> MEM_PAGE_SHIFT) * UINT64_C(0x9e3779b97f4a7c15) >> 50;
     *ret_bit = UINT64_C(1) << hash % 64;
-    return &cache->seen[hash / 64];
+    return &cache->seen[half_of(linear)][hash / 64];
 }
-_Static_assert(JIT_SEEN == 1 << (64 - 52), "seen_word");
+_Static_assert(JIT_SEEN == 1 << (64 - 50), "seen_word");
 
 void jit_note_page(struct soft_vcpu *v, uint64_t linear)
 {
     uint64_t bit;
     *seen_word(v->jit, linear, &bit) |= bit;
-    if (!(v->mode & MODE_CPL) && !jit_page_is_global(v, linear))
-        v->jit->seen_local = true;
+    if (v->mode & MODE_CPL)
+        return;
+    v->jit->seen_local |= !jit_page_is_global(v, linear);
+    v->jit->seen_low |= half_of(linear) == 1;
+}
+
+/* Everything of this half of the address space has to be looked up again. The supervisor may run
+ * code of the user's half (early, on an identity map), and has but one epoch. */
+static void half_ends(struct soft_vcpu *v, unsigned half)
+{
+    struct soft_jit *cache = v->jit;
+    epoch_next(v, half);
+    memset(cache->seen[half], 0, sizeof cache->seen[half]);
+    if (half == 0)
+        cache->seen_local = false;
+    else if (cache->seen_low)
+        epoch_next(v, 0);
 }
 
 void jit_epoch_flush(struct soft_vcpu *v, bool global_too)
@@ -366,13 +386,11 @@ void jit_epoch_flush(struct soft_vcpu *v, bool global_too)
     struct soft_jit *cache = v->jit;
     if (!cache)
         return;
-    { extern uint64_t jx_want[4]; jx_want[global_too ? 0 : cache->seen_local ? 1 : 2]++; } /* XXX */
-    epoch_next(v, 1);
-    if (!global_too && !cache->seen_local)
-        return;
-    epoch_next(v, 0);
-    cache->seen_local = false;
-    memset(cache->seen, 0, sizeof cache->seen);
+    if (global_too)
+        cache->seen_low = false;
+    half_ends(v, 1);
+    if (global_too || cache->seen_local)
+        half_ends(v, 0);
 }
 
 void jit_epoch_page(struct soft_vcpu *v, uint64_t linear, uint64_t size)
@@ -381,8 +399,6 @@ void jit_epoch_page(struct soft_vcpu *v, uint64_t linear, uint64_t size)
     if (!cache)
         return;
     uint64_t bit;
-    if (size <= MEM_PAGE_SIZE && !(*seen_word(cache, linear, &bit) & bit))
-        return;
-    { extern uint64_t jx_want[4]; jx_want[3]++; jx_want[0]--; } /* XXX */
-    jit_epoch_flush(v, true);
+    if (size > MEM_PAGE_SIZE || *seen_word(cache, linear, &bit) & bit)
+        half_ends(v, half_of(linear));
 }

@@ -73,6 +73,7 @@ static uint64_t slow(struct soft_vcpu *v)
     cache->stopped = cache->stop->run;
     cache->stop->run = op_stop_here;
     cache->completed = false;
+    if (jx_on()) { extern uint64_t jx_why[8]; const struct insn *in=&block->insns[first]; if (in->flags & INSN_MEMORY) { uint64_t l=insn_offset(v,in)+v->ea_base[in->seg]; struct soft_tlb_entry *e=tlb_slot(v,l); if (e->write==(l&~4095ul)) jx_why[0]++; else if (e->read==(l&~4095ul)) { const struct mem_region *r=mem_find(v->vm->mem,e->page&~4095ul); if (r && r->marks[((e->page&~4095ul)-r->start)>>12] & MEM_PAGE_CODE) jx_why[1]++; else jx_why[2]++; } else if (e->read==TLB_NONE) jx_why[3]++; else jx_why[4]++; } else jx_why[5]++; } /* XXX */
     block->insns[first].run(v, &block->insns[first]);
     bool whole = cache->stop->run == op_stop_here;
     put_back(cache);
@@ -234,13 +235,14 @@ void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache)
 
 /* XXX */
 #include <stdio.h>
-uint64_t jx_ret[8], jx_kind[8], jx_insn[3000], jx_slow[3000], jx_want[4];
+uint64_t jx_why[8], jx_ret[8], jx_kind[8], jx_insn[3000], jx_slow[3000], jx_want[4];
 void jx_dump(struct soft_vcpu *v);
 void jx_dump(struct soft_vcpu *v) {
     struct soft_jit *c=v->jit; if(!c) return;
     fprintf(stderr,"translated %lu resets %lu slow %lu stale %lu exits %lu blocks %lu forgotten %lu reval %lu used %zu links %u epochs %lu\n",c->translated,c->resets,c->slow_paths,c->stale,c->exits,v->cache->blocks,v->cache->forgotten,v->cache->revalidated,c->used,c->link_count,c->epochs);
     fprintf(stderr,"epochs: global %lu local+k %lu local %lu page %lu\n",jx_want[0],jx_want[1],jx_want[2],jx_want[3]);
     fprintf(stderr,"ret: attention %lu tlb %lu empty %lu epoch %lu other %lu hit %lu\n",jx_ret[0],jx_ret[1],jx_ret[2],jx_ret[3],jx_ret[4],jx_ret[5]);
+    fprintf(stderr,"why: writable %lu code %lu readonly %lu empty %lu other %lu nomem %lu\n",jx_why[0],jx_why[1],jx_why[2],jx_why[3],jx_why[4],jx_why[5]);
     fprintf(stderr,"kinds rip %lu link %lu poll %lu insn %lu stale %lu\n",jx_kind[0],jx_kind[1],jx_kind[2],jx_kind[3],jx_kind[4]);
     for(int k=0;k<2;k++){ uint64_t *t=k?jx_slow:jx_insn; for(int n=0;n<16;n++){int b=0; for(int i=0;i<3000;i++) if(t[i]>t[b]) b=i; if(!t[b]) break; fprintf(stderr,"%s %s %lu\n",k?"slow":"insn",ZydisMnemonicGetString(b),t[b]); t[b]=0;} }
 }
@@ -303,7 +305,7 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     state->target = entry;
     ((void (*)(void))(uintptr_t)cache->enter)();
     cache->exits++; if (jx_on()) { void jx_dump(struct soft_vcpu *v); static uint64_t nx=500000; if (cache->exits+cache->slow_paths>=nx) { jx_dump(v); nx+=nx; } } /* XXX */
-    { extern uint64_t jx_ret[8], jx_kind[8], jx_insn[3000]; jx_kind[state->exit_kind]++; if (state->exit_kind==JIT_EXIT_INSN) { struct jit_unit *u=&cache->units[state->exit_unit]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=u->block->insns[state->exit_index].end-u->block->insns[state->exit_index].len; ZydisDecoderDecodeInstruction(&zd,NULL,u->block->bytes+off,15,&zi); jx_insn[zi.mnemonic]++; } } /* XXX */
+    { extern uint64_t jx_why[8], jx_ret[8], jx_kind[8], jx_insn[3000]; jx_kind[state->exit_kind]++; if (state->exit_kind==JIT_EXIT_INSN) { struct jit_unit *u=&cache->units[state->exit_unit]; static ZydisDecoder zd; static int init; if(!init){ZydisDecoderInit(&zd,ZYDIS_MACHINE_MODE_LONG_64,ZYDIS_STACK_WIDTH_64);init=1;} ZydisDecodedInstruction zi; unsigned off=u->block->insns[state->exit_index].end-u->block->insns[state->exit_index].len; ZydisDecoderDecodeInstruction(&zd,NULL,u->block->bytes+off,15,&zi); jx_insn[zi.mnemonic]++; } } /* XXX */
     v->block = NULL;
     switch ((enum jit_exit_kind)state->exit_kind) {
     case JIT_EXIT_RIP: break;

@@ -33,7 +33,7 @@ enum {
     JIT_T = JIT_R14,         /* second scratch; the first is RAX */
     JIT_UNIT_ROOM = 24 << 10, /* more than any unit can take */
     JIT_PAGES = 4096,        /* chains of units by guest page */
-    JIT_SEEN = 4096,         /* bits of the filter of linear pages with code */
+    JIT_SEEN = 16384,        /* bits of a filter of linear pages with code */
     JIT_PATCH = 5,           /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
 };
@@ -176,8 +176,9 @@ struct soft_jit {
     struct jit_link *links; /* [0] is none */
     uint32_t link_count, link_max;
     uint32_t pages[JIT_PAGES];
-    uint64_t seen[JIT_SEEN / 64];
-    bool seen_local; /* a page of the supervisor half was noted that is not global */
+    uint64_t seen[2][JIT_SEEN / 64]; /* pages that links and jump caches lead to; [1]: lower half */
+    bool seen_local; /* the supervisor has noted a page that is not global */
+    bool seen_low;   /* ... and one of the lower half */
     uint32_t mode;   /* without CPL: what jump caches and guards hold for */
     uint64_t events_done;
     uint64_t epochs;

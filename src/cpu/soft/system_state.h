@@ -12,7 +12,7 @@
 
 enum {
     SOFT_FETCH_SIZE = 128, /* instruction pages whose translation is kept */
-    SOFT_TLB_WORDS = 16,   /* bit sets over the 1024 slots of a data table */
+    SOFT_TLB_WORDS = 64,   /* bit sets over the 4096 slots of a data table */
     SOFT_FETCH_WORDS = SOFT_FETCH_SIZE / 64,
 };
 

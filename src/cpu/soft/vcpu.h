@@ -53,7 +53,7 @@ enum {
     SOFT_ZERO = 16,
     SOFT_RIP = 17,
     SOFT_GPR_MAX = 18,
-    SOFT_TLB_SIZE = 1024,
+    SOFT_TLB_SIZE = 4096,
     SOFT_PAGE_MASK = MEM_PAGE_SIZE - 1,
 };
 
@@ -196,7 +196,7 @@ enum soft_tlb_kind { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_NEVER, TLB
 #define TLB_NONE UINT64_C(0x800)
 
 enum {
-    JIT_JUMPS = 4096, /* entries of a jump cache of translated code */
+    JIT_JUMPS = 16384, /* entries of a jump cache of translated code */
     JIT_EVENTS = 64,
 };
 
