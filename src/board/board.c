@@ -122,6 +122,7 @@ static int engine_make(struct board *board, struct err *err)
                                          .tsc_opaque = board,
                                          .translate = board->translate,
                                          .code_cache = board->code_cache,
+                                         .count = board->lockstep != NULL,
                                          .kvm_fd = board->kvm_fd};
     int r = board->engine->vm_new(&engine, &board->vm, err);
     for (unsigned i = 0; r >= 0 && i < board->cpus; i++)

@@ -21,10 +21,10 @@
  *
  * The trace, one line each, numbers in hexadecimal but for the count:
  *
- *     tick COUNT halted=0 time=... rip=... rflags=... rax=... ... r15=... state=HASH
- *     memory HASH           every LOCKSTEP_MEMORY_TICKS, of all RAM
- *     limit                 the run was to end here
- *     end KIND              the guest ended it (enum board_event_kind)
+ *     tick COUNT halted=0 time=... rip=... rflags=... rax=... ... r15=... segments=HASH
+ * control=HASH msrs=HASH events=HASH apic=HASH xsave=HASH memory HASH           every
+ * LOCKSTEP_MEMORY_TICKS, of all RAM limit                 the run was to end here end KIND the
+ * guest ended it (enum board_event_kind)
  *
  * One vCPU, no serial input, no consoles. Everything here runs on the vCPU's thread but new and
  * free, and a thread of the leader's that kicks.

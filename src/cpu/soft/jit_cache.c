@@ -76,7 +76,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     v->jit = cache;
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
     cache->size = align_up(max(bytes / config->vcpus, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
-    cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
+    cache->counting = config->count || config->translate == ENGINE_TRANSLATE_ALWAYS;
     cache->chaining = !getenv("NC"); /* XXX */
     cache->has_avx = host_has_avx();
     cache->unit_max = cache->link_max = 1024;

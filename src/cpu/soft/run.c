@@ -161,7 +161,8 @@ static void loop(struct soft_vcpu *v)
         if (!between(v))
             continue;
         bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
-        uint32_t entry = !step && jit_wanted(v) ? jit_remembered(v) : 0;
+        uint32_t entry =
+            !step && v->stop_at == UINT64_MAX && jit_wanted(v) ? jit_remembered(v) : 0;
         if (entry) {
             v->link = NULL;
             enter_unit(v, entry);
@@ -169,8 +170,11 @@ static void loop(struct soft_vcpu *v)
         }
         struct soft_block *block = block_lookup(v, step);
         v->link = NULL;
-        if (unlikely(block->count > v->stop_at - v->instructions))
-            block = block_lookup(v, step = true);
+        if (unlikely(v->stop_at != UINT64_MAX)) {
+            if (block->count > v->stop_at - v->instructions)
+                block = block_lookup(v, true);
+            step = true; /* interpreted */
+        }
         bool again;
         if (!step && is_translated(v, block, &again)) {
             enter_unit(v, jit_entry(v, block));

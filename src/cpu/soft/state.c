@@ -170,6 +170,7 @@ static void set_pending(struct soft_vcpu *v, const struct cpu_state *state)
     s->shadow_passed = s->step_armed = s->resume_passed = false;
     s->debug_traps = 0;
     v->shadow = pending->interrupt_shadow <= 2 ? pending->interrupt_shadow : 0;
+    v->shadow_at = v->instructions;
     v->nmi_blocked = pending->nmi_blocked;
     v->in_delivery = false;
     atomic_store(&v->signals, pending->nmi_pending ? EVENT_SIGNAL_NMI : 0);

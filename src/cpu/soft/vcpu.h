@@ -289,7 +289,8 @@ struct soft_vcpu {
     struct cpuid cpuid;  /* as this vCPU sees it */
 
     /* Events (event.c). */
-    uint8_t shadow; /* interrupt shadow: 1 after STI, 2 after MOV SS; 0 none */
+    uint64_t shadow_at; /* `instructions` right after the STI */
+    uint8_t shadow;     /* interrupt shadow: 1 after STI, 2 after MOV SS; 0 none */
     bool nmi_blocked;
     bool in_delivery;         /* an exception is being delivered: a second one makes #DF */
     uint8_t delivering;       /* its vector */
