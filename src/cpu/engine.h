@@ -125,7 +125,8 @@ struct engine_config {
      * whole VM, 0 = ENGINE_CODE_CACHE. */
     enum engine_translate translate;
     uint64_t code_cache;
-    bool count; /* vcpu_instructions() is exact with ENGINE_TRANSLATE_HOT too, which costs a little */
+    bool count; /* vcpu_instructions() is exact with ENGINE_TRANSLATE_HOT too, which costs a little
+                 */
     const char *kvm_path; /* NULL = /dev/kvm */
     int kvm_fd;           /* an open /dev/kvm, or -1 to open kvm_path; borrowed */
 };

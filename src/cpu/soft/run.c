@@ -161,8 +161,7 @@ static void loop(struct soft_vcpu *v)
         if (!between(v))
             continue;
         bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
-        uint32_t entry =
-            !step && v->stop_at == UINT64_MAX && jit_wanted(v) ? jit_remembered(v) : 0;
+        uint32_t entry = !step && v->stop_at == UINT64_MAX && jit_wanted(v) ? jit_remembered(v) : 0;
         if (entry) {
             v->link = NULL;
             enter_unit(v, entry);
