@@ -401,8 +401,7 @@ bool soft_deliver_pending(struct soft_vcpu *v)
         exclusive_leave(v);
         exclusive_enter(v);
     }
-    if (v->shadow == 1 && v->instructions != v->shadow_at)
-        v->shadow = 0;
+    v->shadow = soft_shadow(v);
     /* The bit goes before the signals are read: one that comes later sets it again. */
     if (atomic_load(&v->attention) & ATTENTION_SIGNAL)
         atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_SIGNAL);

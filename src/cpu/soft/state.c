@@ -45,7 +45,7 @@ static void get_pending(struct soft_vcpu *v, struct cpu_pending *pending)
     pending->interrupt_soft = s->interrupt && s->interrupt_soft;
     pending->nmi_pending = (atomic_load(&v->signals) & EVENT_SIGNAL_NMI) != 0;
     pending->nmi_blocked = v->nmi_blocked;
-    pending->interrupt_shadow = v->shadow;
+    pending->interrupt_shadow = soft_shadow(v);
 }
 
 void soft_get_state(struct soft_vcpu *v, struct cpu_state *ret_state)

@@ -486,6 +486,12 @@ void soft_deliver_raised(struct soft_vcpu *v);
  * CPU_HALTED with RIP past it, and leaves its block. */
 bool soft_deliver_pending(struct soft_vcpu *v);
 
+/* The interrupt shadow that still holds; what STI left ends by itself. */
+static inline uint8_t soft_shadow(const struct soft_vcpu *v)
+{
+    return v->shadow == 1 && v->instructions != v->shadow_at ? 0 : v->shadow;
+}
+
 /* ---- vCPUs together (exclusive.c) ---- */
 
 /* A vCPU thread is inside enter..leave while it may touch guest memory or blocks; it leaves while
