@@ -81,7 +81,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
     bytes = min(bytes, (uint64_t)CACHE_MAX) / config->vcpus;
     cache->size = align_up(max(bytes, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
-    cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
+    cache->counting = config->count || config->translate == ENGINE_TRANSLATE_ALWAYS;
     cache->chaining = true;
     cache->has_avx = host_has_avx();
     cache->has_bmi2 = host_has_bmi2();

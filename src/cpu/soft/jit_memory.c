@@ -154,8 +154,7 @@ static void shifted_from_rax(struct jit *jit)
 {
     struct jit_asm *a = &jit->a;
     if (jit->cache->has_bmi2) { /* RORX */
-        asm_insn(a,
-                 &(struct jit_op){.vex = true, .map = 3, .vex_pp = 3, .opcode = 0xf0}, JIT_T,
+        asm_insn(a, &(struct jit_op){.vex = true, .map = 3, .vex_pp = 3, .opcode = 0xf0}, JIT_T,
                  JIT_REG(JIT_RAX));
     } else {
         asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));

@@ -35,7 +35,7 @@ enum {
     JIT_PAGES = 4096,         /* chains of units by guest page */
     JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
     JIT_JUMPS_USED = 2048,
-    JIT_PATCH = 5,            /* bytes of a JMP rel32 */
+    JIT_PATCH = 5, /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
 };
 
@@ -167,8 +167,8 @@ struct soft_jit {
     size_t size;    /* of the cache */
     size_t prelude; /* bytes at its start that stay */
     size_t used;
-    size_t populated;      /* of it there is memory in both aliases */
-    uint64_t delta; /* execute_alias - write_alias */
+    size_t populated; /* of it there is memory in both aliases */
+    uint64_t delta;   /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
     uint32_t load_vectors;
     bool has_avx, has_bmi2, counting, chaining;
