@@ -214,7 +214,10 @@ static bool call(struct jit *jit, unsigned k)
         push_return(jit, k);
         jit_flags_wrote(jit, JIT_R15);
         asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
+        uint32_t first = jit->cache->link_count;
         jit_edge(jit, offset_of(jit, d->end) + d->operands[0].imm.value.s);
+        for (; first < jit->cache->link_count; first++)
+            jit->cache->links[first].pushed = true;
         return true;
     }
     jit_flags_need_saved(jit);

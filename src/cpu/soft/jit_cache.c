@@ -167,6 +167,23 @@ static void put_jump(const struct soft_jit *cache, uint32_t at, uint32_t to)
 
 /* ---- units ---- */
 
+static unsigned page_slot(uint64_t gpa)
+{
+    return (unsigned)(gpa >> MEM_PAGE_SHIFT) % JIT_PAGES;
+}
+
+void jit_unit_add(struct soft_jit *cache, uint32_t number)
+{
+    struct jit_unit *unit = &cache->units[number];
+    uint32_t *page = &cache->pages[page_slot(unit->block->gpa)];
+    unit->next = *page;
+    *page = number;
+    unit->connected = true;
+    unit->block->unit = number;
+    cache->unit_count++;
+    cache->translated++;
+}
+
 static void disconnect(struct soft_jit *cache, struct jit_unit *unit)
 {
     if (!unit->connected)
@@ -216,6 +233,12 @@ void jit_drop(struct soft_vcpu *v, struct soft_block *block)
     struct jit_unit *unit = &cache->units[block->unit];
     disconnect(cache, unit);
     unlink_incoming(cache, unit);
+    /* A chain holds live units only, so that a guest which rewrites its code all the time does not
+     * make it longer and longer. */
+    uint32_t *at = &cache->pages[page_slot(block->gpa)];
+    while (*at != block->unit)
+        at = &cache->units[*at].next;
+    *at = unit->next;
     unit->block = NULL;
     block->unit = 0;
     block->heat = 0;
@@ -319,7 +342,7 @@ void jit_code_event(struct soft_vm *vm, uint64_t gpa)
 
 static void disconnect_page(struct soft_jit *cache, uint64_t gpa)
 {
-    uint32_t number = cache->pages[(gpa >> MEM_PAGE_SHIFT) % JIT_PAGES];
+    uint32_t number = cache->pages[page_slot(gpa)];
     for (; number; number = cache->units[number].next) {
         struct jit_unit *unit = &cache->units[number];
         if (unit->block && page_of(unit->block->gpa) == gpa && !block_valid(unit->block))

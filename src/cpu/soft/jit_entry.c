@@ -14,6 +14,7 @@
  */
 #include "cpu/soft/jit_unit.h"
 #include "cpu/soft/native.h"
+#include "cpu/soft/system.h"
 
 #include <stdlib.h>
 
@@ -296,9 +297,19 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     switch ((enum jit_exit_kind)state->exit_kind) {
     case JIT_EXIT_RIP: break;
     case JIT_EXIT_LINK: cache->want = state->exit_index; /* fall through */
-    case JIT_EXIT_POLL:
-        v->gpr[SOFT_RIP] = state->page_base + (uint64_t)cache->links[state->exit_index].target;
-        break;
+    case JIT_EXIT_POLL: {
+        const struct jit_link *link = &cache->links[state->exit_index];
+        v->gpr[SOFT_RIP] = state->page_base + (uint64_t)link->target;
+        if (likely(canonical(v->gpr[SOFT_RIP])))
+            break;
+        /* That is a fault of the branch, which its handler raises: as if nothing had been done. */
+        cache->want = 0;
+        if (link->pushed)
+            v->gpr[CPU_RSP] += 8;
+        unit = &cache->units[link->unit];
+        be_at(v, unit, unit->block->count - 1u);
+        return &unit->block->insns[unit->block->count - 1u];
+    }
     case JIT_EXIT_INSN:
         unit = &cache->units[state->exit_unit];
         be_at(v, unit, state->exit_index);

@@ -76,6 +76,7 @@ struct jit_link {
     uint32_t to, next;     /* linked: its unit, and the next of that unit's incoming links */
     bool saved;            /* enters its target with the flags in memory */
     bool linked;
+    bool pushed;           /* it is a call's, which has pushed its return address */
 };
 
 /* Lies in the code cache, read by code. */
@@ -216,6 +217,8 @@ static inline struct jit_rm jit_slot(const struct jit *jit, unsigned guest)
 /* jit_cache.c */
 /* Gets the host to put memory under the next stretch of the cache, where that is not done yet. */
 void jit_make_room(struct soft_jit *cache);
+/* The unit that was just made, the next in number, may be entered from now on. */
+void jit_unit_add(struct soft_jit *cache, uint32_t number);
 struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number);
 /* Makes the wanted link to the unit of `block`, which was found at SOFT_RIP. */
 void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *block);
