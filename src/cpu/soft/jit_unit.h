@@ -76,7 +76,7 @@ struct jit_link {
     uint32_t to, next;     /* linked: its unit, and the next of that unit's incoming links */
     bool saved;            /* enters its target with the flags in memory */
     bool linked;
-    bool pushed;           /* it is a call's, which has pushed its return address */
+    bool pushed; /* it is a call's, which has pushed its return address */
 };
 
 /* Lies in the code cache, read by code. */
