@@ -1,5 +1,5 @@
 // needs: base mem cpu cpu/soft
-// flags: -len_control=0
+// flags: -len_control=0 -detect_leaks=0
 /*
  * The software engine: decoder, interpreter, translator, paging and event delivery on bytes and
  * states of an attacker's choice. Whatever the guest does must end in an exit; the sanitizers watch
@@ -8,6 +8,8 @@
  * Input: a header that picks mode, registers and the way to run, then memory from address 0 on,
  * code included. The machine has 256 KiB, so that most wild addresses are outside; a thread kicks
  * it every millisecond, since endless loops are a guest's good right.
+ *
+ * (A vCPU is mapped, not allocated, and what it alone points to looks like a leak.)
  *
  * One way to run is both: interpreter and translator, each in a machine of its own, where nothing
  * depends on the host (no random numbers, no wall clock, a TSC that stands still). Then registers,

@@ -139,7 +139,7 @@ def test_debug_exit_and_output(vmm, engine, stream):
 
 @pytest.mark.parametrize("settings", [{"translate": "never"}, {"translate": "always"},
                                       {"translate": "always", "code_cache": "1M"},
-                                      {"translate": "hot", "code_cache": 4 << 30}])
+                                      {"translate": "hot", "code_cache": 256 << 20}])
 def test_translator_settings(vmm, engine, settings):
     with Machine(vmm, kernel(say(b"x" * 1000) + EXIT_16), engine=engine, **settings) as machine:
         machine.expect("READY")

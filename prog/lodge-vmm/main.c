@@ -97,8 +97,9 @@ static int others_close(const struct guest_conf *conf, int statm_fd, struct err 
 {
     int keep[FDS_MAX];
     size_t count = 0;
-    const int named[] = {conf->kernel_fd,     conf->initrd_fd,  conf->kvm_fd, conf->serial_in_fd,
-                         conf->serial_out_fd, conf->control_fd, statm_fd};
+    const int named[] = {
+        conf->kernel_fd,     conf->initrd_fd,  conf->kvm_fd,      conf->serial_in_fd,
+        conf->serial_out_fd, conf->control_fd, conf->lockstep.fd, statm_fd};
     for (size_t i = 0; i < ARRAY_LEN(named); i++)
         keep[count++] = named[i];
     for (unsigned i = 0; i < conf->console_count; i++)
@@ -110,6 +111,12 @@ static const enum engine_translate translate_of[GUEST_TRANSLATE_MAX] = {
     [GUEST_TRANSLATE_HOT] = ENGINE_TRANSLATE_HOT,
     [GUEST_TRANSLATE_NEVER] = ENGINE_TRANSLATE_NEVER,
     [GUEST_TRANSLATE_ALWAYS] = ENGINE_TRANSLATE_ALWAYS,
+};
+
+static const enum board_lockstep_role lockstep_role_of[GUEST_LOCKSTEP_MAX] = {
+    [GUEST_LOCKSTEP_NONE] = BOARD_LOCKSTEP_NONE,
+    [GUEST_LOCKSTEP_LEAD] = BOARD_LOCKSTEP_LEAD,
+    [GUEST_LOCKSTEP_FOLLOW] = BOARD_LOCKSTEP_FOLLOW,
 };
 
 static int machine_make(const struct guest_conf *conf, struct session *session,
@@ -130,7 +137,10 @@ static int machine_make(const struct guest_conf *conf, struct session *session,
                                   .serial_in_fd = conf->serial_in_fd,
                                   .serial_out_fd = conf->serial_out_fd,
                                   .consoles = consoles,
-                                  .console_count = conf->console_count};
+                                  .console_count = conf->console_count,
+                                  .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
+                                               .fd = conf->lockstep.fd,
+                                               .instructions = conf->lockstep.instructions}};
     int r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
     if (r >= 0)
         r = board_new(&config, &session->board, err);

@@ -78,7 +78,7 @@ static int refuse_descriptors(const struct guest_conf *conf, const char *path, s
 {
     if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
         conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
-        conf->console_count > 0)
+        conf->lockstep.fd >= 0 || conf->console_count > 0)
         return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
     return 0;
 }

@@ -148,6 +148,38 @@ static void a_paused_clock_stands_still(void **state)
     timers_free(timers);
 }
 
+static uint64_t hand(void *opaque)
+{
+    return *(uint64_t *)opaque;
+}
+
+static void a_driven_clock_fires_when_told(void **state)
+{
+    (void)state;
+    uint64_t now = 100;
+    struct timers *timers = timers_new_driven(hand, &now);
+    struct fired early = {.timers = timers}, late = {.timers = timers};
+    struct timer a, b;
+    timer_init(&a, timers, note_fired, &late);
+    timer_init(&b, timers, note_fired, &early);
+    assert_int_equal(timers_next(timers), UINT64_MAX);
+    timer_arm(&a, 300);
+    timer_arm(&b, 200);
+    assert_int_equal(timers_next(timers), 200);
+    timers_pause(timers);
+    timers_resume(timers);
+    assert_int_equal(timers_now(timers), 100);
+    timers_fire(timers, 199);
+    assert_int_equal(early.count, 0);
+    now = 250;
+    timers_fire(timers, now);
+    assert_int_equal(early.count, 1);
+    assert_int_equal(early.at, 250);
+    assert_int_equal(late.count, 0);
+    assert_int_equal(timers_next(timers), 300);
+    timers_free(timers);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -158,6 +190,7 @@ int main(void)
         cmocka_unit_test(timers_fire_once_in_order),
         cmocka_unit_test(a_deadline_already_past_fires_at_once),
         cmocka_unit_test(a_paused_clock_stands_still),
+        cmocka_unit_test(a_driven_clock_fires_when_told),
     };
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);
 }

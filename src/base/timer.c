@@ -17,6 +17,8 @@ struct timers {
     size_t count, room;
     uint64_t base; /* host ns minus guest ns while running; guest ns while paused */
     bool paused, stop;
+    uint64_t (*clock)(void *opaque); /* driven: no thread, no `base` */
+    void *clock_opaque;
 };
 
 static uint64_t host_now(void)
@@ -28,6 +30,8 @@ static uint64_t host_now(void)
 
 static uint64_t now_locked(const struct timers *timers)
 {
+    if (timers->clock)
+        return timers->clock(timers->clock_opaque);
     return timers->paused ? timers->base : host_now() - timers->base;
 }
 
@@ -76,6 +80,18 @@ static void heap_remove(struct timers *timers, struct timer *timer)
     heap_down(timers, last->heap_slot);
 }
 
+/* Calls the first timer's callback; `lock` is held before and after, not during. */
+static void fire_first(struct timers *timers)
+{
+    struct timer *first = timers->heap[0];
+    heap_remove(timers, first);
+    void (*due)(void *) = first->due;
+    void *due_opaque = first->opaque;
+    pthread_mutex_unlock(&timers->lock);
+    due(due_opaque);
+    pthread_mutex_lock(&timers->lock);
+}
+
 static void *timers_thread(void *opaque)
 {
     struct timers *timers = opaque;
@@ -96,18 +112,13 @@ static void *timers_thread(void *opaque)
             pthread_cond_clockwait(&timers->changed, &timers->lock, CLOCK_MONOTONIC, &until);
             continue;
         }
-        heap_remove(timers, next);
-        void (*due)(void *) = next->due;
-        void *due_opaque = next->opaque;
-        pthread_mutex_unlock(&timers->lock);
-        due(due_opaque);
-        pthread_mutex_lock(&timers->lock);
+        fire_first(timers);
     }
     pthread_mutex_unlock(&timers->lock);
     return NULL;
 }
 
-struct timers *timers_new(void)
+static struct timers *timers_make(void)
 {
     struct timers *timers = calloc(1, sizeof *timers);
     if (!timers)
@@ -115,6 +126,24 @@ struct timers *timers_new(void)
     timers->base = host_now();
     pthread_mutex_init(&timers->lock, NULL);
     pthread_cond_init(&timers->changed, NULL);
+    return timers;
+}
+
+struct timers *timers_new_driven(uint64_t (*clock)(void *opaque), void *opaque)
+{
+    struct timers *timers = timers_make();
+    if (!timers)
+        return NULL;
+    timers->clock = clock;
+    timers->clock_opaque = opaque;
+    return timers;
+}
+
+struct timers *timers_new(void)
+{
+    struct timers *timers = timers_make();
+    if (!timers)
+        return NULL;
     if (pthread_create(&timers->thread, NULL, timers_thread, timers) != 0) {
         pthread_cond_destroy(&timers->changed);
         pthread_mutex_destroy(&timers->lock);
@@ -132,7 +161,8 @@ void timers_free(struct timers *timers)
     timers->stop = true;
     pthread_cond_signal(&timers->changed);
     pthread_mutex_unlock(&timers->lock);
-    pthread_join(timers->thread, NULL);
+    if (!timers->clock)
+        pthread_join(timers->thread, NULL);
     pthread_cond_destroy(&timers->changed);
     pthread_mutex_destroy(&timers->lock);
     free(timers->heap);
@@ -150,7 +180,7 @@ uint64_t timers_now(struct timers *timers)
 void timers_pause(struct timers *timers)
 {
     pthread_mutex_lock(&timers->lock);
-    if (!timers->paused) {
+    if (!timers->paused && !timers->clock) {
         timers->base = now_locked(timers);
         timers->paused = true;
     }
@@ -173,6 +203,22 @@ void timers_set_now(struct timers *timers, uint64_t now)
     pthread_mutex_lock(&timers->lock);
     timers->base = timers->paused ? now : host_now() - now;
     pthread_cond_signal(&timers->changed);
+    pthread_mutex_unlock(&timers->lock);
+}
+
+uint64_t timers_next(struct timers *timers)
+{
+    pthread_mutex_lock(&timers->lock);
+    uint64_t at = timers->count ? timers->heap[0]->at : UINT64_MAX;
+    pthread_mutex_unlock(&timers->lock);
+    return at;
+}
+
+void timers_fire(struct timers *timers, uint64_t now)
+{
+    pthread_mutex_lock(&timers->lock);
+    while (timers->count && timers->heap[0]->at <= now)
+        fire_first(timers);
     pthread_mutex_unlock(&timers->lock);
 }
 

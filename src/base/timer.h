@@ -5,6 +5,10 @@
  * still while the machine is paused, so that a device never learns of the pause. A `struct timer`
  * is embedded in the device that owns it and fires at most once per timer_arm().
  *
+ * A *driven* clock (timers_new_driven()) has no thread: its time is what a function of the owner's
+ * says, and callbacks run inside timers_fire(), on the caller's thread. Deterministic machines have
+ * one.
+ *
  * Threads: every function may be called from any thread. The callback runs on the timers' own
  * thread with no lock held; it may arm and cancel timers, itself included. timer_cancel() does not
  * wait: a callback that is already on its way may still run once, so a device looks at its own
@@ -31,6 +35,8 @@ struct timer {
 };
 
 struct timers *timers_new(void);
+/* `clock` is called with the timers' lock held. Pausing and setting the time mean nothing here. */
+struct timers *timers_new_driven(uint64_t (*clock)(void *opaque), void *opaque);
 void timers_free(struct timers *timers);
 
 /* Nanoseconds of guest time: monotonic, stopped while paused. */
@@ -42,6 +48,11 @@ void timers_resume(struct timers *timers);
 
 /* Sets the clock to `now` (restore of a snapshot). Timers armed in the past fire at once. */
 void timers_set_now(struct timers *timers, uint64_t now);
+
+/* Driven clocks: when the first timer is due, UINT64_MAX when none is armed; and the callbacks of
+ * all that are due at `now`, in their order, those that they arm meanwhile included. */
+uint64_t timers_next(struct timers *timers);
+void timers_fire(struct timers *timers, uint64_t now);
 
 void timer_init(struct timer *timer, struct timers *timers, void (*due)(void *opaque),
                 void *opaque);

@@ -107,15 +107,22 @@ static int memory_make(struct board *board, const struct board_config *config, s
 static int engine_make(struct board *board, struct err *err)
 {
     bool chips = board->engine->irqchip == ENGINE_IRQCHIP_BOARD;
+    struct cpuid cpuid;
+    if (board->lockstep) {
+        cpuid_model(&cpuid, CPUID_SOFT, NULL, board->cpus, LOCKSTEP_TSC_KHZ);
+        lockstep_cpuid(&cpuid);
+    }
     const struct engine_config engine = {.mem = board->mem,
                                          .vcpus = board->cpus,
                                          .irqchip = board->engine->irqchip,
                                          .io = &board->io,
                                          .apic = chips ? &board->apic_row : NULL,
+                                         .cpuid = board->lockstep ? &cpuid : NULL,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,
                                          .translate = board->translate,
                                          .code_cache = board->code_cache,
+                                         .count = board->lockstep != NULL,
                                          .kvm_fd = board->kvm_fd};
     int r = board->engine->vm_new(&engine, &board->vm, err);
     for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
@@ -161,7 +168,13 @@ static int board_fill(struct board *board, const struct board_config *config, st
     board->command_line = strdup(config->command_line);
     board->final = calloc(1, sizeof *board->final);
     board->bus = bus_new();
-    board->timers = timers_new();
+    if (config->lockstep.role != BOARD_LOCKSTEP_NONE) {
+        r = lockstep_new(board, config, &board->lockstep, err);
+        if (r < 0)
+            return r;
+    }
+    board->timers =
+        board->lockstep ? timers_new_driven(lockstep_clock, board->lockstep) : timers_new();
     if (!board->command_line || !board->final || !board->bus || !board->timers)
         return err_set(err, -ENOMEM, "no memory or no thread for a machine");
     board_clock_stop(board);
@@ -228,6 +241,7 @@ void board_free(struct board *board)
 {
     if (!board)
         return;
+    lockstep_stop(board->lockstep);
     threads_end(board);
     board_serial_stop(board->serial); /* its thread uses the UART, and that the timers */
     timers_free(board->timers);
@@ -235,6 +249,7 @@ void board_free(struct board *board)
     engine_free(board);
     bus_free(board->bus);
     mem_free(board->mem);
+    lockstep_free(board->lockstep);
     if (board->event_fd >= 0)
         close(board->event_fd);
     pthread_cond_destroy(&board->go);
@@ -254,6 +269,9 @@ int board_start(struct board *board, struct err *err)
             return err_errno(err, number, "cannot start the thread of vCPU %u", i);
         vcpu->has_thread = true;
     }
+    int r = board->lockstep ? lockstep_start(board->lockstep, err) : 0;
+    if (r < 0)
+        return r;
     board->started = true;
     board_resume(board);
     return 0;

@@ -53,6 +53,15 @@ struct board_console {
     int fd;           /* connected stream socket */
 };
 
+/* A run whose history can be repeated: board_lockstep.h. */
+enum board_lockstep_role { BOARD_LOCKSTEP_NONE, BOARD_LOCKSTEP_LEAD, BOARD_LOCKSTEP_FOLLOW };
+
+struct board_lockstep {
+    enum board_lockstep_role role;
+    int fd;                /* the trace: the leader writes it, the follower reads it */
+    uint64_t instructions; /* the leader powers off after about so many; 0 = when the guest does */
+};
+
 struct board_config {
     const struct engine_ops *engine;
     int kvm_fd;      /* for the KVM engine; else ignored */
@@ -69,6 +78,8 @@ struct board_config {
     int serial_in_fd, serial_out_fd; /* COM1; -1 = nobody there */
     const struct board_console *consoles;
     unsigned console_count; /* <= BOARD_CONSOLES_MAX */
+
+    struct board_lockstep lockstep; /* for tests of the engine */
 };
 
 enum { BOARD_MEMORY_MIN = 2 << 20 };

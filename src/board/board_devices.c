@@ -91,8 +91,11 @@ static int make_pit(struct board *board, const struct board_config *config, stru
 
 static int make_rtc(struct board *board, const struct board_config *config, struct err *err)
 {
-    struct rtc *rtc = rtc_new(
-        &(struct rtc_config){.timers = board->timers, .irq = board_line(board, MAP_IRQ_RTC)});
+    struct rtc *rtc =
+        rtc_new(&(struct rtc_config){.timers = board->timers,
+                                     .irq = board_line(board, MAP_IRQ_RTC),
+                                     .realtime = board->lockstep ? lockstep_realtime : NULL,
+                                     .realtime_opaque = board->lockstep});
     int r = device_add(board, &rtc_device, rtc, err);
     return r < 0 ? r : claim(board, RTC_PORT, RTC_PORTS, &rtc_ops, rtc, err);
 }
@@ -280,6 +283,8 @@ static int add_virtio(struct board *board, struct virtio_device *device, struct 
 static int make_rng(struct board *board, const struct board_config *config, struct err *err)
 {
     struct virtio_device *rng;
+    if (board->lockstep) /* nobody can repeat it */
+        return 0;
     int r = virtio_rng_new(board->mem, &rng, err);
     return r < 0 ? r : add_virtio(board, rng, err);
 }

@@ -44,6 +44,11 @@ void board_tell_panicked(struct board *board)
 void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
                       const char *text)
 {
+    const char *differs = board->lockstep ? lockstep_end(board->lockstep, kind) : NULL;
+    if (differs) {
+        kind = BOARD_EVENT_ERROR;
+        text = differs;
+    }
     pthread_mutex_lock(&board->lock);
     if (!board->ended) {
         board->ended = true;

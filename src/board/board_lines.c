@@ -17,13 +17,22 @@ enum { ISA_IRQS = 16, TIMER_PIN = 2 };
 uint64_t board_tsc(void *opaque)
 {
     struct board *board = opaque;
+    if (unlikely(board->lockstep))
+        return lockstep_clock(board->lockstep);
     if (!atomic_load_explicit(&board->tsc_runs, memory_order_acquire))
         return atomic_load_explicit(&board->tsc_frozen, memory_order_relaxed);
     return __rdtsc() - atomic_load_explicit(&board->tsc_base, memory_order_relaxed);
 }
 
+uint64_t board_tsc_khz(const struct board *board)
+{
+    return board->lockstep ? LOCKSTEP_TSC_KHZ : cpuid_host_tsc_khz();
+}
+
 void board_clock_stop(struct board *board)
 {
+    if (board->lockstep)
+        return;
     timers_pause(board->timers);
     if (atomic_load(&board->tsc_runs)) {
         atomic_store(&board->tsc_frozen, board_tsc(board));
@@ -33,6 +42,8 @@ void board_clock_stop(struct board *board)
 
 void board_clock_run(struct board *board)
 {
+    if (board->lockstep)
+        return;
     if (!atomic_load(&board->tsc_runs)) {
         atomic_store(&board->tsc_base, __rdtsc() - atomic_load(&board->tsc_frozen));
         atomic_store(&board->tsc_runs, true);
@@ -88,7 +99,9 @@ struct msi_target board_msi(struct board *board)
 static void vcpu_notify(void *opaque, unsigned index)
 {
     struct board *board = opaque;
-    if (board->vcpus[index].vcpu)
+    if (board->lockstep)
+        lockstep_notify(board->lockstep);
+    else if (board->vcpus[index].vcpu)
         board->engine->vcpu_notify(board->vcpus[index].vcpu);
 }
 
@@ -128,7 +141,7 @@ struct apic *board_apic_new(struct board *board)
     struct apic *apic = apic_new(&(struct apic_config){.vcpus = board->cpus,
                                                        .timers = board->timers,
                                                        .tsc = tsc_of_vcpu,
-                                                       .tsc_khz = cpuid_host_tsc_khz(),
+                                                       .tsc_khz = board_tsc_khz(board),
                                                        .notify = vcpu_notify,
                                                        .signal = vcpu_signal,
                                                        .eoi = end_of_interrupt,

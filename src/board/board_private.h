@@ -7,6 +7,7 @@
  *   board_vcpu.c     vCPU threads: run, park, stop
  *   board_event.c    what the owner is told
  *   board_serial.c   the host's streams behind COM1
+ *   board_lockstep.c a history that can be repeated, for tests
  *
  * Locks, from the outside in: a device's own; `lock` below; nothing under it but the kicking of
  * vCPUs. Interrupt lines take no lock of the board.
@@ -16,6 +17,7 @@
 #include "base/own.h"
 #include "base/timer.h"
 #include "board/board.h"
+#include "board/board_lockstep.h"
 #include "board/board_map.h"
 #include "board/board_serial.h"
 #include "bus/bus.h"
@@ -63,6 +65,7 @@ struct board {
     struct mem *mem;
     struct bus *bus;
     struct timers *timers;
+    struct lockstep *lockstep;                      /* NULL but in tests of the engine */
     struct board_device devices[BOARD_DEVICES_MAX]; /* in the order of making; freed backwards */
     unsigned device_count;
 
@@ -116,6 +119,7 @@ struct apic *board_apic_new(struct board *board); /* and fills apic_row */
 struct irq_line board_line(struct board *board, unsigned gsi);
 struct msi_target board_msi(struct board *board);
 uint64_t board_tsc(void *board);
+uint64_t board_tsc_khz(const struct board *board);
 /* The clocks: the devices' and the TSC. */
 void board_clock_stop(struct board *board);
 void board_clock_run(struct board *board);

@@ -453,6 +453,15 @@ static void what_cannot_be_made_is_said(void **state)
     assert_int_equal(board_new(&config, &board, &err), -EINVAL);
     config.cpus = 1;
 
+    config.kernel_fd = kernel_of(&code);
+    config.lockstep = (struct board_lockstep){.role = BOARD_LOCKSTEP_LEAD, .fd = -1};
+    config.cpus = 2;
+    assert_int_equal(board_new(&config, &board, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "lockstep: "));
+    config.lockstep.role = BOARD_LOCKSTEP_NONE;
+    config.cpus = 1;
+    close(config.kernel_fd);
+
     int ends[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     config.kernel_fd = kernel_of(&code);

@@ -98,7 +98,10 @@ static void tell_fault(struct board_vcpu *vcpu, enum board_event_kind kind, cons
 static void exit_handle(struct board_vcpu *vcpu, const struct engine_exit *exit)
 {
     switch (exit->reason) {
-    case ENGINE_EXIT_KICK: break;
+    case ENGINE_EXIT_KICK:
+        if (vcpu->board->lockstep && runs(vcpu->board))
+            lockstep_tick(vcpu->board->lockstep);
+        break;
     case ENGINE_EXIT_SHUTDOWN: tell_fault(vcpu, BOARD_EVENT_TRIPLE_FAULT, "triple fault"); break;
     case ENGINE_EXIT_FAULT: tell_fault(vcpu, BOARD_EVENT_ERROR, exit->detail); break;
     default: tell_fault(vcpu, BOARD_EVENT_ERROR, "the engine stopped for no known reason"); break;
@@ -125,6 +128,8 @@ void *board_vcpu_main(void *opaque)
         if (first)
             tell_first_instruction(board);
         first = false;
+        if (board->lockstep && !lockstep_prepare(board->lockstep))
+            continue;
         struct engine_exit exit = {.reason = ENGINE_EXIT_MAX};
         struct err err = {0};
         if (board->engine->vcpu_run(vcpu->vcpu, &exit, &err) < 0)

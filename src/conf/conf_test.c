@@ -118,6 +118,10 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"code_cache\": 0}", "code_cache: a code cache of 0 bytes is too little"},
         {"{\"code_cache\": -1}", "code_cache: must be a number of bytes"},
         {"{\"code_cache\": 4294967297}", "code_cache: a code cache of 4294967297 bytes is too"},
+        {"{\"lockstep\": 3}", "lockstep: must be an object"},
+        {"{\"lockstep\": {\"role\": \"lead\"}}", "must have a role and an fd"},
+        {"{\"lockstep\": {\"role\": \"run\", \"fd\": 3}}", "must be \"lead\" or \"follow\""},
+        {"{\"lockstep\": {\"role\": \"lead\", \"fd\": 3, \"x\": 1}}", "'x' is no field"},
         {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
         {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
         {"{\"consoles\": [1]}", "must hold objects"},
@@ -146,6 +150,7 @@ static void json_goes_round(void **state)
     conf.code_cache = GIB(4);
     conf.kernel_fd = 0;
     conf.control_fd = 12;
+    conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000};
     conf.consoles[0].fd = 5;
     conf.consoles[1] = (struct guest_console){strdup("org.lodge.agent"), 6};
     conf.console_count = 2;
@@ -164,6 +169,9 @@ static void json_goes_round(void **state)
     assert_int_equal(back.kernel_fd, 0);
     assert_int_equal(back.initrd_fd, -1);
     assert_int_equal(back.control_fd, 12);
+    assert_int_equal(back.lockstep.role, GUEST_LOCKSTEP_FOLLOW);
+    assert_int_equal(back.lockstep.fd, 9);
+    assert_int_equal(back.lockstep.instructions, 1000);
     assert_int_equal(back.console_count, 2);
     assert_null(back.consoles[0].name);
     assert_int_equal(back.consoles[0].fd, 5);

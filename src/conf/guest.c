@@ -43,6 +43,7 @@ void guest_conf_init(struct guest_conf *conf)
         .serial_in_fd = -1,
         .serial_out_fd = -1,
         .control_fd = -1,
+        .lockstep.fd = -1,
     };
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         conf->consoles[i].fd = -1;

@@ -54,6 +54,21 @@ struct guest_console {
     int fd;     /* stream socket; -1 in a definition written by people */
 };
 
+/* JSON: "lockstep": {"role": "lead", "fd": 7, "instructions": 100000000}; `follow` needs no count.
+ */
+enum guest_lockstep_role {
+    GUEST_LOCKSTEP_NONE,
+    GUEST_LOCKSTEP_LEAD,
+    GUEST_LOCKSTEP_FOLLOW,
+    GUEST_LOCKSTEP_MAX
+};
+
+struct guest_lockstep {
+    enum guest_lockstep_role role;
+    int fd;
+    uint64_t instructions; /* 0 = without a limit */
+};
+
 struct guest_conf {
     char *name; /* NULL = unnamed */
     enum guest_engine engine;
@@ -75,6 +90,8 @@ struct guest_conf {
     int kvm_fd;
     int serial_in_fd, serial_out_fd;
     int control_fd; /* events to lodge, requests from it: wire/control.h */
+    /* For tests of the software engine: board/board_lockstep.h. */
+    struct guest_lockstep lockstep;
     struct guest_console consoles[GUEST_CONSOLES_MAX];
     unsigned console_count;
 };

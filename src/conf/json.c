@@ -29,7 +29,8 @@ enum kind {
     KIND_CPUS,
     KIND_FD,
     KIND_CONSOLES,
-    KIND_ON_RESET
+    KIND_ON_RESET,
+    KIND_LOCKSTEP
 };
 
 static const struct field {
@@ -54,6 +55,7 @@ static const struct field {
     {"control_fd", KIND_FD, offsetof(struct guest_conf, control_fd)},
     {"consoles", KIND_CONSOLES, 0},
     {"on_reset", KIND_ON_RESET, 0},
+    {"lockstep", KIND_LOCKSTEP, 0},
 };
 
 struct scan {
@@ -223,6 +225,49 @@ static int get_on_reset(const json_t *value, struct guest_conf *conf, struct err
     return err_set(why, -EINVAL, "must be \"reboot\" or \"exit\"");
 }
 
+static const char *const lockstep_names[GUEST_LOCKSTEP_MAX] = {
+    [GUEST_LOCKSTEP_LEAD] = "lead",
+    [GUEST_LOCKSTEP_FOLLOW] = "follow",
+};
+
+static int get_role(const json_t *value, enum guest_lockstep_role *role, struct err *why)
+{
+    for (unsigned i = GUEST_LOCKSTEP_LEAD; json_is_string(value) && i < GUEST_LOCKSTEP_MAX; i++)
+        if (!strcmp(json_string_value(value), lockstep_names[i])) {
+            *role = (enum guest_lockstep_role)i;
+            return 0;
+        }
+    return err_set(why, -EINVAL, "its role must be \"lead\" or \"follow\"");
+}
+
+static int get_lockstep(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    struct guest_lockstep lockstep = {.fd = -1};
+    const char *key;
+    json_t *field;
+    if (!json_is_object(value))
+        return err_set(why, -EINVAL, "must be an object with a role and an fd");
+    json_object_foreach((json_t *)value, key, field)
+    {
+        int r = 0;
+        if (!strcmp(key, "role"))
+            r = get_role(field, &lockstep.role, why);
+        else if (!strcmp(key, "fd"))
+            r = get_fd(field, &lockstep.fd, why);
+        else if (!strcmp(key, "instructions") && json_is_integer(field) &&
+                 json_integer_value(field) >= 0)
+            lockstep.instructions = (uint64_t)json_integer_value(field);
+        else
+            r = err_set(why, -EINVAL, "'%.64s' is no field of it, or no count", key);
+        if (r < 0)
+            return r;
+    }
+    if (lockstep.role == GUEST_LOCKSTEP_NONE || lockstep.fd < 0)
+        return err_set(why, -EINVAL, "must have a role and an fd");
+    conf->lockstep = lockstep;
+    return 0;
+}
+
 static int get_field(const struct field *field, const json_t *value, struct guest_conf *conf,
                      struct err *why)
 {
@@ -237,6 +282,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_FD: return get_fd(value, at, why);
     case KIND_CONSOLES: return get_consoles(value, conf, why);
     case KIND_ON_RESET: return get_on_reset(value, conf, why);
+    case KIND_LOCKSTEP: return get_lockstep(value, conf, why);
     }
     return -EINVAL;
 }
@@ -318,6 +364,22 @@ static int put_consoles(json_t *root, const struct guest_conf *conf)
     return json_object_set_new(root, "consoles", array);
 }
 
+static int put_lockstep(json_t *root, const struct guest_lockstep *lockstep)
+{
+    json_t *object = json_object();
+    int r = put_string(object, "role", lockstep_names[lockstep->role]);
+    if (r >= 0)
+        r = json_object_set_new(object, "fd", json_integer(lockstep->fd));
+    if (r >= 0)
+        r = json_object_set_new(object, "instructions",
+                                json_integer((json_int_t)lockstep->instructions));
+    if (r < 0) {
+        json_decref(object);
+        return r;
+    }
+    return json_object_set_new(root, "lockstep", object);
+}
+
 static int put_bytes(json_t *root, const char *name, uint64_t bytes)
 {
     return json_object_set_new(root, name, json_integer((json_int_t)bytes));
@@ -340,6 +402,7 @@ static int put_field(json_t *root, const struct field *field, const struct guest
         fd = *(const int *)at;
         return fd < 0 ? 0 : json_object_set_new(root, field->name, json_integer(fd));
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
+    case KIND_LOCKSTEP: return conf->lockstep.role ? put_lockstep(root, &conf->lockstep) : 0;
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);
     }
     return -1;

@@ -125,6 +125,8 @@ struct engine_config {
      * whole VM, 0 = ENGINE_CODE_CACHE. */
     enum engine_translate translate;
     uint64_t code_cache;
+    bool count; /* vcpu_instructions() is exact with ENGINE_TRANSLATE_HOT too, which costs a little
+                 */
     const char *kvm_path; /* NULL = /dev/kvm */
     int kvm_fd;           /* an open /dev/kvm, or -1 to open kvm_path; borrowed */
 };
@@ -170,8 +172,15 @@ struct engine_ops {
     int (*dirty_sync)(struct engine_vm *vm, struct err *err);
     int (*dirty_stop)(struct engine_vm *vm, struct err *err);
 
-    /* Guest instructions executed so far, or 0 where the engine cannot tell. Any thread. */
+    /* Guest instructions executed so far, or 0 where the engine cannot tell. Any thread; exact
+     * where the vCPU is not running. What faulted was not executed, and a repeated string
+     * instruction is one when it is complete. */
     uint64_t (*vcpu_instructions)(struct engine_vcpu *vcpu);
+    /* Optional, for tests, while the vCPU is not running: the next run() is kicked exactly when
+     * vcpu_instructions() says `instructions`, or when the vCPU would sleep before; UINT64_MAX
+     * takes it back. With `attempt` one instruction is begun first, whatever the count: it may end
+     * in an exception, which nobody counts. Slow, and interpreted. */
+    void (*vcpu_stop_at)(struct engine_vcpu *vcpu, uint64_t instructions, bool attempt);
 };
 
 extern const struct engine_ops engine_kvm;

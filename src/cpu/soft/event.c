@@ -11,10 +11,11 @@
  * Interrupts that cannot be taken (IF clear, shadow) cost nothing: the attention bit goes away and
  * `interrupt_waiting` remembers to ask again once IF is set (event_flags_changed).
  *
- * STI ends its block and leaves shadow = 1 behind. Where nothing waits, nobody looks at it, and it
- * may be stale when somebody does: then an interrupt is one instruction late, which nobody can
- * tell. HLT, which must not sleep through it, clears it. MOV SS (shadow 2) also holds traps back,
- * so it is exact: alone in its block, with ATTENTION_STEP.
+ * STI ends its block and leaves shadow = 1 behind, with the count of instructions at which it holds
+ * (`shadow_at`). Where nothing waits, nobody looks at it; who does sees by the count whether it is
+ * over. (Where translated code does not count, it may seem to last: then an interrupt is one
+ * instruction late, which nobody can tell.) HLT, which must not sleep through it, clears it. MOV SS
+ * (shadow 2) also holds traps back, so it is exact: alone in its block, with ATTENTION_STEP.
  */
 #include "cpu/soft/block.h"
 #include "cpu/soft/system.h"
@@ -400,6 +401,7 @@ bool soft_deliver_pending(struct soft_vcpu *v)
         exclusive_leave(v);
         exclusive_enter(v);
     }
+    v->shadow = soft_shadow(v);
     /* The bit goes before the signals are read: one that comes later sets it again. */
     if (atomic_load(&v->attention) & ATTENTION_SIGNAL)
         atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_SIGNAL);

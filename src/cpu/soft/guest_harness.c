@@ -185,6 +185,7 @@ static void begin(struct guest *guest, const struct cpuid *cpuid, bool with_apic
         .io = &guest->io,
         .apic = with_apic ? &apic : NULL,
         .cpuid = cpuid ? cpuid : &model,
+        .count = true,
         .kvm_fd = -1,
         .translate = guest_translate(),
     };

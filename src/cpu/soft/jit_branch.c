@@ -3,7 +3,7 @@
  *
  *   in the page      jmp target                         patched in once the target has a unit
  *   across pages     page_base == guard's, epoch == guard's?  page_base = ...; jmp target
- *   indirect         jump cache: linear ^ epoch key at slot?  page_base = ...; jmp its code
+ *   indirect         jump cache: this linear address in its slot?  page_base = ...; jmp its code
  *
  * Until a link is made, and where a guard or the jump cache misses, the way leads through a stub to
  * the loop (or, for indirect branches, to the branch's own handler, which has all checks).
@@ -13,7 +13,6 @@
  * writes them anew anyhow, are computed again by the stub.
  */
 #include "cpu/soft/jit_unit.h"
-#include "cpu/soft/system.h"
 
 static int64_t offset_of(const struct jit *jit, unsigned k_end)
 {
@@ -151,20 +150,6 @@ static struct jit_slow *leave_to(struct jit *jit, unsigned k)
     return slow;
 }
 
-/* A target in RAX that is not canonical is the handler's. It could also be taken for one of another
- * epoch, for which the jump cache has those bits. */
-static void check_target(struct jit *jit, unsigned k)
-{
-    struct jit_asm *a = &jit->a;
-    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
-    asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
-    asm_byte(a, 16);
-    asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
-    asm_byte(a, 16);
-    asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
-    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
-}
-
 /* The branch has been made but for RIP, which becomes jit_state.target. */
 static struct jit_slow *leave_for_target(struct jit *jit, unsigned k)
 {
@@ -180,23 +165,18 @@ static void indirect(struct jit *jit, unsigned k, int32_t pop, bool pushed)
 {
     struct jit_slow *(*leave)(struct jit *, unsigned) = pushed ? leave_for_target : leave_to;
     struct jit_asm *a = &jit->a;
-    uint32_t key = JIT_FIELD(jit->v, jit_state.epoch_key) + jit->half * (uint32_t)sizeof(uint64_t);
     uint32_t keys = JIT_FIELD(jit->v, jit_state.jump_keys) + jit->half * JIT_JUMPS * 8;
     uint32_t code = JIT_FIELD(jit->v, jit_state.jump_code) + jit->half * JIT_JUMPS * 8;
-    if (!pushed)
-        check_target(jit, k);
     leave(jit, k)->jump = poll(jit);
     asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
     asm_op(a, 0xc1, 8, 5, JIT_REG(JIT_T));
     asm_byte(a, 11);
     asm_op(a, 0x33, 4, JIT_T, JIT_REG(JIT_RAX));
     asm_alu_imm(a, 4, 4, JIT_REG(JIT_T), JIT_JUMPS - 1);
-    asm_op(a, 0x33, 8, JIT_RAX, JIT_ABS(key));
     struct jit_rm at = {
         .reg = JIT_NONE, .base = JIT_NONE, .index = JIT_T, .scale = 3, .disp = (int32_t)keys};
     asm_op(a, 0x3b, 8, JIT_RAX, at);
     leave(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
-    asm_op(a, 0x33, 8, JIT_RAX, JIT_ABS(key));
     asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE);
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
     if (pop)
@@ -244,7 +224,10 @@ static bool call(struct jit *jit, unsigned k)
         push_return(jit, k);
         jit_flags_wrote(jit, JIT_R15);
         asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
+        uint32_t first = jit->cache->link_count;
         jit_edge(jit, offset_of(jit, d->end) + d->operands[0].imm.value.s);
+        for (; first < jit->cache->link_count; first++)
+            jit->cache->links[first].pushed = true;
         return true;
     }
     jit_flags_need_saved(jit);
@@ -253,7 +236,13 @@ static bool call(struct jit *jit, unsigned k)
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
     /* To nowhere: then nothing is pushed. Once something is, the handler cannot do it all again:
      * the operand may lie there. */
-    check_target(jit, k);
+    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
+    asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
+    asm_byte(a, 16);
+    asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
+    asm_byte(a, 16);
+    asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
+    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
     push_return(jit, k);
     asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
     asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
@@ -302,12 +291,6 @@ bool jit_branch(struct jit *jit, unsigned k)
     const ZydisDecodedInstruction *zydis = &d->zydis;
     if (d->undefined || d->too_long || zydis->operand_width != 64 ||
         zydis->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
-        return false;
-    /* Out of the address space: the fault is the handler's. (An alias of the page may lie
-     * elsewhere; then the fault shows the target instead.) */
-    uint64_t next = jit->v->gpr[SOFT_RIP] + d->end;
-    if (d->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && d->operands[0].imm.is_relative &&
-        !canonical(next + d->operands[0].imm.value.u))
         return false;
     unsigned condition = condition_of(zydis->mnemonic);
     if (condition != JIT_NONE) {

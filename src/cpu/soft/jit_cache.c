@@ -16,6 +16,7 @@
 #include "cpu/soft/native_stub.h"
 #include "cpu/soft/populate.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -56,6 +57,19 @@ static bool cache_map(struct soft_jit *cache)
     return cache->write_alias && cache->execute_alias;
 }
 
+static bool host_has_bmi2(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ebx & bit_BMI2;
+}
+
+static void jumps_clear(struct soft_vcpu *v, unsigned half)
+{
+    uint64_t *keys = v->jit_state.jump_keys[half];
+    memset(keys, 0xff, sizeof v->jit_state.jump_keys[half]);
+    keys[0] = jit_jump_empty(0);
+}
+
 int jit_new(struct soft_vcpu *v, struct err *err)
 {
     const struct engine_config *config = &v->vm->config;
@@ -68,9 +82,10 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
     bytes = min(bytes, (uint64_t)CACHE_MAX) / config->vcpus;
     cache->size = align_up(max(bytes, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
-    cache->counting = config->translate == ENGINE_TRANSLATE_ALWAYS;
+    cache->counting = config->count || config->translate == ENGINE_TRANSLATE_ALWAYS;
     cache->chaining = true;
     cache->has_avx = v->native->has_avx;
+    cache->has_bmi2 = cache->has_avx && host_has_bmi2();
     cache->unit_max = cache->link_max = 1024;
     cache->units = calloc(cache->unit_max, sizeof *cache->units);
     cache->links = calloc(cache->link_max, sizeof *cache->links);
@@ -84,6 +99,8 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     }
     cache->delta =
         (uint64_t)(uintptr_t)cache->execute_alias - (uint64_t)(uintptr_t)cache->write_alias;
+    jumps_clear(v, 0);
+    jumps_clear(v, 1);
     jit_make_prelude(v, cache);
     cache->used = cache->prelude;
     cache->unit_count = cache->link_count = 1;
@@ -116,7 +133,6 @@ void jit_reset(struct soft_vcpu *v)
     cache->want = 0;
     cache->resets++;
     memset(cache->pages, 0, sizeof cache->pages);
-    memset(v->jit_state.jump_keys, 0xff, sizeof v->jit_state.jump_keys);
     jit_epoch_flush(v, true);
 }
 
@@ -152,6 +168,23 @@ static void put_jump(const struct soft_jit *cache, uint32_t at, uint32_t to)
 }
 
 /* ---- units ---- */
+
+static unsigned page_slot(uint64_t gpa)
+{
+    return (unsigned)(gpa >> MEM_PAGE_SHIFT) % JIT_PAGES;
+}
+
+void jit_unit_add(struct soft_jit *cache, uint32_t number)
+{
+    struct jit_unit *unit = &cache->units[number];
+    uint32_t *page = &cache->pages[page_slot(unit->block->gpa)];
+    unit->next = *page;
+    *page = number;
+    unit->connected = true;
+    unit->block->unit = number;
+    cache->unit_count++;
+    cache->translated++;
+}
 
 static void disconnect(struct soft_jit *cache, struct jit_unit *unit)
 {
@@ -207,6 +240,12 @@ void jit_drop(struct soft_vcpu *v, struct soft_block *block)
     struct jit_unit *unit = &cache->units[block->unit];
     disconnect(cache, unit);
     unlink_incoming(cache, unit);
+    /* A chain holds live units only, so that a guest which rewrites its code all the time does not
+     * make it longer and longer. */
+    uint32_t *at = &cache->pages[page_slot(block->gpa)];
+    while (*at != block->unit)
+        at = &cache->units[*at].next;
+    *at = unit->next;
     unit->block = NULL;
     block->unit = 0;
     block->heat = 0;
@@ -310,7 +349,7 @@ void jit_code_event(struct soft_vm *vm, uint64_t gpa)
 
 static void disconnect_page(struct soft_jit *cache, uint64_t gpa)
 {
-    uint32_t number = cache->pages[(gpa >> MEM_PAGE_SHIFT) % JIT_PAGES];
+    uint32_t number = cache->pages[page_slot(gpa)];
     for (; number; number = cache->units[number].next) {
         struct jit_unit *unit = &cache->units[number];
         if (unit->block && page_of(unit->block->gpa) == gpa && !block_valid(unit->block))
@@ -348,13 +387,15 @@ static void epoch_next(struct soft_vcpu *v, unsigned half)
 {
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
-    uint64_t epoch = ++cache->epochs;
-    if ((epoch & 0xffff) == 0) { /* keys of long ago come back */
-        memset(state->jump_keys, 0xff, sizeof state->jump_keys);
-        epoch = ++cache->epochs; /* with the key 0, RIP -1 would hit what is empty */
-    }
-    state->epoch[half] = epoch;
-    state->epoch_key[half] = epoch << 48;
+    state->epoch[half] = ++cache->epochs;
+    if (cache->jumps_count[half] > JIT_JUMPS_USED)
+        jumps_clear(v, half);
+    else
+        for (unsigned i = 0; i < cache->jumps_count[half]; i++) {
+            unsigned slot = cache->jumps_used[half][i];
+            state->jump_keys[half][slot] = jit_jump_empty(slot);
+        }
+    cache->jumps_count[half] = 0;
 }
 
 static unsigned half_of(uint64_t linear)

@@ -14,6 +14,7 @@
  */
 #include "cpu/soft/jit_unit.h"
 #include "cpu/soft/native.h"
+#include "cpu/soft/system.h"
 
 #include <stdlib.h>
 
@@ -255,9 +256,7 @@ uint32_t jit_remembered(struct soft_vcpu *v)
     unsigned half = (v->mode & MODE_CPL) != 0;
     uint64_t rip = v->gpr[SOFT_RIP];
     unsigned slot = jump_slot(rip);
-    return state->jump_keys[half][slot] == (rip ^ state->epoch_key[half])
-               ? (uint32_t)state->jump_code[half][slot]
-               : 0;
+    return state->jump_keys[half][slot] == rip ? (uint32_t)state->jump_code[half][slot] : 0;
 }
 
 uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
@@ -273,7 +272,12 @@ uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
         unsigned half = (v->mode & MODE_CPL) != 0;
         uint64_t rip = v->gpr[SOFT_RIP];
         unsigned slot = jump_slot(rip);
-        state->jump_keys[half][slot] = rip ^ state->epoch_key[half];
+        if (state->jump_keys[half][slot] == jit_jump_empty(slot)) {
+            if (cache->jumps_count[half] < JIT_JUMPS_USED)
+                cache->jumps_used[half][cache->jumps_count[half]] = (uint16_t)slot;
+            cache->jumps_count[half] += cache->jumps_count[half] <= JIT_JUMPS_USED;
+        }
+        state->jump_keys[half][slot] = rip;
         state->jump_code[half][slot] = entry;
         jit_note_page(v, rip);
     }
@@ -285,6 +289,7 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
     struct jit_unit *unit;
+    unsigned slot;
     state->page_base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
     state->target = entry;
     ((void (*)(void))(uintptr_t)cache->enter)();
@@ -293,9 +298,19 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     switch ((enum jit_exit_kind)state->exit_kind) {
     case JIT_EXIT_RIP: break;
     case JIT_EXIT_LINK: cache->want = state->exit_index; /* fall through */
-    case JIT_EXIT_POLL:
-        v->gpr[SOFT_RIP] = state->page_base + (uint64_t)cache->links[state->exit_index].target;
-        break;
+    case JIT_EXIT_POLL: {
+        const struct jit_link *link = &cache->links[state->exit_index];
+        v->gpr[SOFT_RIP] = state->page_base + (uint64_t)link->target;
+        if (likely(canonical(v->gpr[SOFT_RIP])))
+            break;
+        /* That is a fault of the branch, which its handler raises: as if nothing had been done. */
+        cache->want = 0;
+        if (link->pushed)
+            v->gpr[CPU_RSP] += 8;
+        unit = &cache->units[link->unit];
+        be_at(v, unit, unit->block->count - 1u);
+        return &unit->block->insns[unit->block->count - 1u];
+    }
     case JIT_EXIT_INSN:
         unit = &cache->units[state->exit_unit];
         be_at(v, unit, state->exit_index);
@@ -304,7 +319,8 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
         cache->stale++;
         v->gpr[SOFT_RIP] = state->page_base + cache->units[state->exit_unit].offset;
         /* To be looked up, not remembered. */
-        state->jump_keys[(v->mode & MODE_CPL) != 0][jump_slot(v->gpr[SOFT_RIP])] = UINT64_MAX;
+        slot = jump_slot(v->gpr[SOFT_RIP]);
+        state->jump_keys[(v->mode & MODE_CPL) != 0][slot] = jit_jump_empty(slot);
         break;
     }
     return NULL;

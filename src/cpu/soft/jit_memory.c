@@ -149,16 +149,28 @@ struct jit_rm jit_operand(struct jit *jit, const struct jit_ea *ea)
     return JIT_MEM(JIT_T, (int32_t)ea->disp);
 }
 
+/* JIT_T = (the address in RAX) >> 7, in as few instructions as the host has for it. */
+static void shifted_from_rax(struct jit *jit)
+{
+    struct jit_asm *a = &jit->a;
+    if (jit->cache->has_bmi2) { /* RORX */
+        asm_insn(a, &(struct jit_op){.vex = true, .map = 3, .vex_pp = 3, .opcode = 0xf0}, JIT_T,
+                 JIT_REG(JIT_RAX));
+    } else {
+        asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));
+        asm_op(a, 0xc1, 4, 5, JIT_REG(JIT_T)); /* shr */
+    }
+    asm_byte(a, MEM_PAGE_SHIFT - 5);
+}
+
 /* From the address in RAX (of the last byte, or of the first where it is aligned) and JIT_T (of the
- * first byte) to the addend in JIT_T. Returns the jump of a miss. */
+ * first byte, shifted) to the addend in JIT_T. Returns the jump of a miss. */
 static uint32_t look_up(struct jit *jit, bool write, unsigned align)
 {
     struct jit_asm *a = &jit->a;
     uint32_t table = jit->half ? JIT_FIELD(jit->v, tlbs) : 0;
     uint32_t tag =
         write ? offsetof(struct soft_tlb_entry, write) : offsetof(struct soft_tlb_entry, read);
-    asm_op(a, 0xc1, 4, 5, JIT_REG(JIT_T)); /* shr */
-    asm_byte(a, MEM_PAGE_SHIFT - 5);
     asm_alu_imm(a, 4, 4, JIT_REG(JIT_T), (SOFT_TLB_SIZE - 1) * (int)sizeof(struct soft_tlb_entry));
     if (!jit->half)
         asm_op(a, 0x03, 8, JIT_T, JIT_V(jit, tlb));
@@ -179,13 +191,16 @@ uint32_t jit_check(struct jit *jit, const struct jit_ea *ea, int64_t low, int64_
     first.disp = low;
     if (is_plain(ea)) {
         asm_lea(a, JIT_RAX, plain_rm(&first, last));
-        if (last)
+        if (last) {
             asm_op(a, 0x8d, 4, JIT_T, plain_rm(&first, 0));
-        else
-            asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));
+            asm_op(a, 0xc1, 4, 5, JIT_REG(JIT_T)); /* shr */
+            asm_byte(a, MEM_PAGE_SHIFT - 5);
+        } else {
+            shifted_from_rax(jit);
+        }
     } else {
         any_address(jit, &first, 0);
-        asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));
+        shifted_from_rax(jit);
         if (last)
             asm_alu_imm(a, 0, 8, JIT_REG(JIT_RAX), (int32_t)last);
     }

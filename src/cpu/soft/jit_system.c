@@ -61,6 +61,8 @@ bool jit_sti(struct jit *jit, unsigned k)
     asm_byte(a, RFLAG_IF >> 8);
     asm_op(a, 0xc6, 4, 0, JIT_V(jit, shadow));
     asm_byte(a, 1);
+    asm_load(a, JIT_RAX, JIT_V(jit, instructions));
+    asm_store(a, JIT_RAX, JIT_V(jit, shadow_at));
     asm_op(a, 0xc6, 4, 0, JIT_V(jit, system.shadow_passed));
     asm_byte(a, 0);
     asm_patch(a, set, asm_here(a));

@@ -308,16 +308,10 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         cache->link_count = links;
         return false;
     }
-    unit->connected = true;
     unit->vectors = jit->vectors;
     unit->trap_host = jit->trap_host;
-    uint32_t *page = &cache->pages[(block->gpa >> MEM_PAGE_SHIFT) % JIT_PAGES];
-    unit->next = *page;
-    *page = number;
-    cache->unit_count++;
+    jit_unit_add(cache, number);
     cache->used = (size_t)(jit->a.at - cache->write_alias);
-    cache->translated++;
-    block->unit = number;
-    block->heat = INT32_MAX - 1; /* whoever enters it goes to the loop, which runs the unit */
+    block->heat = INT32_MAX; /* whoever enters it goes to the loop, which runs the unit */
     return true;
 }

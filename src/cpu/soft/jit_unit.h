@@ -34,7 +34,8 @@ enum {
     JIT_UNIT_ROOM = 24 << 10, /* more than any unit can take */
     JIT_PAGES = 4096,         /* chains of units by guest page */
     JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
-    JIT_PATCH = 5,            /* bytes of a JMP rel32 */
+    JIT_JUMPS_USED = 2048,
+    JIT_PATCH = 5, /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
 };
 
@@ -75,6 +76,7 @@ struct jit_link {
     uint32_t to, next;     /* linked: its unit, and the next of that unit's incoming links */
     bool saved;            /* enters its target with the flags in memory */
     bool linked;
+    bool pushed; /* it is a call's, which has pushed its return address */
 };
 
 /* Lies in the code cache, read by code. */
@@ -167,11 +169,11 @@ struct soft_jit {
     size_t size;    /* of the cache */
     size_t prelude; /* bytes at its start that stay */
     size_t used;
-    size_t populated;      /* of it there is memory in both aliases */
-    uint64_t delta; /* execute_alias - write_alias */
+    size_t populated; /* of it there is memory in both aliases */
+    uint64_t delta;   /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
     uint32_t load_vectors;
-    bool has_avx, counting, chaining;
+    bool has_avx, has_bmi2, counting, chaining;
 
     struct jit_unit *units; /* [0] is none */
     uint32_t unit_count, unit_max;
@@ -183,6 +185,9 @@ struct soft_jit {
     bool seen_low;                   /* ... and one of the lower half */
     bool seen_high;                  /* the user has noted one of the upper half */
     uint32_t mode;                   /* without CPL: what jump caches and guards hold for */
+    /* Slots of the jump caches that are filled, unless there are too many to remember. */
+    uint16_t jumps_used[2][JIT_JUMPS_USED];
+    unsigned jumps_count[2];
     uint64_t events_done;
     uint64_t epochs;
 
@@ -211,9 +216,18 @@ static inline struct jit_rm jit_slot(const struct jit *jit, unsigned guest)
     return JIT_ABS(JIT_FIELD(jit->v, gpr) + guest * 8);
 }
 
+/* What an empty slot of a jump cache holds: an address that belongs into another slot, so that no
+ * branch finds it here. */
+static inline uint64_t jit_jump_empty(unsigned slot)
+{
+    return slot ? UINT64_MAX : 1;
+}
+
 /* jit_cache.c */
 /* Gets the host to put memory under the next stretch of the cache, where that is not done yet. */
 void jit_make_room(struct soft_jit *cache);
+/* The unit that was just made, the next in number, may be entered from now on. */
+void jit_unit_add(struct soft_jit *cache, uint32_t number);
 struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number);
 /* Makes the wanted link to the unit of `block`, which was found at SOFT_RIP. */
 void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *block);

@@ -78,6 +78,7 @@ static void op_sti(struct soft_vcpu *v, const struct insn *insn)
     if (!(v->rflags & RFLAG_IF)) {
         v->rflags |= RFLAG_IF;
         v->shadow = 1;
+        v->shadow_at = v->instructions; /* STI is the last of its block */
         v->system.shadow_passed = false;
         event_flags_changed(v);
     }

@@ -124,6 +124,17 @@ static void rest(struct soft_vcpu *v)
     sleep_until_attention(v);
 }
 
+/* With ATTENTION_STOP. True: nothing else is to be handled. */
+static bool before_stop(struct soft_vcpu *v)
+{
+    bool attempt = v->stop_attempt;
+    v->stop_attempt = false;
+    if ((attempt || v->instructions < v->stop_at) && v->run_state == CPU_RUNNING)
+        return atomic_load(&v->attention) == ATTENTION_STOP;
+    atomic_fetch_or(&v->attention, ATTENTION_KICK);
+    return false;
+}
+
 /* Handles whatever is to be handled between two instructions. True: run one now. */
 static bool between(struct soft_vcpu *v)
 {
@@ -131,6 +142,8 @@ static bool between(struct soft_vcpu *v)
         return true;
     v->link = NULL;
     jit_forget_want(v);
+    if (unlikely(v->stop_at != UINT64_MAX) && before_stop(v))
+        return true;
     if (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE)
         jit_code_events(v);
     if (soft_deliver_pending(v))
@@ -150,7 +163,7 @@ static void loop(struct soft_vcpu *v)
         if (!between(v))
             continue;
         bool step = atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_STEP;
-        uint32_t entry = !step && jit_wanted(v) ? jit_remembered(v) : 0;
+        uint32_t entry = !step && v->stop_at == UINT64_MAX && jit_wanted(v) ? jit_remembered(v) : 0;
         if (entry) {
             v->link = NULL;
             enter_unit(v, entry);
@@ -158,6 +171,11 @@ static void loop(struct soft_vcpu *v)
         }
         struct soft_block *block = block_lookup(v, step);
         v->link = NULL;
+        if (unlikely(v->stop_at != UINT64_MAX)) {
+            if (block->count > v->stop_at - v->instructions)
+                block = block_lookup(v, true);
+            step = true; /* interpreted */
+        }
         bool again;
         if (!step && is_translated(v, block, &again)) {
             enter_unit(v, jit_entry(v, block));
@@ -173,6 +191,10 @@ int soft_run(struct soft_vcpu *v, struct engine_exit *ret_exit)
     v->exit_reason = 0;
     v->link = NULL;
     v->block = NULL;
+    if (v->stop_at != UINT64_MAX)
+        atomic_fetch_or(&v->attention, ATTENTION_STOP);
+    else
+        atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_STOP);
     exclusive_enter(v);
     native_enter(v);
     loop(v);

@@ -9,6 +9,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
 #include <x86intrin.h>
 
 static struct soft_vm *vm_of(struct engine_vm *vm)
@@ -89,6 +92,9 @@ static void soft_vcpu_free(struct engine_vcpu *handle)
     native_free(v);
     pthread_cond_destroy(&v->sleep_wake);
     pthread_mutex_destroy(&v->sleep_lock);
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_unregister_root_region(v, align_up(sizeof *v, MEM_PAGE_SIZE));
+#endif
     munmap(v, align_up(sizeof *v, MEM_PAGE_SIZE));
 }
 
@@ -100,7 +106,12 @@ static struct soft_vcpu *vcpu_alloc(void)
         mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
     if (at == MAP_FAILED)
         at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return at == MAP_FAILED ? NULL : at;
+    if (at == MAP_FAILED)
+        return NULL;
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_register_root_region(at, size); /* what it points to is no leak */
+#endif
+    return at;
 }
 
 static int vcpu_prepare(struct soft_vcpu *v, struct err *err)
@@ -135,6 +146,7 @@ static int soft_vcpu_new(struct engine_vm *handle, unsigned index, struct engine
         return err_set(err, -ENOMEM, "no memory for virtual CPU %u", index);
     v->vm = vm;
     v->index = index;
+    v->stop_at = UINT64_MAX;
     pthread_mutex_init(&v->sleep_lock, NULL);
     pthread_cond_init(&v->sleep_wake, NULL);
     int r = vcpu_prepare(v, err);
@@ -191,13 +203,19 @@ static void soft_vcpu_signal(struct engine_vcpu *vcpu, enum engine_signal signal
 _Static_assert(ENGINE_SIGNAL_NMI == 0 && ENGINE_SIGNAL_INIT == 1 && ENGINE_SIGNAL_SIPI == 2,
                "bits of soft_vcpu.signals");
 
-/* Translated code counts only where all code is translated: it costs a loop dear. */
+/* Translated code counts only where it is asked to: that costs a loop dear. */
 static uint64_t soft_vcpu_instructions(struct engine_vcpu *vcpu)
 {
     const struct soft_vcpu *v = vcpu_of(vcpu);
-    if (v->jit && v->vm->config.translate == ENGINE_TRANSLATE_HOT)
+    if (v->jit && v->vm->config.translate == ENGINE_TRANSLATE_HOT && !v->vm->config.count)
         return 0;
     return __atomic_load_n(&vcpu_of(vcpu)->instructions, __ATOMIC_RELAXED);
+}
+
+static void soft_vcpu_stop_at(struct engine_vcpu *vcpu, uint64_t instructions, bool attempt)
+{
+    vcpu_of(vcpu)->stop_at = instructions;
+    vcpu_of(vcpu)->stop_attempt = attempt;
 }
 
 /* ---- dirty log ---- */
@@ -253,4 +271,5 @@ const struct engine_ops engine_soft = {
     .dirty_sync = soft_dirty_sync,
     .dirty_stop = soft_dirty_stop,
     .vcpu_instructions = soft_vcpu_instructions,
+    .vcpu_stop_at = soft_vcpu_stop_at,
 };

@@ -54,6 +54,31 @@ static void a_loop_sums_and_is_counted(void **state)
         assert_int_equal(engine_soft.vcpu_instructions(guest.vcpu) - before, 2 + 3 * 1000 + 1);
 }
 
+GUEST_CODE(count_and_fault, 64, "xor %eax, %eax; 1: inc %eax; cmp $5, %eax; jnz 1b; ud2");
+
+/* At every count, however the blocks are cut. What faults is not counted: it is attempted. */
+static void it_stops_where_it_is_told(void **state)
+{
+    (void)state;
+    const uint64_t all = 1 + 3 * 5;
+    for (uint64_t stop = 0; stop <= all; stop++) {
+        uint64_t before = engine_soft.vcpu_instructions(guest.vcpu);
+        guest_long(&guest, 0);
+        engine_soft.vcpu_stop_at(guest.vcpu, before + stop, false);
+        assert_int_equal(guest_run(&guest, count_and_fault), ENGINE_EXIT_KICK);
+        assert_int_equal(engine_soft.vcpu_instructions(guest.vcpu) - before, stop);
+        assert_false(guest_in_handler(&guest));
+        if (stop)
+            assert_int_equal(reg(CPU_RAX), (stop + 1) / 3);
+    }
+    uint64_t end = engine_soft.vcpu_instructions(guest.vcpu);
+    engine_soft.vcpu_stop_at(guest.vcpu, end, true);
+    assert_int_equal(guest_go(&guest), ENGINE_EXIT_KICK);
+    assert_int_equal(engine_soft.vcpu_instructions(guest.vcpu), end);
+    assert_int_equal(guest.state.rip, GUEST_HANDLERS + VECTOR_UD * 16);
+    engine_soft.vcpu_stop_at(guest.vcpu, UINT64_MAX, false);
+}
+
 GUEST_CODE(partial_flags, 64,
            "stc; mov $0x7f, %al; inc %al; pushf; pop %r8;" /* CF stays, OF */
            "mov $0x80, %al; clc; dec %al; pushf; pop %r9;"
@@ -478,6 +503,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_loop_sums_and_is_counted),
+        TEST(it_stops_where_it_is_told),
         TEST(partial_flags_stay),
         TEST(high_byte_registers_are_bytes_one),
         TEST(a_false_cmov_still_clears_and_reads),

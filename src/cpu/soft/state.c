@@ -45,7 +45,7 @@ static void get_pending(struct soft_vcpu *v, struct cpu_pending *pending)
     pending->interrupt_soft = s->interrupt && s->interrupt_soft;
     pending->nmi_pending = (atomic_load(&v->signals) & EVENT_SIGNAL_NMI) != 0;
     pending->nmi_blocked = v->nmi_blocked;
-    pending->interrupt_shadow = v->shadow;
+    pending->interrupt_shadow = soft_shadow(v);
 }
 
 void soft_get_state(struct soft_vcpu *v, struct cpu_state *ret_state)
@@ -170,6 +170,7 @@ static void set_pending(struct soft_vcpu *v, const struct cpu_state *state)
     s->shadow_passed = s->step_armed = s->resume_passed = false;
     s->debug_traps = 0;
     v->shadow = pending->interrupt_shadow <= 2 ? pending->interrupt_shadow : 0;
+    v->shadow_at = v->instructions;
     v->nmi_blocked = pending->nmi_blocked;
     v->in_delivery = false;
     atomic_store(&v->signals, pending->nmi_pending ? EVENT_SIGNAL_NMI : 0);

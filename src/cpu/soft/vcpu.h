@@ -179,6 +179,7 @@ enum soft_attention {
     ATTENTION_EXCLUSIVE = 1 << 3, /* another vCPU asks for the world to stand still */
     ATTENTION_STEP = 1 << 4,      /* TF, an interrupt shadow, or DR7: one instruction at a time */
     ATTENTION_CODE = 1 << 5,      /* translated code may be stale (jit_code_events) */
+    ATTENTION_STOP = 1 << 6,      /* `stop_at` is set: the loop sees every block */
 };
 
 struct soft_tlb_entry {
@@ -205,13 +206,11 @@ struct jit_state {
     uint64_t target;    /* scratch: where jit_enter goes, where a call goes */
     uint64_t addend;    /* of the open group of accesses */
     uint64_t host_rsp;  /* of jit_enter's frame */
-    /* Of the current mode's half, as [0] CPL 0 and [1] CPL 3. Epochs count up; the key is the same
-     * number in bits 48..63, which tells jump cache entries of different epochs apart. */
-    uint64_t epoch[2], epoch_key[2];
+    uint64_t epoch[2];  /* by half: [0] CPL 0, [1] CPL 3; counts up */
     uint32_t exit_kind; /* enum jit_exit_kind */
     uint32_t exit_unit, exit_index;
     uint8_t vector_live;              /* YMM 0..15 of the guest are in the host's registers */
-    uint64_t jump_keys[2][JIT_JUMPS]; /* linear address ^ epoch_key */
+    uint64_t jump_keys[2][JIT_JUMPS]; /* linear addresses (jit_jump_empty) */
     uint64_t jump_code[2][JIT_JUMPS]; /* where its unit is entered, flags in memory */
 };
 
@@ -266,6 +265,8 @@ struct soft_vcpu {
     uint64_t ea_base[8];        /* added to effective addresses: per enum cpu_seg; in MODE_64 only
                                    FS and GS are not 0; slot 7 is always 0 */
     uint64_t instructions;      /* executed, counted per block */
+    uint64_t stop_at;           /* run() ends when `instructions` is this; UINT64_MAX = never */
+    bool stop_attempt;          /* but one instruction is begun before */
     struct soft_block *block;   /* the block being executed */
     struct insn *link;          /* block.h: the branch that wants a link to what comes next */
     uint32_t exit_reason;       /* enum engine_exit_reason + 1 when run() must return; 0 = go on */
@@ -290,7 +291,8 @@ struct soft_vcpu {
     struct cpuid cpuid;  /* as this vCPU sees it */
 
     /* Events (event.c). */
-    uint8_t shadow; /* interrupt shadow: 1 after STI, 2 after MOV SS; 0 none */
+    uint64_t shadow_at; /* `instructions` right after the STI */
+    uint8_t shadow;     /* interrupt shadow: 1 after STI, 2 after MOV SS; 0 none */
     bool nmi_blocked;
     bool in_delivery;         /* an exception is being delivered: a second one makes #DF */
     uint8_t delivering;       /* its vector */
@@ -485,6 +487,12 @@ void soft_deliver_raised(struct soft_vcpu *v);
  * while ATTENTION_STEP is set), or the vCPU sleeps (run_state). HLT itself only sets run_state to
  * CPU_HALTED with RIP past it, and leaves its block. */
 bool soft_deliver_pending(struct soft_vcpu *v);
+
+/* The interrupt shadow that still holds; what STI left ends by itself. */
+static inline uint8_t soft_shadow(const struct soft_vcpu *v)
+{
+    return v->shadow == 1 && v->instructions != v->shadow_at ? 0 : v->shadow;
+}
 
 /* ---- vCPUs together (exclusive.c) ---- */
 
