@@ -289,7 +289,7 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
     struct jit_unit *unit;
-    unsigned slot;
+    unsigned slot, index;
     state->page_base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
     state->target = entry;
     ((void (*)(void))(uintptr_t)cache->enter)();
@@ -301,15 +301,17 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     case JIT_EXIT_POLL: {
         const struct jit_link *link = &cache->links[state->exit_index];
         v->gpr[SOFT_RIP] = state->page_base + (uint64_t)link->target;
-        if (likely(canonical(v->gpr[SOFT_RIP])))
+        unit = &cache->units[link->unit];
+        index = unit->block->count - 1u;
+        if (likely(canonical(v->gpr[SOFT_RIP])) ||
+            link->target == unit->offset + unit->block->insns[index].end)
             break;
         /* That is a fault of the branch, which its handler raises: as if nothing had been done. */
         cache->want = 0;
         if (link->pushed)
             v->gpr[CPU_RSP] += 8;
-        unit = &cache->units[link->unit];
-        be_at(v, unit, unit->block->count - 1u);
-        return &unit->block->insns[unit->block->count - 1u];
+        be_at(v, unit, index);
+        return &unit->block->insns[index];
     }
     case JIT_EXIT_INSN:
         unit = &cache->units[state->exit_unit];
