@@ -78,7 +78,7 @@ static uint64_t slow(struct soft_vcpu *v)
     if (!cache->completed)
         return JIT_SLOW_LEAVE;
     const struct insn *next = &block->insns[first + count];
-    if (!whole || atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE) {
+    if (!whole || block_attention(v)) { /* as a handler's next block would: stale code, a kick */
         block_restart(v, next);
         return JIT_SLOW_LEAVE;
     }
