@@ -97,6 +97,19 @@ static void writes_are_logged_and_observed(void **state)
     mem_free(mem);
 }
 
+static void file_pages_are_noted_whole(void **state)
+{
+    (void)state;
+    struct mem *mem = two_regions();
+    struct mem_region *region = &mem->regions[0];
+    mem_note_file(mem, 4090, 10); /* the end of one page and the start of the next */
+    assert_int_equal(region->marks[0], MEM_PAGE_FILE);
+    assert_int_equal(region->marks[1], MEM_PAGE_FILE);
+    assert_int_equal(region->marks[2], 0);
+    mem_note_file(mem, UINT64_C(1) << 60, 10); /* nothing there: nothing noted */
+    mem_free(mem);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -104,6 +117,7 @@ int main(void)
         cmocka_unit_test(refuses_overlap_and_odd_sizes),
         cmocka_unit_test(read_only_memory_is_not_written),
         cmocka_unit_test(writes_are_logged_and_observed),
+        cmocka_unit_test(file_pages_are_noted_whole),
     };
     return cmocka_run_group_tests_name("mem", tests, NULL, NULL);
 }
