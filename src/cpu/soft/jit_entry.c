@@ -78,7 +78,9 @@ static uint64_t slow(struct soft_vcpu *v)
     if (!cache->completed)
         return JIT_SLOW_LEAVE;
     const struct insn *next = &block->insns[first + count];
-    if (!whole || block_attention(v)) { /* as a handler's next block would: stale code, a kick */
+    /* Only for that: in the middle of a block, flags that nobody asks for may not be there, so a
+     * kick or an interrupt has to wait for its end. */
+    if (!whole || atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE) {
         block_restart(v, next);
         return JIT_SLOW_LEAVE;
     }
