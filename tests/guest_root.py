@@ -17,12 +17,12 @@ import stat
 import subprocess
 
 SHELL = ["sh", "bash", "[", "awk", "basename", "cat", "chmod", "cmp", "cp", "cut", "date", "diff",
-         "dirname", "echo", "env", "expr", "false", "grep", "head", "ln", "ls", "mkdir", "mv", "nproc",
-         "od", "printf", "pwd", "rm", "rmdir", "sed", "seq", "sha256sum", "sleep", "sort", "tail",
-         "tar", "tee", "test", "timeout", "touch", "tr", "true", "uname", "uniq", "wc", "which",
+         "dirname", "echo", "env", "expr", "false", "grep", "head", "ln", "ls", "mkdir", "mv",
+         "nproc", "od", "printf", "pwd", "rm", "rmdir", "sed", "seq", "sha256sum", "sleep", "sort",
+         "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "uname", "uniq", "wc", "which",
          "xargs"]
-FOLDERS = ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "usr/lib", "usr/lib64",
-           "usr/sbin", "var", "var/tmp"]
+FOLDERS = ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "usr/lib",
+           "usr/lib64", "usr/sbin", "var", "var/tmp"]
 MERGED = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin"}
 ENTER = """
 mount -t proc proc /r/proc && mount -t sysfs sys /r/sys && mount -o bind /dev /r/dev || exit 99
@@ -36,17 +36,18 @@ exec env -i PATH=/usr/sbin:/usr/bin HOME=/root TMPDIR=/tmp LC_ALL=C.UTF-8 "$@" \
 
 class Root:
     def __init__(self):
-        # By path, without a leading slash: mode, time, and bytes, or None for a file of this machine.
+        # By path, without a leading slash: mode, time, and bytes, or None for a file of ours.
         self.nodes = {}
         for folder in FOLDERS:
             self._put(folder, stat.S_IFDIR | 0o755)
         for name, target in MERGED.items():
             self._put(name, stat.S_IFLNK | 0o777, target.encode())
-        self.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
+        self.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"
+                                "nobody:x:65534:65534::/:/bin/false\n")
         self.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")
         self.text("etc/hosts", "127.0.0.1 localhost\n")
         self.program(*SHELL)
-        self.package("libgcc-s1") # pthread_exit() loads it
+        self.package("libgcc-s1")  # pthread_exit() loads it
         self.tree("/usr/lib/locale/C.utf8")
 
     def _put(self, name, mode, data=b"", time=0):
@@ -78,7 +79,7 @@ class Root:
             if os.path.lexists(there):
                 self.add(there)
         elif stat.S_ISREG(about.st_mode):
-            self._put(name, about.st_mode, None, about.st_mtime) # Python's caches look at it
+            self._put(name, about.st_mode, None, about.st_mtime)  # Python's caches look at it
         elif stat.S_ISDIR(about.st_mode):
             self._put(name, about.st_mode)
 
@@ -95,7 +96,8 @@ class Root:
         """The files of Debian packages that are installed here, but what is only read by people."""
         found = []
         for name in names:
-            listed = subprocess.run(["dpkg", "-L", name], capture_output=True, text=True, check=True)
+            listed = subprocess.run(["dpkg", "-L", name], capture_output=True, text=True,
+                                    check=True)
             found += [path for path in listed.stdout.splitlines()
                       if os.path.lexists(path) and not os.path.isdir(path)
                       and not re.match(r"/usr/share/(doc|man|locale|info|lintian|bug)/", path)]
@@ -118,7 +120,8 @@ class Root:
                     if file.read(4) == b"\x7fELF":
                         programs.append(path)
         for begin in range(0, len(programs), 100):
-            listed = subprocess.run(["ldd", *programs[begin:begin + 100]], capture_output=True, text=True)
+            listed = subprocess.run(["ldd", *programs[begin:begin + 100]], capture_output=True,
+                                    text=True)
             for library in set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", listed.stdout, re.MULTILINE)):
                 self.add(library)
 
@@ -151,15 +154,15 @@ class Machine:
         row = next(row for row in rows if row["name"] == "default")
         self.lodge, self.append = lodge, row["append"]
         self.kernel, self.initrd = f"{folder}/vmlinux", f"{folder}/initrd.img"
-        shutil.copyfile(row["kernel"], self.kernel) # whoever builds the image anew takes it away
+        shutil.copyfile(row["kernel"], self.kernel)  # whoever builds the image anew takes it away
         root.write(self.initrd, row["initrd"])
 
     def shell(self, script, *options, environment=(), timeout=3600):
         """Runs a script in /r; its output and status."""
         return subprocess.run(
-            [self.lodge, "run", "--engine", "soft", "--kernel", self.kernel, "--initrd", self.initrd,
-             "--append", self.append, "--env", f"SCRIPT={script}", *options,
-             "--", "sh", "-c", ENTER, "-", *environment],
+            [self.lodge, "run", "--engine", "soft", "--kernel", self.kernel,
+             "--initrd", self.initrd, "--append", self.append, "--env", f"SCRIPT={script}",
+             *options, "--", "sh", "-c", ENTER, "-", *environment],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
             timeout=timeout)
 

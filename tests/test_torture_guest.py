@@ -1,5 +1,5 @@
-"""Whole programs in a guest of the software engine, compared with this machine: stress-ng, a compiler,
-Python's own tests, cryptography, two languages that compile while they run.
+"""Whole programs in a guest of the software engine, compared with this machine: stress-ng, a
+compiler, Python's own tests, cryptography, two languages that compile while they run.
 
 The guest runs the very files of this machine (tests/guest_root.py), so what comes out is the same.
 """
@@ -39,8 +39,8 @@ def here(script, folder, **environment):
 
 # --- stress-ng ---
 
-# "resources" removes semaphore 0, whoever made it, and in a fresh system that is "sem-sysv"'s; here it
-# comes to light under `unshare -i`. So it has a run of its own.
+# "resources" removes semaphore 0, whoever made it, and in a fresh system that is the one of
+# "sem-sysv"; here it comes to light under `unshare -i`. So it has a run of its own.
 STRESS = ("cd /tmp; for what in '--class cpu,cpu-cache,memory,vm,scheduler --exclude resources' "
           "'--class memory --exclude {others}'; do stress-ng --sequential 2 --verify --oomable "
           "--no-rand-seed --metrics-brief --vm-bytes 64M --timeout {seconds}s $what 2>&1; done")
@@ -153,8 +153,10 @@ def test_python_passes_its_own_tests(lodge, tmp_path, name):
 
 # --- cryptography ---
 
-KEYS = {"rsa2048": "RSA -pkeyopt rsa_keygen_bits:2048", "rsa3072": "RSA -pkeyopt rsa_keygen_bits:3072",
-        "p256": "EC -pkeyopt ec_paramgen_curve:P-256", "p384": "EC -pkeyopt ec_paramgen_curve:P-384",
+KEYS = {"rsa2048": "RSA -pkeyopt rsa_keygen_bits:2048",
+        "rsa3072": "RSA -pkeyopt rsa_keygen_bits:3072",
+        "p256": "EC -pkeyopt ec_paramgen_curve:P-256",
+        "p384": "EC -pkeyopt ec_paramgen_curve:P-384",
         "p521": "EC -pkeyopt ec_paramgen_curve:P-521",
         "k256": "EC -pkeyopt ec_paramgen_curve:secp256k1", "ed25519": "ED25519", "ed448": "ED448",
         "x25519": "X25519", "x448": "X448"}
@@ -190,11 +192,12 @@ def test_cryptography_agrees(lodge, tmp_path):
     lines, signatures = split_random(result.stdout)
     assert lines == split_random(wanted.stdout)[0]
     assert len(lines) > 100 and len(signatures) == 15
-    for key, text in signatures: # signed there, verified here
+    for key, text in signatures:  # signed there, verified here
         (folder / "sig").write_bytes(base64.b64decode(text))
         option = "-sigopt rsa_padding_mode:pss" if key == "pss" else ""
         key = "rsa2048" if key == "pss" else key
-        verified = here(f"openssl dgst -sha256 {option} -verify {key}.pub -signature sig data", folder)
+        verified = here(f"openssl dgst -sha256 {option} -verify {key}.pub -signature sig data",
+                        folder)
         assert verified.returncode == 0, f"{key}: {verified.stdout}"
 
 
@@ -202,7 +205,8 @@ def test_cryptography_agrees(lodge, tmp_path):
 
 
 
-@pytest.mark.parametrize("language, name, lines", [("node", "jit.js", 13), ("luajit", "jit.lua", 7)])
+@pytest.mark.parametrize("language, name, lines",
+                         [("node", "jit.js", 13), ("luajit", "jit.lua", 7)])
 def test_code_made_at_run_time_computes_the_same(lodge, tmp_path, language, name, lines):
     need(language)
     root = Root()

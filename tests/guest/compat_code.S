@@ -178,7 +178,8 @@ FUNCTION compat_old
 9:  xor %eax, %eax
     int $0x81
 
-/* FS, GS and ES whose bases change every round; EBX: what is at offset 0 of BASE_ONE; EDX, BASE_TWO. */
+/* FS, GS and ES whose bases change every round. EBX is what lies at offset 0 of BASE_ONE, EDX that
+ * of BASE_TWO. */
 FUNCTION compat_bases
     xor %eax, %eax
 1:  mov $BASE_ONE, %ecx
@@ -401,7 +402,8 @@ FUNCTION compat_code16
     ret
 
     .balign 4096
-/* The same bytes as 64-bit and as 32-bit code, where 48 is an instruction of its own. */
+/* The same bytes as 64-bit code, and as 32-bit and 16-bit code, where 48 is an instruction of its
+ * own. */
 FUNCTION compat_both
 1:  .byte 0x48, 0x01, 0xd8  /* ADD RBX, RAX; or DEC EAX; ADD EBX, EAX */
     .byte 0x48, 0x89, 0xca  /* MOV RCX, RDX; or DEC EAX; MOV ECX, EDX */

@@ -12,6 +12,7 @@ enum {
     CODE16 = 0x83,
     DOWN = 0x8b,
     CODE_BASED = 0x93,
+    CODE16_BOTH = 0xc3,
     SYSENTER = 0xa0, /* four in a row: the kernel's and the user's code and data */
 };
 enum { EAX, ECX, EDX, EBX, EBP, ESI, EDI };
@@ -54,6 +55,7 @@ static void make_descriptors(void)
     descriptors[STACK16 / 8] = descriptor(low(stack16), 0xffff, 0xf3, 0);
     descriptors[SMALL / 8] = descriptor(low(area_one), 0xfff, 0xf3, 0x4);
     descriptors[CODE16 / 8] = descriptor(low(compat_code16), 0xffff, 0xfb, 0);
+    descriptors[CODE16_BOTH / 8] = descriptor(low(compat_both), 0xffff, 0xfb, 0);
     descriptors[DOWN / 8] = descriptor(low(area_one), 0xfff, 0xf7, 0x4);
     descriptors[CODE_BASED / 8] = descriptor(low(compat_based), 0xfffff, 0xfb, 0xc);
     descriptors[SYSENTER / 8] = gdt[SELECTOR_CODE / 8];
@@ -182,18 +184,30 @@ static void between_modes(void)
     check_equal("far calls between 64 and 32 bits", end.rax, 0);
 
     uint64_t wrong = 0;
-    for (unsigned i = 0; i < 100; i++) {
+    for (unsigned i = 0; i < 120; i++) {
+        uint64_t rounds = 30 + i, ebx = (uint32_t)(0xfffffff0 + i);
+        uint64_t rax = i + rounds * ebx, rcx = 5 + 7 * rounds, rdx = rcx - 7;
         compat_registers[EAX] = i;
         compat_registers[ECX] = 5;
-        compat_registers[EBX] = 0xfffffff0 + i;
-        compat_registers[EDI] = 30 + i;
-        run_in(compat_both, i % 3 ? SELECTOR_USER_CODE : SELECTOR_USER_CODE32, SELECTOR_USER_DATA,
-               low(stack + sizeof stack));
-        uint64_t rounds = 30 + i, ebx = (uint32_t)(0xfffffff0 + i);
-        uint64_t wanted = i % 3 ? i + rounds * ebx : (uint32_t)(i + rounds * (ebx - 2));
-        wrong += end.rax != wanted || end.rcx != 5 + 7 * rounds || end.rdx != 5 + 7 * (rounds - 1);
+        compat_registers[EDX] = 0;
+        compat_registers[EBX] = (uint32_t)ebx;
+        compat_registers[EDI] = (uint32_t)rounds;
+        switch (i % 3) {
+        case 0:
+            run_in(compat_both, SELECTOR_USER_CODE, SELECTOR_USER_DATA, low(stack + sizeof stack));
+            break;
+        case 1:
+            run_in(compat_both, SELECTOR_USER_CODE32, SELECTOR_USER_DATA,
+                   low(stack + sizeof stack));
+            rax = (uint32_t)(rax - 2 * rounds);
+            break;
+        default:
+            run_in(NULL, CODE16_BOTH, SELECTOR_USER_DATA, low(stack + sizeof stack));
+            rax = (uint16_t)(rax - 2 * rounds);
+        }
+        wrong += end.rax != rax || end.rcx != rcx || end.rdx != rdx;
     }
-    check_equal("the same bytes in both modes", wrong, 0);
+    check_equal("the same bytes in three modes", wrong, 0);
 }
 
 static void on_alignment(struct frame *frame)

@@ -1,7 +1,7 @@
 /*
- * Loops over memory that is paged on demand: faultloops_guest.c has what must hold at a fault at each
- * of the labels. RSI and RDI are places in memory, RCX and RDX counts; the result is in RAX unless
- * said otherwise. Names end in the register or place that the check wants to know about.
+ * Loops over memory that is paged on demand: faultloops_guest.c has what must hold at a fault at
+ * each of the labels. RSI and RDI are places in memory, RCX and RDX counts; the result is in RAX
+ * unless said otherwise. Names end in the register or place that the check wants to know about.
  */
 .macro LOOP name
     .balign 64
@@ -107,8 +107,8 @@ AT at_change_inc
     jnz 1b
     END
 
-/* Four loads of one base; each adds to RAX afterwards. R8 to R11 keep what they had until their load
- * is done. RDX rounds, 40 bytes apart. */
+/* Four loads of one base; each adds to RAX afterwards. R8 to R11 keep what they had until their
+ * load is done. RDX rounds, 40 bytes apart. */
 LOOP loop_loads
     xor %eax, %eax
     mov %rdx, %rcx

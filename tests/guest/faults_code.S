@@ -1,7 +1,8 @@
 /*
  * Two functions for each kind of instruction that reaches memory: they load all registers from
- * faults_in, set the flags, one with CMP R14, R15, the other with the ADD of R14 that makes R15 what
- * it shall be, execute the instruction, and store all registers to faults_out. faults_cases[] is a table of them, in the layout of `struct kind` in faults_guest.c.
+ * faults_in, set the flags, one with CMP R14, R15, the other with the ADD of R14 that makes R15
+ * what it shall be, execute the instruction, and store all registers to faults_out. faults_cases[]
+ * is a table of them, in the layout of `struct kind` in faults_guest.c.
  * Operands are (register, displacement, size, access); R14 and R15 are left alone.
  */
     .set RAX, 0

@@ -39,7 +39,7 @@ FUNCTION hostile_beside
 2:  .quad 0
 
     .balign 4096
-/* uint64_t hostile_victim(rounds): what the other processor writes to, with the bytes that are there. */
+/* uint64_t hostile_victim(rounds): the other processor writes to it, the bytes that are there. */
 FUNCTION hostile_victim
     xor %eax, %eax
 1:  add $3, %rax

@@ -1,12 +1,13 @@
 /*
- * Hot loops whose code moves: every (R9 + 1)th round the page of the target becomes another physical
- * page, in which the same instruction has another immediate. R8 says which one must be seen.
+ * Hot loops whose code moves: every (R9 + 1)th round the page of the target becomes another
+ * physical page, in which the same instruction has another immediate. R8 says which one must be
+ * seen.
  *
  *   uint64_t loop(rounds, entry, now, difference, value, mask)   number of wrong rounds
  *
  * For the loops by page table entry (remap_pte_...), `now` and `now ^ difference` are two entries,
- * written to `entry` and followed by INVLPG; for those by CR3 (remap_cr3_...) two values of CR3. The
- * value is 1 or 2, and changes with each switch. remap_loops[] is a table of them.
+ * written to `entry` and followed by INVLPG; for those by CR3 (remap_cr3_...) two values of CR3.
+ * The value is 1 or 2, and changes with each switch. remap_loops[] is a table of them.
  */
 
 .macro FUNCTION name

@@ -11,7 +11,8 @@ done
 K=00112233445566778899aabbccddeeff0123456789abcdef0011223344556677
 IV=0f1e2d3c4b5a69788796a5b4c3d2e1f0
 for c in aes-128-cbc aes-192-cbc aes-256-cbc aes-128-ctr aes-256-ctr aes-256-cfb aes-256-ofb \
-         aes-128-ecb camellia-256-cbc camellia-128-ctr aria-256-ctr des-ede3-cbc chacha20 sm4-cbc; do
+         aes-128-ecb camellia-256-cbc camellia-128-ctr aria-256-ctr des-ede3-cbc chacha20 \
+         sm4-cbc; do
     case $c in
     *128*|sm4*) k=$(echo $K | cut -c 1-32) ;;
     *192*|des*) k=$(echo $K | cut -c 1-48) ;;
@@ -28,8 +29,8 @@ for c in aes-128-cbc aes-192-cbc aes-256-cbc aes-128-ctr aes-256-ctr aes-256-cfb
 done
 openssl kdf -keylen 40 -kdfopt digest:SHA256 -kdfopt pass:word -kdfopt salt:pepper \
     -kdfopt iter:2000 PBKDF2
-openssl kdf -keylen 40 -kdfopt pass:word -kdfopt salt:pepper -kdfopt n:1024 -kdfopt r:8 -kdfopt p:2 \
-    SCRYPT
+openssl kdf -keylen 40 -kdfopt pass:word -kdfopt salt:pepper -kdfopt n:1024 -kdfopt r:8 \
+    -kdfopt p:2 SCRYPT
 for m in "-macopt digest:SHA384 -macopt hexkey:$K HMAC" "-macopt hexkey:$K POLY1305" \
          "-cipher AES-256-CBC -macopt hexkey:$K CMAC" \
          "-cipher AES-256-GCM -macopt hexkey:$K -macopt hexiv:${IV%????????} GMAC" \

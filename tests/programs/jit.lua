@@ -2,7 +2,12 @@
 local bit = require 'bit'
 local function sieve(n)
   local marks, count = {}, 0
-  for i = 2, n do if not marks[i] then count = count + 1; for j = i * 2, n, i do marks[j] = true end end end
+  for i = 2, n do
+    if not marks[i] then
+      count = count + 1
+      for j = i * 2, n, i do marks[j] = true end
+    end
+  end
   return count
 end
 print('sieve', sieve(300000))
@@ -24,10 +29,14 @@ table.sort(words)
 print('words', words[1], words[10000], #table.concat(words, ' '))
 local made = 0
 for i = 1, 500 do
-  local f = loadstring('local x = ... for i = 1, 200 do x = (x * 31 + ' .. i .. ' + i) % 65521 end return x')
+  local f = loadstring('local x = ... for i = 1, 200 do x = (x * 31 + ' .. i ..
+                       ' + i) % 65521 end return x')
   for k = 1, 4 do made = made + f(k) end
 end
 print('made', made)
 local n = 0
-for i = 1, 20000 do local ok, e = pcall(function() if i % 3 == 0 then error({i}) end return i end); n = n + (ok and e or e[1] * 2) end
+for i = 1, 20000 do
+  local ok, e = pcall(function() if i % 3 == 0 then error({i}) end return i end)
+  n = n + (ok and e or e[1] * 2)
+end
 print('errors', n)
