@@ -20,7 +20,7 @@
 static const struct option_row options[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft (auto: see lodge host)"},
     {"translate", 0, "WHAT", "what the software engine translates: hot, never or always (hot)"},
-    {"code-cache", 0, "SIZE", "its room for translated code, 1M to 4G (64M)"},
+    {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M (64M)"},
     {"memory", 'm', "SIZE", "memory of the guest, like 512M or 1.5G (512M)"},
     {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
     {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},

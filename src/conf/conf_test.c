@@ -82,10 +82,10 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"engine = \"qemu\"", "engine 'qemu' is unknown"},
         {"translate = \"often\"", "f:1:14: translate 'often' is unknown"},
         {"translate = \"\"", "translate '' is unknown; there are hot, never and always"},
-        {"code_cache = \"0\"", "f:1:15: a code cache of 0 bytes is too little; it is 1M to 4G"},
+        {"code_cache = \"0\"", "f:1:15: a code cache of 0 bytes is too little; it is 1M to 512M"},
         {"code_cache = \"1048575\"", "of 1048575 bytes is too little"},
         {"code_cache = \"1048577\"", "no multiple of 4K"},
-        {"code_cache = \"4294971392\"", "of 4294971392 bytes is too much; it is 1M to 4G"},
+        {"code_cache = \"536875008\"", "of 536875008 bytes is too much; it is 1M to 512M"},
         {"code_cache = \"much\"", "f:1:15: code cache: 'much' is no size"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
@@ -117,7 +117,7 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"code_cache\": \"64\"}", "code_cache: a code cache of 64 bytes is too little"},
         {"{\"code_cache\": 0}", "code_cache: a code cache of 0 bytes is too little"},
         {"{\"code_cache\": -1}", "code_cache: must be a number of bytes"},
-        {"{\"code_cache\": 4294967297}", "code_cache: a code cache of 4294967297 bytes is too"},
+        {"{\"code_cache\": 536870913}", "code_cache: a code cache of 536870913 bytes is too"},
         {"{\"lockstep\": 3}", "lockstep: must be an object"},
         {"{\"lockstep\": {\"role\": \"lead\"}}", "must have a role and an fd"},
         {"{\"lockstep\": {\"role\": \"run\", \"fd\": 3}}", "must be \"lead\" or \"follow\""},
@@ -147,7 +147,7 @@ static void json_goes_round(void **state)
     conf.cpus = 64;
     conf.engine = GUEST_ENGINE_SOFT;
     conf.translate = GUEST_TRANSLATE_ALWAYS;
-    conf.code_cache = GIB(4);
+    conf.code_cache = GUEST_CODE_CACHE_MAX;
     conf.kernel_fd = 0;
     conf.control_fd = 12;
     conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000};
@@ -165,7 +165,7 @@ static void json_goes_round(void **state)
     assert_int_equal(back.cpus, 64);
     assert_int_equal(back.engine, GUEST_ENGINE_SOFT);
     assert_int_equal(back.translate, GUEST_TRANSLATE_ALWAYS);
-    assert_int_equal(back.code_cache, GIB(4));
+    assert_int_equal(back.code_cache, GUEST_CODE_CACHE_MAX);
     assert_int_equal(back.kernel_fd, 0);
     assert_int_equal(back.initrd_fd, -1);
     assert_int_equal(back.control_fd, 12);

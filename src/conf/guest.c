@@ -200,10 +200,10 @@ int guest_check_code_cache(uint64_t bytes, struct err *err)
 {
     if (bytes < GUEST_CODE_CACHE_MIN)
         return err_set(err, -EINVAL,
-                       "a code cache of %" PRIu64 " bytes is too little; it is 1M to 4G", bytes);
+                       "a code cache of %" PRIu64 " bytes is too little; it is 1M to 512M", bytes);
     if (bytes > GUEST_CODE_CACHE_MAX)
         return err_set(err, -EINVAL,
-                       "a code cache of %" PRIu64 " bytes is too much; it is 1M to 4G", bytes);
+                       "a code cache of %" PRIu64 " bytes is too much; it is 1M to 512M", bytes);
     if (bytes % 4096)
         return err_set(err, -EINVAL,
                        "a code cache of %" PRIu64 " bytes is no multiple of 4K; write it like 64M",

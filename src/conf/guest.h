@@ -46,7 +46,7 @@ enum {
 
 /* Less would be full before anything is gained; more is a typing error. */
 #define GUEST_CODE_CACHE_MIN MIB(1)
-#define GUEST_CODE_CACHE_MAX GIB(4)
+#define GUEST_CODE_CACHE_MAX MIB(512) /* all of it has to lie below 2 GiB */
 
 /* A virtio-console port: a byte stream between guest and a descriptor of the VMM's. */
 struct guest_console {

@@ -122,7 +122,8 @@ struct engine_config {
     uint64_t (*tsc)(void *opaque);
     void *tsc_opaque;
     /* The software engine's translator. Of code that it holds: `code_cache` bytes at most for the
-     * whole VM, 0 = ENGINE_CODE_CACHE. */
+     * whole VM, but at least 1 MiB for each vCPU; 0 = ENGINE_CODE_CACHE. Decoded blocks may take as
+     * much again. */
     enum engine_translate translate;
     uint64_t code_cache;
     bool count; /* vcpu_instructions() is exact with ENGINE_TRANSLATE_HOT too, which costs a little

@@ -14,13 +14,13 @@
  * NEXT BLOCK. A direct branch remembers its successor in insn->data, when both lie in the same
  * page: whatever maps the running instruction maps that too. Everything else goes through the jump
  * cache, by linear address, mode and count of TLB flushes; then through the loop, which translates
- * and decodes. Blocks are freed all at once only (block_forget_all), never under a running handler,
- * so that no link ever dangles. A block whose one instruction straddles two pages is never linked
- * to by pointer.
- * With MODE_SEGCHECK on (real mode, odd segments) every block goes through the loop, which checks
- * the limit of CS.
+ * and decodes. Blocks are freed all at once (block_forget_all), or all that have no unit, with all
+ * links undone (block_forget_cold), never under a running handler, so that no link ever dangles. A
+ * block whose one instruction straddles two pages is never linked to by pointer. With MODE_SEGCHECK
+ * on (real mode, odd segments) every block goes through the loop, which checks the limit of CS.
  *
- * Each entry of a block looks at v->attention once, so that no loop of the guest escapes.
+ * Each entry of a block by handlers looks at v->attention once, so that no loop of the guest
+ * escapes; units (jit.h) have polls of their own.
  *
  * Threads: blocks belong to their vCPU's thread; soft_code_written() (vcpu.h) is for any.
  */
@@ -32,12 +32,12 @@ enum {
     BLOCK_JUMPS = 2048,       /* jump cache entries */
     BLOCK_HASH = 32768,       /* chains */
     BLOCK_CHUNK = 256 * 1024, /* the arena grows by this */
-    /* So much a vCPU, then everything is forgotten: 9 MiB where there is one, 5 MiB each where
-     * there are several. A boot of Debian decodes some 25 MiB and needs a third of it at a time. */
+    /* So much a vCPU, then room is made: 9 MiB where there is one, 5 MiB each where there are
+     * several. A boot of Debian decodes some 25 MiB and needs a third of it at a time. */
     BLOCK_CHUNKS_MAX = 36,
     BLOCK_CHUNKS_SHARED = 20,
-    /* With a translator: only what is not translated is forgotten, and where that is less than half
-     * the limit grows. */
+    /* With a translator only what has no unit is forgotten; where that is less than half of it, the
+     * limit grows by a step, up to the bound of the code cache. */
     BLOCK_CHUNKS_STEP = 16,
     BLOCK_CHUNKS_JIT = 256,
     BLOCK_BYTES_MAX = 255, /* struct insn.end is one byte */
@@ -64,7 +64,7 @@ struct soft_block {
     const uint32_t *generation2_at;
     struct soft_block *next; /* in the hash chain */
     const uint8_t *bytes;
-    int32_t heat;        /* entries by handlers; from the vCPU's limit on they leave to the loop */
+    int32_t heat;        /* entries; from the vCPU's limit on handlers leave to the loop */
     uint32_t unit;       /* of the translator; 0: none */
     uint32_t room;       /* bytes of the arena */
     struct insn insns[]; /* count, and the terminator */

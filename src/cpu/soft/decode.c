@@ -379,6 +379,15 @@ static bool may_fault(const struct decoded *decoded)
     return decoded->zydis.meta.isa_ext == ZYDIS_ISA_EXT_X87;
 }
 
+static bool writes_memory(const struct decoded *decoded)
+{
+    for (unsigned i = 0; i < decoded->zydis.operand_count; i++)
+        if (decoded->operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            decoded->operands[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+            return true;
+    return false;
+}
+
 /* Does the instruction leave flags alone that the tables call modified or undefined? */
 static ZydisAccessedFlagsMask flags_killed(const struct decoded *decoded)
 {
@@ -472,7 +481,9 @@ static void flags_backward(const struct decode_tables *tables, struct decoded *d
             d->flags_needed = live = FLAGS_ALL;
             continue;
         }
-        d->flags_needed = live;
+        /* The block may end behind a store, for it may have changed what follows (spoil_running).
+         */
+        d->flags_needed = writes_memory(d) ? FLAGS_ALL : live;
         if (d->zydis.cpu_flags)
             live = (live & ~flags_killed(d)) | (d->zydis.cpu_flags->tested & FLAGS_ALL);
         if (may_fault(d))

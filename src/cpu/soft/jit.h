@@ -13,7 +13,7 @@
  * INVARIANTS
  *   1. The vCPU, its TLB and its code lie below 2 GiB, so that code names them by 32-bit addresses.
  *   2. Outside a unit all guest state is in struct soft_vcpu; vector registers may still be in the
- *      host's while `vector_live`, and jit_exit() and the slow path spill them before any C runs.
+ *      host's while `vector_live`; the way out and the slow path spill them before any C runs.
  *   3. A unit is entered only while its block is valid. A write to code makes every unit of the
  *      page *disconnected* before the next instruction that must see it (jit_code_events): its
  *      entries jump to the loop, which compares the bytes and connects it again or forgets it.

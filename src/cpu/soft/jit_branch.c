@@ -34,11 +34,11 @@ static uint32_t poll(struct jit *jit)
     return asm_jcc(&jit->a, JIT_CC_NE, 0);
 }
 
-static void guarded(struct jit *jit, int64_t target)
+static void guarded(struct jit *jit, int64_t target, enum jit_way way)
 {
     struct jit_asm *a = &jit->a;
     uint32_t number;
-    struct jit_link *link = jit_link_new(jit, target, &number);
+    struct jit_link *link = jit_link_new(jit, target, way, &number);
     uint32_t guard = jit->guards[jit->guard_count++];
     jit_flags_need_saved(jit);
     jit->flags.host = false;
@@ -64,7 +64,7 @@ static void own_loop(struct jit *jit, int64_t target, unsigned condition)
 {
     struct jit_asm *a = &jit->a;
     uint32_t number;
-    jit_link_new(jit, target, &number);
+    jit_link_new(jit, target, JIT_WAY_BRANCH, &number);
     uint32_t past = condition == JIT_NONE ? 0 : asm_jcc(a, condition ^ 1, 0);
     struct jit_flags before = jit->flags;
     if (jit->need == JIT_NEED_SAVED || !jit->flags.again_size)
@@ -88,22 +88,21 @@ static void own_loop(struct jit *jit, int64_t target, unsigned condition)
 
 static bool is_own(const struct jit *jit, int64_t target)
 {
-    return target == offset_of(jit, 0) && jit->cache->chaining && !jit->cache->counting;
+    return target == offset_of(jit, 0) && !jit->cache->counting;
 }
 
-/* Goes on at `target` with the flags wherever they are. */
-void jit_edge(struct jit *jit, int64_t target)
+void jit_edge(struct jit *jit, int64_t target, enum jit_way way)
 {
     if (target < 0 || target >= MEM_PAGE_SIZE) {
-        guarded(jit, target);
+        guarded(jit, target, way);
         return;
     }
-    if (is_own(jit, target)) {
+    if (is_own(jit, target) && way == JIT_WAY_BRANCH) {
         own_loop(jit, target, JIT_NONE);
         return;
     }
     uint32_t number;
-    struct jit_link *link = jit_link_new(jit, target, &number);
+    struct jit_link *link = jit_link_new(jit, target, way, &number);
     bool backwards = target <= offset_of(jit, 0);
     if (backwards) {
         jit_flags_need_saved(jit);
@@ -114,7 +113,6 @@ void jit_edge(struct jit *jit, int64_t target)
     }
     link->saved = !jit->flags.host;
     struct jit_stub *stub = stub_new(jit, number, false);
-    link = &jit->cache->links[number];
     link->displacement = stub->jump = asm_jmp(&jit->a, 0);
 }
 
@@ -125,37 +123,31 @@ static void edges(struct jit *jit, unsigned condition, int64_t target, int64_t n
     bool inside = target >= 0 && target < MEM_PAGE_SIZE;
     if (inside && is_own(jit, target)) {
         own_loop(jit, target, condition);
-        jit_edge(jit, next);
+        jit_edge(jit, next, JIT_WAY_FALL);
         return;
     }
     struct jit_flags before = jit->flags;
     if (inside && target > offset_of(jit, 0)) {
         uint32_t number;
-        struct jit_link *link = jit_link_new(jit, target, &number);
+        struct jit_link *link = jit_link_new(jit, target, JIT_WAY_BRANCH, &number);
         struct jit_stub *stub = stub_new(jit, number, false);
         link->displacement = stub->jump = asm_jcc(a, condition, 0);
     } else {
         uint32_t past = asm_jcc(a, condition ^ 1, 0);
-        jit_edge(jit, target);
+        jit_edge(jit, target, JIT_WAY_BRANCH);
         asm_patch(a, past, asm_here(a));
         jit->flags = before;
     }
-    jit_edge(jit, next);
+    jit_edge(jit, next, JIT_WAY_FALL);
 }
 
-/* Leaves for the handler of instruction k, which has done nothing yet. */
-static struct jit_slow *leave_to(struct jit *jit, unsigned k)
+/* The jump leaves for the handler of instruction k, which has done nothing yet; or, where all of
+ * the branch is `made` but RIP, for jit_state.target. */
+static void leave(struct jit *jit, unsigned k, bool made, uint32_t jump)
 {
     struct jit_slow *slow = jit_slow_new(jit, k, 0);
-    return slow;
-}
-
-/* The branch has been made but for RIP, which becomes jit_state.target. */
-static struct jit_slow *leave_for_target(struct jit *jit, unsigned k)
-{
-    struct jit_slow *slow = jit_slow_new(jit, k, 0);
-    slow->to_target = true;
-    return slow;
+    slow->to_target = made;
+    slow->jump = jump;
 }
 
 /* The target is in RAX, the flags in memory. `pushed`: it is in jit_state.target too, and nothing
@@ -163,11 +155,10 @@ static struct jit_slow *leave_for_target(struct jit *jit, unsigned k)
  * made here. */
 static void indirect(struct jit *jit, unsigned k, int32_t pop, bool pushed)
 {
-    struct jit_slow *(*leave)(struct jit *, unsigned) = pushed ? leave_for_target : leave_to;
     struct jit_asm *a = &jit->a;
     uint32_t keys = JIT_FIELD(jit->v, jit_state.jump_keys) + jit->half * JIT_JUMPS * 8;
     uint32_t code = JIT_FIELD(jit->v, jit_state.jump_code) + jit->half * JIT_JUMPS * 8;
-    leave(jit, k)->jump = poll(jit);
+    leave(jit, k, pushed, poll(jit));
     asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
     asm_op(a, 0xc1, 8, 5, JIT_REG(JIT_T));
     asm_byte(a, 11);
@@ -176,7 +167,7 @@ static void indirect(struct jit *jit, unsigned k, int32_t pop, bool pushed)
     struct jit_rm at = {
         .reg = JIT_NONE, .base = JIT_NONE, .index = JIT_T, .scale = 3, .disp = (int32_t)keys};
     asm_op(a, 0x3b, 8, JIT_RAX, at);
-    leave(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
+    leave(jit, k, pushed, asm_jcc(a, JIT_CC_NE, 0));
     asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE);
     asm_store(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
     if (pop)
@@ -224,10 +215,7 @@ static bool call(struct jit *jit, unsigned k)
         push_return(jit, k);
         jit_flags_wrote(jit, JIT_R15);
         asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
-        uint32_t first = jit->cache->link_count;
-        jit_edge(jit, offset_of(jit, d->end) + d->operands[0].imm.value.s);
-        for (; first < jit->cache->link_count; first++)
-            jit->cache->links[first].pushed = true;
+        jit_edge(jit, offset_of(jit, d->end) + d->operands[0].imm.value.s, JIT_WAY_CALL);
         return true;
     }
     jit_flags_need_saved(jit);
@@ -242,7 +230,7 @@ static bool call(struct jit *jit, unsigned k)
     asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
     asm_byte(a, 16);
     asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
-    leave_to(jit, k)->jump = asm_jcc(a, JIT_CC_NE, 0);
+    leave(jit, k, false, asm_jcc(a, JIT_CC_NE, 0));
     push_return(jit, k);
     asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
     asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
@@ -302,7 +290,7 @@ bool jit_branch(struct jit *jit, unsigned k)
     switch (zydis->mnemonic) {
     case ZYDIS_MNEMONIC_JMP:
         if (d->operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-            jit_edge(jit, offset_of(jit, d->end) + d->operands[0].imm.value.s);
+            jit_edge(jit, offset_of(jit, d->end) + d->operands[0].imm.value.s, JIT_WAY_BRANCH);
             return true;
         }
         jit_flags_need_saved(jit);

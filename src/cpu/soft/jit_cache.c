@@ -8,7 +8,8 @@
  *                         +----------------> dropped <--+
  *
  * A disconnected unit has a jump over the first bytes of its entries, so that whoever comes, by a
- * link, by the jump cache or in a loop of its own, gets to the loop of the vCPU. A dropped one
+ * link, by the jump cache or through an entry of its own, gets to the loop of the vCPU; nobody is
+ * inside it then, for polls have led out. A dropped one
  * stays disconnected for ever and its incoming links are undone. Space comes back all at once, when
  * the cache is full: what is hot is soon there again.
  */
@@ -28,7 +29,6 @@
 
 enum {
     CACHE_MIN = 1 << 20,
-    CACHE_MAX = 512 << 20, /* all must lie below 2 GiB */
     CACHE_STRETCH = 256 << 10,
 };
 
@@ -66,7 +66,7 @@ static bool host_has_bmi2(void)
 static void jumps_clear(struct soft_vcpu *v, unsigned half)
 {
     uint64_t *keys = v->jit_state.jump_keys[half];
-    memset(keys, 0xff, sizeof v->jit_state.jump_keys[half]);
+    memset(keys, 0, sizeof v->jit_state.jump_keys[half]);
     keys[0] = jit_jump_empty(0);
 }
 
@@ -80,10 +80,8 @@ int jit_new(struct soft_vcpu *v, struct err *err)
         return err_set(err, -ENOMEM, "no memory for translated code");
     v->jit = cache;
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
-    bytes = min(bytes, (uint64_t)CACHE_MAX) / config->vcpus;
-    cache->size = align_up(max(bytes, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
+    cache->size = align_up(max(bytes / config->vcpus, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
     cache->counting = config->count || config->translate == ENGINE_TRANSLATE_ALWAYS;
-    cache->chaining = true;
     cache->has_avx = v->native->has_avx;
     cache->has_bmi2 = cache->has_avx && host_has_bmi2();
     cache->unit_max = cache->link_max = 1024;
@@ -99,8 +97,7 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     }
     cache->delta =
         (uint64_t)(uintptr_t)cache->execute_alias - (uint64_t)(uintptr_t)cache->write_alias;
-    jumps_clear(v, 0);
-    jumps_clear(v, 1);
+    v->jit_state.jump_keys[0][0] = v->jit_state.jump_keys[1][0] = jit_jump_empty(0);
     jit_make_prelude(v, cache);
     cache->used = cache->prelude;
     cache->unit_count = cache->link_count = 1;
@@ -136,14 +133,34 @@ void jit_reset(struct soft_vcpu *v)
     jit_epoch_flush(v, true);
 }
 
-void jit_make_room(struct soft_jit *cache)
+/* Room for `more` elements behind `count`. */
+static bool table_grow(void **table, uint32_t count, uint32_t more, uint32_t *max, size_t size)
 {
-    size_t size = min((size_t)CACHE_STRETCH, cache->size - cache->populated);
-    if (cache->used + JIT_UNIT_ROOM <= cache->populated || size == 0)
-        return;
-    populate_own(cache->write_alias + cache->populated, size, true);
-    populate_own(cache->execute_alias + cache->populated, size, false);
-    cache->populated += size;
+    if (count + more <= *max)
+        return true;
+    void *bigger = realloc(*table, 2 * (size_t)*max * size);
+    if (!bigger)
+        return false;
+    *table = bigger;
+    *max *= 2;
+    return true;
+}
+
+bool jit_make_room(struct soft_jit *cache)
+{
+    if (cache->used + JIT_UNIT_ROOM > cache->size ||
+        !table_grow((void **)&cache->units, cache->unit_count, 1, &cache->unit_max,
+                    sizeof *cache->units) ||
+        !table_grow((void **)&cache->links, cache->link_count, JIT_LINKS_MAX, &cache->link_max,
+                    sizeof *cache->links))
+        return false;
+    if (cache->used + JIT_UNIT_ROOM > cache->populated) {
+        size_t size = min((size_t)CACHE_STRETCH, cache->size - cache->populated);
+        populate_own(cache->write_alias + cache->populated, size, true);
+        populate_own(cache->execute_alias + cache->populated, size, false);
+        cache->populated += size;
+    }
+    return true;
 }
 
 /* ---- code is patched through the write alias ---- */
@@ -269,23 +286,14 @@ uint64_t jit_bound(const struct soft_vcpu *v)
 
 /* ---- links ---- */
 
-struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number)
+struct jit_link *jit_link_new(struct jit *jit, int64_t target, enum jit_way way,
+                              uint32_t *ret_number)
 {
     struct soft_jit *cache = jit->cache;
-    if (cache->link_count == cache->link_max) {
-        struct jit_link *more =
-            realloc(cache->links, 2 * (size_t)cache->link_max * sizeof *cache->links);
-        if (!more) {
-            jit->failed = true;
-            cache->link_count--; /* the last one is spoiled, and so is this unit */
-        } else {
-            cache->links = more;
-            cache->link_max *= 2;
-        }
-    }
+    assert(cache->link_count < cache->link_max);
     *ret_number = cache->link_count++;
     struct jit_link *link = &cache->links[*ret_number];
-    *link = (struct jit_link){.unit = jit->unit, .target = target};
+    *link = (struct jit_link){.unit = jit->unit, .target = target, .way = way};
     return link;
 }
 
@@ -310,7 +318,7 @@ void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *bloc
     struct jit_link *link = &cache->links[number];
     struct jit_unit *to = &cache->units[block->unit];
     const struct soft_block *from = cache->units[link->unit].block;
-    if (!to->connected || !cache->chaining || (link->linked && !link->guard))
+    if (!to->connected || (link->linked && !link->guard))
         return;
     /* The page tables may have changed since the branch was made. */
     if (!link->guard && (!from || (from->gpa ^ block->gpa) >> MEM_PAGE_SHIFT))

@@ -16,8 +16,6 @@
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
 
-#include <stdlib.h>
-
 static const uint8_t saved_registers[] = {JIT_RBX, JIT_RBP, JIT_R12, JIT_R13, JIT_R14, JIT_R15};
 
 /* ---- the slow path in C ---- */
@@ -78,12 +76,14 @@ static uint64_t slow(struct soft_vcpu *v)
     if (!cache->completed)
         return JIT_SLOW_LEAVE;
     const struct insn *next = &block->insns[first + count];
-    /* Only for that: in the middle of a block, flags that nobody asks for may not be there, so a
-     * kick or an interrupt has to wait for its end. */
-    if (!whole || atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE) {
+    if (!whole) {
         block_restart(v, next);
         return JIT_SLOW_LEAVE;
     }
+    /* It may be this vCPU's own store, which holds from the next branch on. This unit goes on to
+     * its end: none of its instructions has changed, and no stub goes back to a patched entry. */
+    if (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE)
+        jit_code_events(v);
     if (!cache->counting)
         v->instructions -= (uint64_t)(block->insns + block->count - next);
     return unit->vectors ? JIT_SLOW_VECTORS : JIT_SLOW_ON;
@@ -270,19 +270,17 @@ uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
     if (cache->want)
         jit_make_link(v, cache->want, block);
     cache->want = 0;
-    if (cache->chaining) {
-        unsigned half = (v->mode & MODE_CPL) != 0;
-        uint64_t rip = v->gpr[SOFT_RIP];
-        unsigned slot = jump_slot(rip);
-        if (state->jump_keys[half][slot] == jit_jump_empty(slot)) {
-            if (cache->jumps_count[half] < JIT_JUMPS_USED)
-                cache->jumps_used[half][cache->jumps_count[half]] = (uint16_t)slot;
-            cache->jumps_count[half] += cache->jumps_count[half] <= JIT_JUMPS_USED;
-        }
-        state->jump_keys[half][slot] = rip;
-        state->jump_code[half][slot] = entry;
-        jit_note_page(v, rip);
+    unsigned half = (v->mode & MODE_CPL) != 0;
+    uint64_t rip = v->gpr[SOFT_RIP];
+    unsigned slot = jump_slot(rip);
+    if (state->jump_keys[half][slot] == jit_jump_empty(slot)) {
+        if (cache->jumps_count[half] < JIT_JUMPS_USED)
+            cache->jumps_used[half][cache->jumps_count[half]] = (uint16_t)slot;
+        cache->jumps_count[half] += cache->jumps_count[half] <= JIT_JUMPS_USED;
     }
+    state->jump_keys[half][slot] = rip;
+    state->jump_code[half][slot] = entry;
+    jit_note_page(v, rip);
     return entry;
 }
 
@@ -303,15 +301,14 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     case JIT_EXIT_POLL: {
         const struct jit_link *link = &cache->links[state->exit_index];
         v->gpr[SOFT_RIP] = state->page_base + (uint64_t)link->target;
-        unit = &cache->units[link->unit];
-        index = unit->block->count - 1u;
-        if (likely(canonical(v->gpr[SOFT_RIP])) ||
-            link->target == unit->offset + unit->block->insns[index].end)
+        if (likely(canonical(v->gpr[SOFT_RIP])) || link->way == JIT_WAY_FALL)
             break;
         /* That is a fault of the branch, which its handler raises: as if nothing had been done. */
         cache->want = 0;
-        if (link->pushed)
+        if (link->way == JIT_WAY_CALL)
             v->gpr[CPU_RSP] += 8;
+        unit = &cache->units[link->unit];
+        index = unit->block->count - 1u;
         be_at(v, unit, index);
         return &unit->block->insns[index];
     }

@@ -89,6 +89,12 @@ void jit_flags_set(struct jit *jit)
     jit->flags = (struct jit_flags){.host = true};
 }
 
+/* EFLAGS holds something, and it does not matter what. */
+void jit_flags_forget(struct jit *jit)
+{
+    jit->flags = (struct jit_flags){.host = true};
+}
+
 bool jit_flags_dead(const struct jit *jit, unsigned k)
 {
     for (; k < jit->count; k++) {

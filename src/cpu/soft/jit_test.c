@@ -1,44 +1,8 @@
 /* The translator where it is easy to get wrong: guests that the interpreter runs the same way, in
  * the three modes of LODGE_TRANSLATE. In HOT mode a block has to be entered often to be translated,
  * hence the loops. */
+#include "cpu/soft/guest_fixture.h"
 #include "cpu/soft/jit_unit.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include "cpu/soft/guest_harness.h"
-
-static struct guest guest;
-
-static int set_up(void **state)
-{
-    (void)state;
-    guest_begin(&guest, NULL);
-    guest_long(&guest, 0);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    guest_end(&guest);
-    return 0;
-}
-
-/* Until the guest's own HLT, or into the handler of an exception. */
-static void run(const uint8_t *code, const uint8_t *end)
-{
-    enum engine_exit_reason reason = guest_run_bytes(&guest, code, end);
-    assert_int_equal(reason, guest_in_handler(&guest) ? ENGINE_EXIT_KICK : ENGINE_EXIT_HALT);
-}
-#define RUN(code) run(code, code##_end)
-
-static uint64_t reg(enum cpu_gpr number)
-{
-    return guest.state.gpr[number];
-}
 
 /* A handler that goes on somewhere in the guest's code; RAX is lost. */
 static void handler_jumps(unsigned vector, uint32_t to)
@@ -80,6 +44,32 @@ static void a_branch_under_a_patch_is_undone_with_care(void **state)
     RUN(relinked_jcc);
     assert_int_equal(reg(CPU_RDX), 2);
     assert_int_equal(reg(CPU_RCX), 2);
+}
+
+/* ADD makes a JZ of the instruction behind it, which wants its ZF and not that of XOR. */
+GUEST_CODE(next_rewritten, 64,
+           "mov $60, %ebx; 1: movb $0x31, 2f(%rip); xor %eax, %eax; addb $0x43, 2f(%rip);"
+           "2: .byte 0x31, 2; inc %ecx; dec %ebx; jnz 1b; hlt");
+
+static void a_store_leaves_its_flags_to_what_it_made(void **state)
+{
+    (void)state;
+    RUN(next_rewritten);
+    assert_int_equal(reg(CPU_RCX), 60);
+}
+
+/* The store changes LEA's displacement in a block that follows by a link, without a poll between
+ * the two. */
+GUEST_CODE(successor_rewritten, 64,
+           "mov $200, %ebx; 1: mov %bl, 3f + 2(%rip); jmp 2f; nop; 2: xor %eax, %eax;"
+           "3: .byte 0x8d, 0x72, 0; cmp %bl, %sil; jne 4f; inc %ecx; 4: dec %ebx; jnz 1b; hlt");
+
+static void a_store_into_the_next_block_holds_at_once(void **state)
+{
+    (void)state;
+    guest.state.gpr[CPU_RDX] = 0;
+    RUN(successor_rewritten);
+    assert_int_equal(reg(CPU_RCX), 200);
 }
 
 /* ---- branches ---- */
@@ -160,6 +150,9 @@ static void a_direct_branch_out_of_the_address_space_faults_there(void **state)
     } cases[] = {{{0xe9, 0, 1, 0, 0}, 0x7ffffffffff0},
                  {{0xe8, 0, 1, 0, 0}, 0x7ffffffffff0},
                  {{0x0f, 0x85, 0, 1, 0, 0}, 0x7ffffffffff0},
+                 /* To what follows, which is outside. */
+                 {{[0 ... 10] = 0x90, 0xe9, 0, 0, 0, 0}, 0x7ffffffffffb},
+                 {{[0 ... 10] = 0x90, 0xe8, 0, 0, 0, 0}, 0x7ffffffffffb},
                  /* Nothing but INC ECX at the end: it is done once. */
                  {{[0 ... 13] = 0x90, 0xff, 0xc1}, 0x800000000000}};
     (void)state;
@@ -265,13 +258,13 @@ static void prefixes_may_be_repeated(void **state)
     assert_int_equal(reg(CPU_RDX), 0xffffffffffff0008);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_disconnected_unit_stays_so_when_its_successor_goes),
         TEST(a_branch_under_a_patch_is_undone_with_care),
+        TEST(a_store_leaves_its_flags_to_what_it_made),
+        TEST(a_store_into_the_next_block_holds_at_once),
         TEST(a_call_reads_its_target_before_it_pushes),
         TEST(targets_that_are_not_canonical_never_hit),
         TEST(an_empty_entry_of_the_jump_cache_never_hits),

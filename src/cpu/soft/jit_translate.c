@@ -12,8 +12,6 @@
  */
 #include "cpu/soft/jit_unit.h"
 
-#include <stdlib.h>
-
 /* Where do the flags have to be when the first instruction begins? */
 static enum jit_need need_of(const struct jit *jit)
 {
@@ -65,13 +63,11 @@ static void emit_entries(struct jit *jit, struct jit_unit *unit)
         unit->entry_saved = asm_here(&jit->a);
         jit->flags.host = false;
         break;
-    case JIT_NEED_HOST: {
-        /* entry_saved comes first and falls through. */
+    case JIT_NEED_HOST: /* entry_saved comes first and falls through */
         unit->entry_saved = unit->entry_host;
         jit_flags_restore(jit);
         unit->entry_host = asm_here(&jit->a);
         break;
-    }
     }
     if (jit->cache->counting)
         emit_count(jit);
@@ -157,7 +153,7 @@ static void emit_body(struct jit *jit, struct jit_unit *unit)
     }
     if (waiting)
         emit_handlers(jit, jit->count - waiting, waiting);
-    jit_edge(jit, (int64_t)(jit->block->gpa & SOFT_PAGE_MASK) + d->end);
+    jit_edge(jit, (int64_t)(jit->block->gpa & SOFT_PAGE_MASK) + d->end, JIT_WAY_FALL);
 }
 
 static void emit_slow_paths(struct jit *jit)
@@ -247,33 +243,18 @@ static void emit(struct jit *jit, struct jit_unit *unit)
     emit_stale(jit, unit);
 }
 
-static bool unit_new(struct soft_jit *cache, uint32_t *ret_number)
-{
-    if (cache->unit_count == cache->unit_max) {
-        struct jit_unit *more =
-            realloc(cache->units, 2 * (size_t)cache->unit_max * sizeof *cache->units);
-        if (!more)
-            return false;
-        cache->units = more;
-        cache->unit_max *= 2;
-    }
-    *ret_number = cache->unit_count;
-    return true;
-}
-
 bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
 {
     struct soft_jit *cache = v->jit;
-    uint32_t number;
+    uint32_t number = cache->unit_count;
     block->heat = INT32_MIN;
     if (block->flags & (BLOCK_STRADDLES | BLOCK_SPOILED) || block->mode != v->mode ||
         block == v->cache->single)
         return false;
-    if (cache->used + JIT_UNIT_ROOM > cache->size || !unit_new(cache, &number)) {
+    if (!jit_make_room(cache)) {
         block_forget_all(v); /* this block too: whoever comes finds nothing */
         return false;
     }
-    jit_make_room(cache);
     decode_again(v, block);
     struct jit *jit = &cache->work;
     *jit = (struct jit){

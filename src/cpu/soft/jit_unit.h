@@ -8,7 +8,8 @@
  *   jit_flags.c     where the guest's arithmetic flags are
  *   jit_memory.c    the TLB check in front of each access
  *   jit_group.c     one check for several accesses
- *   jit_insn.c      instructions: most are copied with renamed registers
+ *   jit_copy.c      copying instructions with renamed registers
+ *   jit_insn.c      the instructions that need something of their own
  *   jit_system.c    the privileged instructions that are worth it
  *   jit_branch.c    edges: links, guarded links, the jump cache, calls and returns
  *
@@ -34,8 +35,9 @@ enum {
     JIT_UNIT_ROOM = 24 << 10, /* more than any unit can take */
     JIT_PAGES = 4096,         /* chains of units by guest page */
     JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
-    JIT_JUMPS_USED = 2048,
-    JIT_PATCH = 5, /* bytes of a JMP rel32 */
+    JIT_JUMPS_USED = 2048,    /* filled slots of a jump cache that are remembered */
+    JIT_LINKS_MAX = 4,        /* of one unit */
+    JIT_PATCH = 5,            /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
 };
 
@@ -66,7 +68,10 @@ struct jit_unit {
     uint16_t insn_at[INSN_BLOCK_MAX]; /* code of each instruction, from `start` */
 };
 
-/* A direct branch of a unit. */
+/* How a unit goes on: past its last instruction, by a branch, or by a call, which has pushed. */
+enum jit_way { JIT_WAY_FALL, JIT_WAY_BRANCH, JIT_WAY_CALL };
+
+/* An edge of a unit whose target is known. */
 struct jit_link {
     uint32_t unit;
     uint32_t displacement; /* of the JMP or JCC to be patched */
@@ -76,7 +81,7 @@ struct jit_link {
     uint32_t to, next;     /* linked: its unit, and the next of that unit's incoming links */
     bool saved;            /* enters its target with the flags in memory */
     bool linked;
-    bool pushed; /* it is a call's, which has pushed its return address */
+    enum jit_way way;
 };
 
 /* Lies in the code cache, read by code. */
@@ -173,7 +178,7 @@ struct soft_jit {
     uint64_t delta;   /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
     uint32_t load_vectors;
-    bool has_avx, has_bmi2, counting, chaining;
+    bool has_avx, has_bmi2, counting;
 
     struct jit_unit *units; /* [0] is none */
     uint32_t unit_count, unit_max;
@@ -211,24 +216,25 @@ struct soft_jit {
 
 extern const uint8_t jit_host_of[16]; /* JIT_NONE: in v->gpr */
 
-static inline struct jit_rm jit_slot(const struct jit *jit, unsigned guest)
+static inline struct jit_rm jit_slot(const struct jit *jit, unsigned number)
 {
-    return JIT_ABS(JIT_FIELD(jit->v, gpr) + guest * 8);
+    return JIT_ABS(JIT_FIELD(jit->v, gpr) + number * 8);
 }
 
 /* What an empty slot of a jump cache holds: an address that belongs into another slot, so that no
- * branch finds it here. */
+ * branch finds it here; and 0 in all but one, so that fresh memory needs no touch. */
 static inline uint64_t jit_jump_empty(unsigned slot)
 {
-    return slot ? UINT64_MAX : 1;
+    return slot == 0;
 }
 
 /* jit_cache.c */
-/* Gets the host to put memory under the next stretch of the cache, where that is not done yet. */
-void jit_make_room(struct soft_jit *cache);
+/* Room for one more unit, with memory under it. False: the cache, or the host, has none. */
+bool jit_make_room(struct soft_jit *cache);
 /* The unit that was just made, the next in number, may be entered from now on. */
 void jit_unit_add(struct soft_jit *cache, uint32_t number);
-struct jit_link *jit_link_new(struct jit *jit, int64_t target, uint32_t *ret_number);
+struct jit_link *jit_link_new(struct jit *jit, int64_t target, enum jit_way way,
+                              uint32_t *ret_number);
 /* Makes the wanted link to the unit of `block`, which was found at SOFT_RIP. */
 void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *block);
 void jit_note_page(struct soft_vcpu *v, uint64_t linear);
@@ -249,7 +255,8 @@ void jit_flags_save_cold(struct jit *jit, const struct jit_flags *before);
 void jit_flags_restore(struct jit *jit); /* v->flags to EFLAGS, emitted at once */
 /* `host` register was written: what was to be computed from it cannot be any more. */
 void jit_flags_wrote(struct jit *jit, unsigned host);
-void jit_flags_set(struct jit *jit); /* an instruction has written all of them */
+void jit_flags_set(struct jit *jit);    /* an instruction has written all of them */
+void jit_flags_forget(struct jit *jit); /* nobody will look at them before they are written anew */
 /* Are they written anew from instruction k on, before anybody can look at them? */
 bool jit_flags_dead(const struct jit *jit, unsigned k);
 
@@ -291,8 +298,8 @@ bool jit_pushf(struct jit *jit, unsigned k);
 bool jit_swapgs(struct jit *jit, unsigned k);
 /* jit_branch.c: the last instruction, if it is a near branch. */
 bool jit_branch(struct jit *jit, unsigned k);
-/* Goes on at `target`, from the start of the page. */
-void jit_edge(struct jit *jit, int64_t target);
+/* Goes on at `target`, from the start of the page, with the flags wherever they are. */
+void jit_edge(struct jit *jit, int64_t target, enum jit_way way);
 
 /* What flags an instruction surely writes, and whether it looks at or keeps some (decode.c). */
 bool decode_kills_flags(const struct decoded *decoded);

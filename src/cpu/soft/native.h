@@ -17,14 +17,15 @@
  *
  * FLOATING POINT. Between native_enter() and native_leave() the guest's x87, MMX and MXCSR are
  * live in the host CPU; otherwise they are in v->fpu (FXSAVE64 image; its XMM part is unused and 0:
- * XMM and YMM always live in v->vector). The x87 instruction and operand pointers (FIP FDP FOP
- * FCS FDS) read as 0 in everything the guest can see, since the host's would be addresses of ours.
+ * XMM and YMM live in v->vector whenever C runs). The x87 instruction and operand pointers (FIP FDP
+ * FOP FCS FDS) read as 0 in everything the guest can see, since the host's would be addresses of
+ * ours.
  *
- * EXCEPTIONS. An unmasked SIMD or x87 exception reaches us as SIGFPE inside a stub. The handler,
- * installed once a process and chained to the previous one, sends the thread on to a function that
- * raises #XM (#UD without CR4.OSXMMEXCPT) or #MF at the guest instruction. #MF is raised even
- * where CR0.NE is 0: the external FERR# and IRQ 13 wiring of the 80386 is not offered. #DE comes
- * the same way.
+ * EXCEPTIONS. An unmasked SIMD or x87 exception reaches us as SIGFPE inside a stub (or a unit:
+ * jit_redirect). The handler, installed once a process and chained to the previous one, sends the
+ * thread on to a function that raises #XM (#UD without CR4.OSXMMEXCPT) or #MF at the guest
+ * instruction. #MF is raised even where CR0.NE is 0: the external FERR# and IRQ 13 wiring of the
+ * 80386 is not offered. #DE comes the same way.
  *
  * Threads: everything belongs to the vCPU's own thread, except new and free. Errors: native_new()
  * returns -errno (-ENOMEM, or what memfd_create and mmap say).

@@ -3,10 +3,11 @@
  *
  *            +--> attention or asleep? --> soft_deliver_pending() --> exit, sleep, or go on --+
  *            |                                                                              |
- *            +-- block at RIP: jump cache, hash, or decode <---------------------------------+
- *            |        |
- *            |        +--> its handlers, then the blocks they lead to, as long as links hold
- *            |                 |
+ *            +-- what is at RIP? a unit (jit.h), or a block: hash, or decode <---------------+
+ *            |        |           |
+ *            |        |           +--> its unit, and the units that it leads to --------------+
+ *            |        +--> its handlers, then the blocks they lead to, as long as links hold  |
+ *            |                 |       (hot ones get a unit)                                  |
  *            +-----------------+      soft_raise() and soft_unwind() come back through setjmp()
  *
  * Handlers leave v->link behind when they found no link to their successor; the look-up makes it.
@@ -19,19 +20,24 @@
 
 enum { RAISED_NOTHING = 0xff }; /* in raised.vector, as soft_unwind() leaves it */
 
-static void enter_block(struct soft_vcpu *v, struct soft_block *block)
+/* Where handlers do not call the next block, they name it. */
+static void run_named(struct soft_vcpu *v)
 {
-#ifdef SOFT_TAIL_CALLS
-    block_start(v, block);
-#else
-    /* Handlers do not call the next block, they name it. */
+#ifndef SOFT_TAIL_CALLS
     struct soft_cache *cache = v->cache;
-    block_start(v, block);
-    while ((block = cache->next)) {
+    for (struct soft_block *block; (block = cache->next);) {
         cache->next = NULL;
         block->insns[0].run(v, block->insns);
     }
+#else
+    (void)v;
 #endif
+}
+
+static void enter_block(struct soft_vcpu *v, struct soft_block *block)
+{
+    block_start(v, block);
+    run_named(v);
 }
 
 /* A unit and what it leads to; then the instruction that it left to its handler. */
@@ -40,17 +46,9 @@ static void enter_unit(struct soft_vcpu *v, uint32_t entry)
     const struct insn *insn = jit_run(v, entry);
     if (!insn)
         return;
-#ifdef SOFT_TAIL_CALLS
+    v->cache->next = NULL; /* a slow path may have named a block on its way out */
     insn->run(v, insn);
-#else
-    struct soft_cache *cache = v->cache;
-    cache->next = NULL;
-    insn->run(v, insn);
-    for (struct soft_block *block; (block = cache->next);) {
-        cache->next = NULL;
-        block->insns[0].run(v, block->insns);
-    }
-#endif
+    run_named(v);
 }
 
 /* True: the block has a unit. Hot ones get theirs here; `*ret_again`: look the block up again. */

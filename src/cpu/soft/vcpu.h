@@ -9,6 +9,8 @@
  *   mmu.c walk.c                                TLB fills, slow memory accesses, page walks
  *   event.c segment.c op_far.c op_system.c ...  exceptions, segments, privileged instructions
  *   msr.c kvmclock.c state.c                    MSRs, paravirtual clock, canonical state
+ *   jit_*.c                                     the translator (jit.h)
+ *   populate.c                                  host memory ahead of its first use
  *
  * REGISTERS. `gpr` holds the sixteen general registers and two of ours: slot SOFT_ZERO is always 0
  * (a missing base or index), slot SOFT_RIP is the *base of the running block*: the address of an
@@ -203,9 +205,9 @@ enum {
 /* What translated code reads and writes beside the registers (jit.h, jit_unit.h). */
 struct jit_state {
     uint64_t page_base; /* linear address of the page that the running unit lies in */
-    uint64_t target;    /* scratch: where jit_enter goes, where a call goes */
+    uint64_t target;    /* scratch: where `enter` goes, where a call goes */
     uint64_t addend;    /* of the open group of accesses */
-    uint64_t host_rsp;  /* of jit_enter's frame */
+    uint64_t host_rsp;  /* of the frame that `enter` made */
     uint64_t epoch[2];  /* by half: [0] CPL 0, [1] CPL 3; counts up */
     uint32_t exit_kind; /* enum jit_exit_kind */
     uint32_t exit_unit, exit_index;
@@ -274,7 +276,8 @@ struct soft_vcpu {
     struct soft_vm *vm;
     unsigned index;
 
-    /* Vector registers: YMM 0..15 in memory; instructions load and store what they use (native.c).
+    /* Vector registers: YMM 0..15 in memory, unless units hold them in the host's
+     * (jit_state.vector_live); handlers load and store what they use (native.c).
      * x87, MMX and MXCSR are *live in the host CPU* while vcpu_run() executes, since neither our C
      * nor the callbacks of engine.h do floating point; `fpu` holds them (FXSAVE64 image) while it
      * does not. */
