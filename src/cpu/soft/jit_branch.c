@@ -1,15 +1,15 @@
 /*
  * Where a unit goes on: edges.
  *
- *   in the page      jmp target                         patched in once the target has a unit
- *   across pages     page_base == guard's, epoch == guard's?  page_base = ...; jmp target
- *   indirect         jump cache: this linear address in its slot?  page_base = ...; jmp its code
+ *   in the page      jmp target             patched in once the target has a unit
+ *   across pages     epoch == the guard's?  jmp target
+ *   indirect         jump cache: this linear address in its slot?  jmp its code
  *
  * Until a link is made, and where a guard or the jump cache misses, the way leads through a stub to
  * the loop (or, for indirect branches, to the branch's own handler, which has all checks).
  *
- * Polls. Every loop has a branch backwards, across pages, or an indirect one; those look at
- * v->attention. A poll destroys EFLAGS; the flags are saved first, or, in a loop of one unit that
+ * Polls. Every loop has a branch backwards or an indirect one; those look at v->attention. A poll
+ * destroys EFLAGS; the flags are saved first, or, in a loop of one unit that
  * writes them anew anyhow, are computed again by the stub.
  */
 #include "cpu/soft/jit_unit.h"
@@ -42,18 +42,13 @@ static void guarded(struct jit *jit, int64_t target, enum jit_way way)
     uint32_t guard = jit->guards[jit->guard_count++];
     jit_flags_need_saved(jit);
     jit->flags.host = false;
-    struct jit_stub *polled = stub_new(jit, number, true);
-    polled->jump = poll(jit);
-    asm_load(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
-    asm_op(a, 0x3b, 8, JIT_RAX, JIT_ABS(guard + offsetof(struct jit_guard, page_base)));
-    struct jit_stub *stub = stub_new(jit, number, false);
-    stub->jump = asm_jcc(a, JIT_CC_NE, 0);
-    asm_load(a, JIT_RAX, JIT_ABS(guard + offsetof(struct jit_guard, epoch)));
+    if (target < 0)
+        stub_new(jit, number, true)->jump = poll(jit);
+    asm_load(a, JIT_RAX, JIT_ABS(guard));
     asm_op(a, 0x3b, 8, JIT_RAX,
            JIT_ABS(JIT_FIELD(jit->v, jit_state.epoch) + jit->half * sizeof(uint64_t)));
-    stub->jump2 = asm_jcc(a, JIT_CC_NE, 0);
-    asm_load(a, JIT_RAX, JIT_ABS(guard + offsetof(struct jit_guard, target_base)));
-    asm_store(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
+    struct jit_stub *stub = stub_new(jit, number, false);
+    stub->jump = asm_jcc(a, JIT_CC_NE, 0);
     link->guard = guard;
     link->saved = true;
     link->displacement = asm_jmp(a, 0);
@@ -141,39 +136,33 @@ static void edges(struct jit *jit, unsigned condition, int64_t target, int64_t n
     jit_edge(jit, next, JIT_WAY_FALL);
 }
 
-/* The jump leaves for the handler of instruction k, which has done nothing yet; or, where all of
- * the branch is `made` but RIP, for jit_state.target. */
-static void leave(struct jit *jit, unsigned k, bool made, uint32_t jump)
+/* The jump leaves for the handler of instruction k, which has done nothing yet. */
+static void leave(struct jit *jit, unsigned k, uint32_t jump)
 {
-    struct jit_slow *slow = jit_slow_new(jit, k, 0);
-    slow->to_target = made;
-    slow->jump = jump;
+    jit_slow_new(jit, k, 0)->jump = jump;
 }
 
-/* The target is in RAX, the flags in memory. `pushed`: it is in jit_state.target too, and nothing
- * but the jump is left to do. `pop` is added to the guest's RSP once it is sure that the branch is
- * made here. */
-static void indirect(struct jit *jit, unsigned k, int32_t pop, bool pushed)
+/* The flags are in memory, the target is in RAX: its slot of the jump cache in JIT_T, and out to
+ * the handler where it is not there, or something wants attention. Returns the slot's code. */
+static struct jit_rm jump_code(struct jit *jit, unsigned k)
 {
     struct jit_asm *a = &jit->a;
     uint32_t keys = JIT_FIELD(jit->v, jit_state.jump_keys) + jit->half * JIT_JUMPS * 8;
     uint32_t code = JIT_FIELD(jit->v, jit_state.jump_code) + jit->half * JIT_JUMPS * 8;
-    leave(jit, k, pushed, poll(jit));
-    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
-    asm_op(a, 0xc1, 8, 5, JIT_REG(JIT_T));
-    asm_byte(a, 11);
-    asm_op(a, 0x33, 4, JIT_T, JIT_REG(JIT_RAX));
+    leave(jit, k, poll(jit));
+    jit_shifted(jit, JIT_RAX, JIT_JUMP_SHIFT);
     asm_alu_imm(a, 4, 4, JIT_REG(JIT_T), JIT_JUMPS - 1);
     struct jit_rm at = {
         .reg = JIT_NONE, .base = JIT_NONE, .index = JIT_T, .scale = 3, .disp = (int32_t)keys};
     asm_op(a, 0x3b, 8, JIT_RAX, at);
-    leave(jit, k, pushed, asm_jcc(a, JIT_CC_NE, 0));
-    asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE);
-    asm_store(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
-    if (pop)
-        asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, pop));
+    leave(jit, k, asm_jcc(a, JIT_CC_NE, 0));
     at.disp = (int32_t)code;
-    asm_op(a, 0xff, 4, 4, at);
+    return at;
+}
+
+static void jump(struct jit *jit, struct jit_rm to)
+{
+    asm_op(&jit->a, 0xff, 4, 4, to);
 }
 
 static const struct jit_ea stack_top = {.base = CPU_RSP, .index = JIT_NONE, .seg = JIT_NONE};
@@ -184,7 +173,7 @@ static void push_return(struct jit *jit, unsigned k)
     struct jit_ea ea = stack_top;
     ea.disp = -8;
     struct jit_rm rm = jit_access(jit, k, &ea, 8, true, 1);
-    asm_load(&jit->a, JIT_RAX, JIT_V(jit, jit_state.page_base));
+    asm_load(&jit->a, JIT_RAX, JIT_PAGE_BASE(jit));
     asm_lea(&jit->a, JIT_RAX, JIT_MEM(JIT_RAX, (int32_t)offset_of(jit, jit->decoded[k].end)));
     asm_store(&jit->a, JIT_RAX, rm);
 }
@@ -221,20 +210,12 @@ static bool call(struct jit *jit, unsigned k)
     jit_flags_need_saved(jit);
     if (!branch_operand(jit, k))
         return false;
-    asm_store(a, JIT_RAX, JIT_V(jit, jit_state.target));
-    /* To nowhere: then nothing is pushed. Once something is, the handler cannot do it all again:
-     * the operand may lie there. */
-    asm_op(a, 0x8b, 8, JIT_T, JIT_REG(JIT_RAX));
-    asm_op(a, 0xc1, 8, 4, JIT_REG(JIT_T));
-    asm_byte(a, 16);
-    asm_op(a, 0xc1, 8, 7, JIT_REG(JIT_T));
-    asm_byte(a, 16);
-    asm_op(a, 0x3b, 8, JIT_T, JIT_REG(JIT_RAX));
-    leave(jit, k, false, asm_jcc(a, JIT_CC_NE, 0));
+    /* Once something is pushed, the handler cannot do it all again: the operand may lie there. */
+    asm_load(a, JIT_T, jump_code(jit, k));
+    asm_store(a, JIT_T, JIT_V(jit, jit_state.target));
     push_return(jit, k);
     asm_lea(a, JIT_R15, JIT_MEM(JIT_R15, -8));
-    asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
-    indirect(jit, k, 0, true);
+    jump(jit, JIT_V(jit, jit_state.target));
     return true;
 }
 
@@ -246,7 +227,9 @@ static bool ret(struct jit *jit, unsigned k)
         pop += (int32_t)more->imm.value.u;
     jit_flags_need_saved(jit);
     asm_load(&jit->a, JIT_RAX, jit_access(jit, k, &stack_top, 8, false, 1));
-    indirect(jit, k, pop, false);
+    struct jit_rm to = jump_code(jit, k);
+    asm_lea(&jit->a, JIT_R15, JIT_MEM(JIT_R15, pop));
+    jump(jit, to);
     return true;
 }
 
@@ -296,7 +279,7 @@ bool jit_branch(struct jit *jit, unsigned k)
         jit_flags_need_saved(jit);
         if (!branch_operand(jit, k))
             return false;
-        indirect(jit, k, 0, false);
+        jump(jit, jump_code(jit, k));
         return true;
     case ZYDIS_MNEMONIC_CALL: return call(jit, k);
     case ZYDIS_MNEMONIC_RET: return ret(jit, k);

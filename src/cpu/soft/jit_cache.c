@@ -36,8 +36,6 @@ const uint8_t jit_host_of[16] = {JIT_R11, JIT_RCX, JIT_RDX,  JIT_RBX, JIT_R15, J
                                  JIT_RSI, JIT_RDI, JIT_R8,   JIT_R9,  JIT_R10, JIT_NONE,
                                  JIT_R12, JIT_R13, JIT_NONE, JIT_NONE};
 
-const struct jit_guard jit_no_guard = {.page_base = 1};
-
 /* ---- made and freed ---- */
 
 static bool cache_map(struct soft_jit *cache)
@@ -129,6 +127,7 @@ void jit_reset(struct soft_vcpu *v)
     cache->unit_count = cache->link_count = 1;
     cache->want = 0;
     cache->resets++;
+    cache->places_left = 0;
     memset(cache->pages, 0, sizeof cache->pages);
     jit_epoch_flush(v, true);
 }
@@ -223,8 +222,7 @@ static void connect(struct soft_jit *cache, struct jit_unit *unit)
     memcpy(writable(cache, unit->entry_saved), unit->was_saved, JIT_PATCH);
 }
 
-/* A guard that matches has changed page_base before its jump: while there is nowhere to jump to, it
- * must not match. The jump of a short unit may lie under the patches of its entries. */
+/* The jump of a short unit may lie under the patches of its entries. */
 static void unlink_code(struct soft_jit *cache, struct jit_link *link)
 {
     struct jit_unit *unit = &cache->units[link->unit];
@@ -233,8 +231,6 @@ static void unlink_code(struct soft_jit *cache, struct jit_link *link)
     point(cache, link->displacement, link->stub);
     if (!connected)
         disconnect(cache, unit);
-    if (link->guard)
-        memcpy(writable(cache, link->guard), &jit_no_guard, sizeof jit_no_guard);
     link->linked = false;
 }
 
@@ -286,6 +282,16 @@ uint64_t jit_bound(const struct soft_vcpu *v)
 
 /* ---- links ---- */
 
+static unsigned half_of_mode(const struct soft_vcpu *v)
+{
+    return (v->mode & MODE_CPL) != 0;
+}
+
+static const struct jit_place *place_at(uint32_t address)
+{
+    return (const struct jit_place *)(uintptr_t)address;
+}
+
 struct jit_link *jit_link_new(struct jit *jit, int64_t target, enum jit_way way,
                               uint32_t *ret_number)
 {
@@ -324,14 +330,15 @@ void jit_make_link(struct soft_vcpu *v, uint32_t number, struct soft_block *bloc
     if (!link->guard && (!from || (from->gpa ^ block->gpa) >> MEM_PAGE_SHIFT))
         return;
     if (link->guard) {
+        uint64_t epoch = v->jit_state.epoch[half_of_mode(v)];
+        const struct jit_place *place = place_at(cache->units[link->unit].place);
+        /* Does the branch's own page still lie where it was? */
+        if (place->epoch != epoch || place->base + (uint64_t)link->target != v->gpr[SOFT_RIP])
+            return;
         /* It may have been made in another address space: the newest counts. */
-        struct jit_guard guard = {.page_base = v->gpr[SOFT_RIP] - (uint64_t)link->target,
-                                  .epoch = v->jit_state.epoch[(v->mode & MODE_CPL) != 0],
-                                  .target_base = page_of(v->gpr[SOFT_RIP])};
         if (link->linked && link->to != block->unit)
             unlink_one(cache, number);
-        memcpy(writable(cache, link->guard), &guard, sizeof guard);
-        jit_note_page(v, guard.target_base);
+        memcpy(writable(cache, link->guard), &epoch, sizeof epoch);
         if (link->linked)
             return;
     }
@@ -465,4 +472,49 @@ void jit_epoch_page(struct soft_vcpu *v, uint64_t linear, uint64_t size)
     uint64_t bit;
     if (size > MEM_PAGE_SIZE || *seen_word(cache, linear, &bit) & bit)
         half_ends(v, half_of(linear));
+}
+
+/* ---- places ---- */
+
+static void place_put(const struct soft_jit *cache, uint32_t at, const struct jit_place *place)
+{
+    memcpy(writable(cache, at), place, sizeof *place);
+}
+
+uint32_t jit_place_of(struct soft_jit *cache, const struct soft_block *block)
+{
+    const struct jit_unit *unit;
+    for (uint32_t n = cache->pages[page_slot(block->gpa)]; n; n = unit->next) {
+        unit = &cache->units[n];
+        if ((unit->block->gpa ^ block->gpa) >> MEM_PAGE_SHIFT == 0 &&
+            !((unit->block->mode ^ block->mode) & MODE_CPL))
+            return unit->place;
+    }
+    if (cache->places_left == 0) {
+        /* Away from code, which writes nearby make slow. */
+        enum { LINE = JIT_PLACES * sizeof(struct jit_place) };
+        size_t at = align_up(cache->used, (size_t)LINE);
+        cache->places = (uint32_t)((uintptr_t)cache->execute_alias + at);
+        cache->places_left = JIT_PLACES;
+        cache->used = at + LINE;
+    }
+    uint32_t place = cache->places;
+    place_put(cache, place, &(struct jit_place){0}); /* no epoch is 0 */
+    cache->places += (uint32_t)sizeof(struct jit_place);
+    cache->places_left--;
+    return place;
+}
+
+void jit_place_set(struct soft_vcpu *v, const struct jit_unit *unit)
+{
+    unsigned half = half_of_mode(v);
+    uint64_t base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
+    const struct jit_place *place = place_at(unit->place);
+    if (place->epoch == v->jit_state.epoch[half] && place->base == base)
+        return;
+    /* The page is mapped twice, and executed at both places: nothing that leads to the other one
+     * may hold any more. */
+    if (place->epoch == v->jit_state.epoch[half])
+        epoch_next(v, half);
+    place_put(v->jit, unit->place, &(struct jit_place){base, v->jit_state.epoch[half]});
 }

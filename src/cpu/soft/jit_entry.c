@@ -49,11 +49,16 @@ void jit_recover(struct soft_vcpu *v)
     put_back(v->jit);
 }
 
+static uint64_t page_base(const struct jit_unit *unit)
+{
+    return ((const struct jit_place *)(uintptr_t)unit->place)->base;
+}
+
 /* The block is where handlers expect it. In a counting run it has been counted already. */
 static void be_at(struct soft_vcpu *v, const struct jit_unit *unit, unsigned index)
 {
     v->block = unit->block;
-    v->gpr[SOFT_RIP] = v->jit_state.page_base + unit->offset;
+    v->gpr[SOFT_RIP] = page_base(unit) + unit->offset;
     if (!v->jit->counting)
         v->instructions += unit->block->count - index;
 }
@@ -81,9 +86,13 @@ static uint64_t slow(struct soft_vcpu *v)
         return JIT_SLOW_LEAVE;
     }
     /* It may be this vCPU's own store, which holds from the next branch on. This unit goes on to
-     * its end: none of its instructions has changed, and no stub goes back to a patched entry. */
-    if (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE)
+     * its end: none of its instructions has changed by it, and no stub goes back to a patched
+     * entry. Only its own loop does not pass that, but it polls. */
+    if (atomic_load_explicit(&v->attention, memory_order_relaxed) & ATTENTION_CODE) {
         jit_code_events(v);
+        if (!unit->connected)
+            atomic_fetch_or(&v->attention, ATTENTION_CODE);
+    }
     if (!cache->counting)
         v->instructions -= (uint64_t)(block->insns + block->count - next);
     return unit->vectors ? JIT_SLOW_VECTORS : JIT_SLOW_ON;
@@ -179,7 +188,7 @@ static uint32_t make_exit(struct soft_vcpu *v, struct soft_jit *cache, struct ji
     uint32_t here = asm_here(a);
     if (kind == JIT_EXIT_LINK || kind == JIT_EXIT_POLL) {
         asm_op(a, 0x89, 4, JIT_RAX, JIT_ABS(JIT_FIELD(v, jit_state.exit_index)));
-    } else if (kind != JIT_EXIT_RIP) {
+    } else {
         asm_op(a, 0x89, 4, JIT_RAX, JIT_ABS(JIT_FIELD(v, jit_state.exit_unit)));
         asm_op(a, 0x89, 4, JIT_T, JIT_ABS(JIT_FIELD(v, jit_state.exit_index)));
     }
@@ -223,7 +232,6 @@ void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache)
                         .delta = cache->delta};
     make_enter(v, cache, &a);
     make_leave(v, cache, &a);
-    cache->exit_rip = make_exit(v, cache, &a, JIT_EXIT_RIP);
     cache->exit_link = make_exit(v, cache, &a, JIT_EXIT_LINK);
     cache->exit_poll = make_exit(v, cache, &a, JIT_EXIT_POLL);
     cache->exit_insn = make_exit(v, cache, &a, JIT_EXIT_INSN);
@@ -246,7 +254,7 @@ static void check_mode(struct soft_vcpu *v)
 
 static unsigned jump_slot(uint64_t rip)
 {
-    return (unsigned)(rip ^ rip >> 11) % JIT_JUMPS;
+    return (unsigned)(rip >> JIT_JUMP_SHIFT) % JIT_JUMPS;
 }
 
 uint32_t jit_remembered(struct soft_vcpu *v)
@@ -265,8 +273,9 @@ uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
 {
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
-    uint32_t entry = cache->units[block->unit].entry_saved;
+    const struct jit_unit *unit = &cache->units[block->unit];
     check_mode(v);
+    jit_place_set(v, unit);
     if (cache->want)
         jit_make_link(v, cache->want, block);
     cache->want = 0;
@@ -279,18 +288,17 @@ uint32_t jit_entry(struct soft_vcpu *v, struct soft_block *block)
         cache->jumps_count[half] += cache->jumps_count[half] <= JIT_JUMPS_USED;
     }
     state->jump_keys[half][slot] = rip;
-    state->jump_code[half][slot] = entry;
+    state->jump_code[half][slot] = unit->entry_saved;
     jit_note_page(v, rip);
-    return entry;
+    return unit->entry_saved;
 }
 
 const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
 {
     struct soft_jit *cache = v->jit;
     struct jit_state *state = &v->jit_state;
-    struct jit_unit *unit;
+    const struct jit_unit *unit;
     unsigned slot, index;
-    state->page_base = v->gpr[SOFT_RIP] & ~(uint64_t)SOFT_PAGE_MASK;
     state->target = entry;
     ((void (*)(void))(uintptr_t)cache->enter)();
     cache->exits++;
@@ -300,14 +308,14 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
     case JIT_EXIT_LINK: cache->want = state->exit_index; /* fall through */
     case JIT_EXIT_POLL: {
         const struct jit_link *link = &cache->links[state->exit_index];
-        v->gpr[SOFT_RIP] = state->page_base + (uint64_t)link->target;
+        unit = &cache->units[link->unit];
+        v->gpr[SOFT_RIP] = page_base(unit) + (uint64_t)link->target;
         if (likely(canonical(v->gpr[SOFT_RIP])) || link->way == JIT_WAY_FALL)
             break;
         /* That is a fault of the branch, which its handler raises: as if nothing had been done. */
         cache->want = 0;
         if (link->way == JIT_WAY_CALL)
             v->gpr[CPU_RSP] += 8;
-        unit = &cache->units[link->unit];
         index = unit->block->count - 1u;
         be_at(v, unit, index);
         return &unit->block->insns[index];
@@ -318,7 +326,8 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
         return &unit->block->insns[state->exit_index];
     case JIT_EXIT_STALE:
         cache->stale++;
-        v->gpr[SOFT_RIP] = state->page_base + cache->units[state->exit_unit].offset;
+        v->gpr[SOFT_RIP] =
+            page_base(&cache->units[state->exit_unit]) + cache->units[state->exit_unit].offset;
         /* To be looked up, not remembered. */
         slot = jump_slot(v->gpr[SOFT_RIP]);
         state->jump_keys[(v->mode & MODE_CPL) != 0][slot] = jit_jump_empty(slot);

@@ -40,7 +40,7 @@ static bool lea(struct jit *jit, unsigned k)
                         .scale = ea.scale,
                         .disp = (int32_t)ea.disp};
     if (ea.rip) {
-        asm_load(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
+        asm_load(a, JIT_RAX, JIT_PAGE_BASE(jit));
         rm.base = JIT_RAX;
     }
     if (ea.base != JIT_NONE && rm.base == JIT_NONE) {

@@ -90,7 +90,7 @@ static void any_address(struct jit *jit, const struct jit_ea *ea, int64_t more)
 {
     struct jit_asm *a = &jit->a;
     if (ea->rip) {
-        asm_load(a, JIT_RAX, JIT_V(jit, jit_state.page_base));
+        asm_load(a, JIT_RAX, JIT_PAGE_BASE(jit));
         asm_lea(a, JIT_RAX, JIT_MEM(JIT_RAX, (int32_t)(ea->disp + more)));
     } else {
         struct jit_rm rm = plain_rm(ea, more);
@@ -115,7 +115,7 @@ struct jit_rm jit_operand(struct jit *jit, const struct jit_ea *ea)
     if (ea->seg != JIT_NONE)
         asm_op(a, 0x03, 8, JIT_T, JIT_ABS(JIT_FIELD(jit->v, ea_base) + ea->seg * 8u));
     if (ea->rip) {
-        asm_op(a, 0x03, 8, JIT_T, JIT_V(jit, jit_state.page_base));
+        asm_op(a, 0x03, 8, JIT_T, JIT_PAGE_BASE(jit));
         return JIT_MEM(JIT_T, (int32_t)ea->disp);
     }
     struct jit_rm rm = {.reg = JIT_NONE,
@@ -149,19 +149,20 @@ struct jit_rm jit_operand(struct jit *jit, const struct jit_ea *ea)
     return JIT_MEM(JIT_T, (int32_t)ea->disp);
 }
 
-/* JIT_T = (the address in RAX) >> 7, in as few instructions as the host has for it. */
-static void shifted_from_rax(struct jit *jit)
+void jit_shifted(struct jit *jit, unsigned host, unsigned shift)
 {
     struct jit_asm *a = &jit->a;
     if (jit->cache->has_bmi2) { /* RORX */
         asm_insn(a, &(struct jit_op){.vex = true, .map = 3, .vex_pp = 3, .opcode = 0xf0}, JIT_T,
-                 JIT_REG(JIT_RAX));
+                 JIT_REG((uint8_t)host));
     } else {
-        asm_op(a, 0x8b, 4, JIT_T, JIT_REG(JIT_RAX));
+        asm_op(a, 0x8b, 4, JIT_T, JIT_REG((uint8_t)host));
         asm_op(a, 0xc1, 4, 5, JIT_REG(JIT_T)); /* shr */
     }
-    asm_byte(a, MEM_PAGE_SHIFT - 5);
+    asm_byte(a, shift);
 }
+
+enum { TLB_SHIFT = MEM_PAGE_SHIFT - 5 /* from a linear address to 32 bytes for each page */ };
 
 /* From the address in RAX (of the last byte, or of the first where it is aligned) and JIT_T (of the
  * first byte, shifted) to the addend in JIT_T. Returns the jump of a miss. */
@@ -191,16 +192,18 @@ uint32_t jit_check(struct jit *jit, const struct jit_ea *ea, int64_t low, int64_
     first.disp = low;
     if (is_plain(ea)) {
         asm_lea(a, JIT_RAX, plain_rm(&first, last));
-        if (last) {
+        if (!last) {
+            jit_shifted(jit, JIT_RAX, TLB_SHIFT);
+        } else if (low == 0 && ea->index == JIT_NONE && ea->base != JIT_NONE) {
+            jit_shifted(jit, host_of(ea->base), TLB_SHIFT);
+        } else {
             asm_op(a, 0x8d, 4, JIT_T, plain_rm(&first, 0));
             asm_op(a, 0xc1, 4, 5, JIT_REG(JIT_T)); /* shr */
-            asm_byte(a, MEM_PAGE_SHIFT - 5);
-        } else {
-            shifted_from_rax(jit);
+            asm_byte(a, TLB_SHIFT);
         }
     } else {
         any_address(jit, &first, 0);
-        shifted_from_rax(jit);
+        jit_shifted(jit, JIT_RAX, TLB_SHIFT);
         if (last)
             asm_alu_imm(a, 0, 8, JIT_REG(JIT_RAX), (int32_t)last);
     }
@@ -213,6 +216,9 @@ struct jit_rm jit_access(struct jit *jit, unsigned k, const struct jit_ea *ea, u
     struct jit_rm rm;
     if (align == 1 && is_plain(ea) && jit_group_access(jit, k, ea, size, write, &rm))
         return rm;
+    /* Stacks are aligned, and that is the shorter check. */
+    if (ea->base == CPU_RSP && ea->index == JIT_NONE && size == 8)
+        align = 8;
     jit_flags_lose(jit);
     struct jit_slow *slow = jit_slow_new(jit, k, jit_group_end(jit, k) - k);
     slow->jump = jit_check(jit, ea, ea->disp, ea->disp + size, write, align);

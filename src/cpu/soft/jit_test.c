@@ -192,6 +192,32 @@ static void a_user_page_of_the_upper_half_is_forgotten_by_invlpg(void **state)
     assert_int_equal(reg(CPU_RCX), 2);
 }
 
+/* One page of code at two addresses: where it is, and what it calls two pages on, are not the same.
+ */
+GUEST_CODE(at_two_places, 64,
+           "mov $200, %ebx; 1: call *%r8; xor $2, %esi; or %esi, %ecx; add %rdi, %rdx;"
+           "call *%r9; xor $3, %esi; or %esi, %ecx; add %rdi, %rdx; dec %ebx; jnz 1b; hlt");
+
+static void a_page_may_be_at_two_addresses(void **state)
+{
+    static const uint8_t shared[] = {0xe8, 0xfb, 0x1f, 0, 0,       /* call 0x2000 */
+                                     0x48, 0x8d, 0x3d, 0, 0, 0, 0, /* lea (%rip), %rdi */
+                                     0xc3};
+    static const uint8_t two[] = {0xbe, 2, 0, 0, 0, 0xc3}, three[] = {0xbe, 3, 0, 0, 0, 0xc3};
+    (void)state;
+    for (unsigned page = 0; page < 4; page++)
+        guest_page(&guest, page, (GUEST_WINDOW + (page < 2 ? 0 : page * MEM_PAGE_SIZE)) | 7);
+    memcpy(guest.ram + GUEST_WINDOW, shared, sizeof shared);
+    memcpy(guest.ram + GUEST_WINDOW + 2 * MEM_PAGE_SIZE, two, sizeof two);
+    memcpy(guest.ram + GUEST_WINDOW + 3 * MEM_PAGE_SIZE, three, sizeof three);
+    guest.state.gpr[CPU_RDX] = 0;
+    guest.state.gpr[CPU_R8] = GUEST_WINDOW;
+    guest.state.gpr[CPU_R9] = GUEST_WINDOW + MEM_PAGE_SIZE;
+    RUN(at_two_places);
+    assert_int_equal(reg(CPU_RCX), 0);
+    assert_int_equal(reg(CPU_RDX), 200 * (2 * GUEST_WINDOW + MEM_PAGE_SIZE + 2 * 12));
+}
+
 GUEST_CODE(to_device, 64, "mov $0x400000, %eax; jmp *%rax");
 
 static void code_in_a_device_runs_on(void **state)
@@ -270,6 +296,7 @@ int main(void)
         TEST(an_empty_entry_of_the_jump_cache_never_hits),
         TEST(a_direct_branch_out_of_the_address_space_faults_there),
         TEST(a_user_page_of_the_upper_half_is_forgotten_by_invlpg),
+        TEST(a_page_may_be_at_two_addresses),
         TEST(code_in_a_device_runs_on),
         TEST(an_interrupt_gets_in_behind_popf),
         TEST(a_base_with_an_index_may_move_between_accesses),

@@ -1,7 +1,7 @@
 /*
  * One block into one unit.
  *
- *     [guards]                      data of links across pages
+ *     [guards]                      epochs of links across pages
  *     entry_host:  save the flags   or nothing, or
  *     entry_saved: restore them     whatever suits the first instruction that cares
  *     count, vectors                in a counting run; if vector registers are used
@@ -163,12 +163,6 @@ static void emit_slow_paths(struct jit *jit)
         struct jit_slow *slow = &jit->slow[i];
         asm_patch(a, slow->jump, asm_here(a));
         jit_flags_save_cold(jit, &slow->before);
-        if (slow->to_target) {
-            asm_load(a, JIT_RAX, JIT_V(jit, jit_state.target));
-            asm_store(a, JIT_RAX, jit_slot(jit, SOFT_RIP));
-            asm_jmp(a, jit->cache->exit_rip);
-            continue;
-        }
         asm_mov_imm(a, JIT_RAX, jit->unit);
         asm_mov_imm(a, JIT_T, slow->first | (unsigned)slow->count << 16);
         if (slow->count == 0) {
@@ -189,8 +183,6 @@ static void emit_stubs(struct jit *jit)
         struct jit_stub *stub = &jit->stubs[i];
         uint32_t here = asm_here(a);
         asm_patch(a, stub->jump, here);
-        if (stub->jump2)
-            asm_patch(a, stub->jump2, here);
         struct jit_link *link = &jit->cache->links[stub->link];
         if (!stub->poll) {
             link->stub = here;
@@ -233,7 +225,7 @@ static void emit(struct jit *jit, struct jit_unit *unit)
     if (crosses(jit))
         for (unsigned i = 0; i < ARRAY_LEN(jit->guards); i++) {
             jit->guards[i] = asm_here(a);
-            asm_bytes(a, &jit_no_guard, sizeof jit_no_guard);
+            asm_number(a, 0, sizeof(uint64_t)); /* no epoch */
         }
     unit->start = asm_here(a);
     emit_entries(jit, unit);
@@ -256,6 +248,7 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         return false;
     }
     decode_again(v, block);
+    uint32_t place = jit_place_of(cache, block);
     struct jit *jit = &cache->work;
     *jit = (struct jit){
         .v = v,
@@ -265,13 +258,15 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         .decoded = v->cache->decoded,
         .count = block->count,
         .half = (v->mode & MODE_CPL) != 0,
+        .place = place,
         .a = {.start = cache->write_alias + align_up(cache->used, 16),
               .at = cache->write_alias + align_up(cache->used, 16),
               .end = cache->write_alias + cache->size,
               .delta = cache->delta},
     };
     struct jit_unit *unit = &cache->units[number];
-    *unit = (struct jit_unit){.block = block, .offset = (uint16_t)(block->gpa & SOFT_PAGE_MASK)};
+    *unit = (struct jit_unit){
+        .block = block, .offset = (uint16_t)(block->gpa & SOFT_PAGE_MASK), .place = place};
     uint32_t links = cache->link_count;
     jit->vectors = jit_uses_vectors(jit);
     jit->grouping = true;

@@ -65,6 +65,7 @@ struct jit_unit {
     uint32_t trap_host; /* by instruction: a host exception finds the flags in EFLAGS */
     uint32_t incoming;  /* links that lead here; 0 = none */
     uint32_t next;      /* of the same guest page; 0 = none */
+    uint32_t place;     /* struct jit_place of its page */
     uint16_t insn_at[INSN_BLOCK_MAX]; /* code of each instruction, from `start` */
 };
 
@@ -76,7 +77,7 @@ struct jit_link {
     uint32_t unit;
     uint32_t displacement; /* of the JMP or JCC to be patched */
     uint32_t stub;         /* where it goes while it is not linked */
-    uint32_t guard;        /* struct jit_guard of a link across pages; 0 inside a page */
+    uint32_t guard;        /* across pages: the epoch that it holds for, in the cache; 0: inside */
     int64_t target;        /* from the start of the unit's page */
     uint32_t to, next;     /* linked: its unit, and the next of that unit's incoming links */
     bool saved;            /* enters its target with the flags in memory */
@@ -84,13 +85,14 @@ struct jit_link {
     enum jit_way way;
 };
 
-/* Lies in the code cache, read by code. */
-struct jit_guard {
-    uint64_t page_base; /* of the unit for which the link was made */
+/* Where units of one guest page, supervisor's or user's, are mapped, as far as they can be entered
+ * in this epoch. Lies in the code cache, read by code. */
+struct jit_place {
+    uint64_t base; /* linear address of the page */
     uint64_t epoch;
-    uint64_t target_base;
 };
-extern const struct jit_guard jit_no_guard; /* matches nothing: no page starts at 1 */
+
+enum { JIT_PLACES = 4 /* at a time, a cache line without code */ };
 
 /* ---- one translation ---- */
 
@@ -110,13 +112,11 @@ struct jit_slow {
     uint16_t first, count; /* instructions that handlers do instead */
     struct jit_flags before;
     bool host_after; /* EFLAGS is expected at `back` */
-    bool to_target;  /* with no instructions: goes on at jit_state.target */
 };
 
 /* A piece of code behind the unit that a link goes to until it is made. */
 struct jit_stub {
     uint32_t jump;
-    uint32_t jump2; /* another one, or 0 */
     uint32_t link;
     bool poll;
     struct jit_flags before;
@@ -125,7 +125,7 @@ struct jit_stub {
 /* An effective address, guest registers by number; JIT_NONE: missing. */
 struct jit_ea {
     uint8_t base, index, scale;
-    bool rip;    /* disp is from the start of the unit's page */
+    bool rip;    /* disp is from the start of the unit's page (struct jit_place) */
     uint8_t seg; /* CPU_FS, CPU_GS, or JIT_NONE */
     int64_t disp;
 };
@@ -151,7 +151,8 @@ struct jit {
     unsigned count;
     unsigned half; /* 0 supervisor, 1 user */
     struct jit_flags flags;
-    bool ended; /* the last instruction has made its own edges */
+    uint32_t place; /* struct jit_place of its page */
+    bool ended;     /* the last instruction has made its own edges */
     bool vectors;
     uint32_t body; /* behind the entries */
     uint32_t guards[2];
@@ -175,8 +176,10 @@ struct soft_jit {
     size_t prelude; /* bytes at its start that stay */
     size_t used;
     size_t populated; /* of it there is memory in both aliases */
-    uint64_t delta;   /* execute_alias - write_alias */
-    uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale, exit_rip;
+    uint32_t places;  /* the next free one */
+    unsigned places_left;
+    uint64_t delta; /* execute_alias - write_alias */
+    uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale;
     uint32_t load_vectors;
     bool has_avx, has_bmi2, counting;
 
@@ -214,6 +217,9 @@ struct soft_jit {
 #define JIT_FIELD(v, field) ((uint32_t)(uintptr_t)(v) + (uint32_t)offsetof(struct soft_vcpu, field))
 #define JIT_V(jit, field)   JIT_ABS(JIT_FIELD((jit)->v, field))
 
+/* The linear address of the page that the unit lies in. */
+#define JIT_PAGE_BASE(jit) JIT_ABS((jit)->place + (uint32_t)offsetof(struct jit_place, base))
+
 extern const uint8_t jit_host_of[16]; /* JIT_NONE: in v->gpr */
 
 static inline struct jit_rm jit_slot(const struct jit *jit, unsigned number)
@@ -225,7 +231,7 @@ static inline struct jit_rm jit_slot(const struct jit *jit, unsigned number)
  * branch finds it here; and 0 in all but one, so that fresh memory needs no touch. */
 static inline uint64_t jit_jump_empty(unsigned slot)
 {
-    return slot == 0;
+    return slot == 0 ? 1 << JIT_JUMP_SHIFT : 0;
 }
 
 /* jit_cache.c */
@@ -233,6 +239,10 @@ static inline uint64_t jit_jump_empty(unsigned slot)
 bool jit_make_room(struct soft_jit *cache);
 /* The unit that was just made, the next in number, may be entered from now on. */
 void jit_unit_add(struct soft_jit *cache, uint32_t number);
+/* The place of the block's page. */
+uint32_t jit_place_of(struct soft_jit *cache, const struct soft_block *block);
+/* The unit is about to be entered at SOFT_RIP, not by a link. */
+void jit_place_set(struct soft_vcpu *v, const struct jit_unit *unit);
 struct jit_link *jit_link_new(struct jit *jit, int64_t target, enum jit_way way,
                               uint32_t *ret_number);
 /* Makes the wanted link to the unit of `block`, which was found at SOFT_RIP. */
@@ -273,6 +283,8 @@ struct jit_slow *jit_slow_new(struct jit *jit, unsigned first, unsigned count);
 uint32_t jit_check(struct jit *jit, const struct jit_ea *ea, int64_t low, int64_t high, bool write,
                    unsigned align);
 struct jit_rm jit_operand(struct jit *jit, const struct jit_ea *ea);
+/* The lower half of a host register, `shift`ed right, in JIT_T; its upper bits are anything. */
+void jit_shifted(struct jit *jit, unsigned host, unsigned shift);
 /* jit_group.c: does the access belong to the open group, or can it open one? Then no other check is
  * needed, and *ret_rm is its operand. */
 bool jit_group_access(struct jit *jit, unsigned k, const struct jit_ea *ea, unsigned size,

@@ -198,14 +198,14 @@ enum soft_tlb_kind { TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_NEVER, TLB
 #define TLB_NONE UINT64_C(0x800)
 
 enum {
-    JIT_JUMPS = 16384, /* entries of a jump cache of translated code */
+    JIT_JUMPS = 16384,  /* entries of a jump cache of translated code */
+    JIT_JUMP_SHIFT = 2, /* bits of an address that do not choose its entry */
     JIT_EVENTS = 64,
 };
 
 /* What translated code reads and writes beside the registers (jit.h, jit_unit.h). */
 struct jit_state {
-    uint64_t page_base; /* linear address of the page that the running unit lies in */
-    uint64_t target;    /* scratch: where `enter` goes, where a call goes */
+    uint64_t target;    /* scratch: the code that `enter` or a call goes to */
     uint64_t addend;    /* of the open group of accesses */
     uint64_t host_rsp;  /* of the frame that `enter` made */
     uint64_t epoch[2];  /* by half: [0] CPL 0, [1] CPL 3; counts up */
