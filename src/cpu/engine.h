@@ -128,6 +128,9 @@ struct engine_config {
     uint64_t code_cache;
     bool count; /* vcpu_instructions() is exact with ENGINE_TRANSLATE_HOT too, which costs a little
                  */
+    /* For tests of the translator: each hit of the TLB is held against the guest's memory, and the
+     * process aborts where it leads out of it. Slow. */
+    bool check_tlb;
     const char *kvm_path; /* NULL = /dev/kvm */
     int kvm_fd;           /* an open /dev/kvm, or -1 to open kvm_path; borrowed */
 };

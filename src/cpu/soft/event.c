@@ -268,19 +268,20 @@ static void sipi_start(struct soft_vcpu *v, uint8_t page)
 
 bool event_take_start(struct soft_vcpu *v)
 {
+    enum { START = EVENT_SIGNAL_INIT | EVENT_SIGNAL_SIPI };
+    if (likely(!(atomic_load(&v->signals) & START)))
+        return false;
+    /* Both from one look: a SIPI whose INIT came after the look would start what INIT then stops.
+     */
+    uint32_t signals = atomic_fetch_and(&v->signals, ~(uint32_t)START);
     bool changed = false;
-    if (atomic_load(&v->signals) & EVENT_SIGNAL_INIT) {
-        atomic_fetch_and(&v->signals, ~(uint32_t)EVENT_SIGNAL_INIT);
+    if (signals & EVENT_SIGNAL_INIT) {
         init_reset(v);
         changed = true;
     }
-    uint32_t signals = atomic_load(&v->signals);
-    if (signals & EVENT_SIGNAL_SIPI) {
-        atomic_fetch_and(&v->signals, ~(uint32_t)EVENT_SIGNAL_SIPI);
-        if (v->run_state == CPU_WAIT_FOR_SIPI) { /* else it is dropped */
-            sipi_start(v, (uint8_t)(signals >> EVENT_SIGNAL_SIPI_SHIFT));
-            changed = true;
-        }
+    if (signals & EVENT_SIGNAL_SIPI && v->run_state == CPU_WAIT_FOR_SIPI) { /* else it is dropped */
+        sipi_start(v, (uint8_t)(signals >> EVENT_SIGNAL_SIPI_SHIFT));
+        changed = true;
     }
     return changed;
 }
@@ -423,8 +424,11 @@ bool soft_deliver_pending(struct soft_vcpu *v)
         return true;
     }
     if (v->run_state != CPU_RUNNING) {
-        /* Asleep: only what can wake it may stand. */
+        /* Asleep: only what can wake it may stand. Who waits for SIPI takes no interrupts. */
         atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_STEP);
+        if (v->run_state == CPU_WAIT_FOR_SIPI &&
+            atomic_fetch_and(&v->attention, ~(uint32_t)ATTENTION_INTERRUPT) & ATTENTION_INTERRUPT)
+            v->system.interrupt_waiting = true;
         return false;
     }
     return begin_instruction(v);

@@ -182,6 +182,7 @@ static void begin(struct guest *guest, const struct cpuid *cpuid, bool with_apic
         .mem = guest->mem,
         .vcpus = 1,
         .irqchip = with_apic ? ENGINE_IRQCHIP_BOARD : ENGINE_IRQCHIP_NONE,
+        .check_tlb = true,
         .io = &guest->io,
         .apic = with_apic ? &apic : NULL,
         .cpuid = cpuid ? cpuid : &model,

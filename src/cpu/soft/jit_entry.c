@@ -8,6 +8,7 @@
  *   leave        stores the guest's registers, spills vectors, returns to C
  *   slow         stubs call it: the handlers of some instructions, in C, on the vCPU's state
  *   load_vectors units call it when vectors lie in memory and they want them in registers
+ *   check_hit    units call it behind each hit of the TLB, if somebody wants that checked
  *
  * Whatever leaves does so by the stack pointer that `enter` put down, so that nothing has to be
  * popped, and longjmp() out of C below is as good as a return.
@@ -15,6 +16,8 @@
 #include "cpu/soft/jit_unit.h"
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
+
+#include <stdlib.h>
 
 static const uint8_t saved_registers[] = {JIT_RBX, JIT_RBP, JIT_R12, JIT_R13, JIT_R14, JIT_R15};
 
@@ -96,6 +99,19 @@ static uint64_t slow(struct soft_vcpu *v)
     if (!cache->counting)
         v->instructions -= (uint64_t)(block->insns + block->count - next);
     return unit->vectors ? JIT_SLOW_VECTORS : JIT_SLOW_ON;
+}
+
+/* Vector registers hold the guest's: no code here may use them. */
+__attribute__((target("general-regs-only"))) static void check_hit(struct soft_vcpu *v,
+                                                                   uint64_t page, uint64_t addend)
+{
+    const struct mem *mem = v->vm->mem;
+    for (unsigned i = 0; i < mem->count; i++) {
+        const struct mem_region *region = &mem->regions[i];
+        if (page + addend - (uint64_t)(uintptr_t)region->host <= region->size - MEM_PAGE_SIZE)
+            return;
+    }
+    abort();
 }
 
 /* ---- the prelude ---- */
@@ -224,6 +240,24 @@ static void make_slow(struct soft_vcpu *v, struct soft_jit *cache, struct jit_as
     asm_byte(a, 0xc3);
 }
 
+/* Called behind a hit: RAX is the page, JIT_T the addend. Destroys EFLAGS, nothing else. */
+static void make_check_hit(struct soft_vcpu *v, struct soft_jit *cache, struct jit_asm *a)
+{
+    cache->check_hit = asm_here(a);
+    store_registers(v, a);
+    asm_bytes(a, "\x50\x41\x56", 3); /* PUSH RAX, R14 */
+    asm_alu_imm(a, 5, 8, JIT_REG(JIT_RSP), 8);
+    asm_mov_imm(a, JIT_RDI, (uint64_t)(uintptr_t)v);
+    asm_op(a, 0x8b, 8, JIT_RSI, JIT_REG(JIT_RAX));
+    asm_op(a, 0x8b, 8, JIT_RDX, JIT_REG(JIT_T));
+    asm_mov_imm(a, JIT_RAX, (uint64_t)(uintptr_t)check_hit);
+    asm_op(a, 0xff, 4, 2, JIT_REG(JIT_RAX));
+    asm_alu_imm(a, 0, 8, JIT_REG(JIT_RSP), 8);
+    asm_bytes(a, "\x41\x5e\x58", 3); /* POP R14, RAX */
+    load_registers(v, a);
+    asm_byte(a, 0xc3);
+}
+
 void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache)
 {
     struct jit_asm a = {.start = cache->write_alias,
@@ -237,6 +271,8 @@ void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache)
     cache->exit_insn = make_exit(v, cache, &a, JIT_EXIT_INSN);
     cache->exit_stale = make_exit(v, cache, &a, JIT_EXIT_STALE);
     make_slow(v, cache, &a);
+    if (v->vm->config.check_tlb)
+        make_check_hit(v, cache, &a);
     assert(!a.full);
     cache->prelude = align_up((size_t)(a.at - a.start), 64);
 }

@@ -179,6 +179,8 @@ static uint32_t look_up(struct jit *jit, bool write, unsigned align)
     asm_op(a, 0x3b, 8, JIT_RAX, JIT_MEM(JIT_T, (int32_t)(table + tag)));
     uint32_t miss = asm_jcc(a, JIT_CC_NE, 0);
     asm_load(a, JIT_T, JIT_MEM(JIT_T, (int32_t)(table + offsetof(struct soft_tlb_entry, addend))));
+    if (jit->cache->check_hit)
+        asm_call(a, jit->cache->check_hit);
     return miss;
 }
 _Static_assert(sizeof(struct soft_tlb_entry) == 32 && TLB_USER == 0, "look_up");

@@ -4,6 +4,11 @@
 #include "cpu/soft/guest_fixture.h"
 #include "cpu/soft/jit_unit.h"
 
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 /* A handler that goes on somewhere in the guest's code; RAX is lost. */
 static void handler_jumps(unsigned vector, uint32_t to)
 {
@@ -268,6 +273,57 @@ static void a_base_with_an_index_may_move_between_accesses(void **state)
     assert_int_equal(*guest_quad(&guest, GUEST_DATA + 40), 0x66);
 }
 
+/* The device corrupts the TLB: an entry's tags say that its page is elsewhere. */
+static uint64_t wrong_by;
+
+static void corrupt_tags(void *opaque, unsigned vcpu, uint64_t gpa, unsigned size, uint64_t value)
+{
+    for (unsigned kind = 0; kind < TLB_NEVER; kind++) {
+        struct soft_tlb_entry *entry =
+            &guest.v->tlbs[kind][(GUEST_DATA >> MEM_PAGE_SHIFT) % SOFT_TLB_SIZE];
+        if (entry->read == GUEST_DATA)
+            entry->read = entry->write = GUEST_DATA + wrong_by;
+    }
+}
+
+GUEST_CODE(wrong_page, 64,
+           "mov $60, %ebx; mov $0x60000, %edi; xor %esi, %esi;"
+           "1: mov (%rdi, %rsi), %rax; mov %rax, 8(%rdi, %rsi); sub $1, %ebx; jnz 1b;"
+           "test %rsi, %rsi; jnz 2f; movl $0, 0x8000000; mov %rdx, %rsi; mov $60, %ebx; jmp 1b;"
+           "2: hlt");
+
+/* Returns how the process ended. */
+static int run_corrupted(uint64_t by)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        (void)!freopen("/dev/null", "w", stderr); /* sanitizers have something to say */
+        signal(SIGABRT, SIG_DFL);
+        guest.state.gpr[CPU_RDX] = wrong_by = by;
+        guest_run_bytes(&guest, wrong_page, wrong_page_end);
+        _exit(guest_vector(&guest));
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return status;
+}
+
+static void a_hit_that_leads_out_of_memory_ends_the_process(void **state)
+{
+    /* As far away as entries share a slot; up, down, across the hole, and not at all. */
+    static const uint64_t by[] = {(uint64_t)SOFT_TLB_SIZE << MEM_PAGE_SHIFT,
+                                  -((uint64_t)SOFT_TLB_SIZE << MEM_PAGE_SHIFT), UINT64_C(1) << 40,
+                                  UINT64_C(0xffff800000000000)};
+    (void)state;
+    if (!guest.v->jit)
+        skip();
+    guest.v->vm->io.mmio_write = corrupt_tags;
+    for (unsigned i = 0; i < ARRAY_LEN(by); i++) {
+        int status = run_corrupted(by[i]);
+        assert_int_equal(status & 0x7f, SIGABRT);
+    }
+}
+
 /* ---- encodings ---- */
 
 GUEST_CODE(many_prefixes, 64,
@@ -300,6 +356,7 @@ int main(void)
         TEST(code_in_a_device_runs_on),
         TEST(an_interrupt_gets_in_behind_popf),
         TEST(a_base_with_an_index_may_move_between_accesses),
+        TEST(a_hit_that_leads_out_of_memory_ends_the_process),
         TEST(prefixes_may_be_repeated),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -181,6 +181,7 @@ struct soft_jit {
     uint64_t delta; /* execute_alias - write_alias */
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale;
     uint32_t load_vectors;
+    uint32_t check_hit; /* 0: nobody asks for it */
     bool has_avx, has_bmi2, counting;
 
     struct jit_unit *units; /* [0] is none */

@@ -304,6 +304,43 @@ static void hlt_sleeps_until_notified(void **state)
     guest_end(&guest);
 }
 
+/* ---- INIT and SIPI ---- */
+
+GUEST_CODE(starts, 16, "incl %cs:0x100; cli; hlt");
+
+static unsigned inits;
+
+/* Called between the two halves of INIT. */
+static void init_again(void *opaque, unsigned vcpu)
+{
+    (void)opaque;
+    if (inits++ > 0)
+        return;
+    engine_soft.vcpu_signal(machine.vcpu[vcpu], ENGINE_SIGNAL_INIT, 0);
+    engine_soft.vcpu_signal(machine.vcpu[vcpu], ENGINE_SIGNAL_SIPI, 0x12);
+}
+
+/* INIT and SIPI may come while the vCPU looks at what has come before: the later of the two is what
+ * counts. */
+static void sipi_right_behind_init_is_not_lost(void **state)
+{
+    (void)state;
+    struct soft_vm *vm = ((struct soft_vcpu *)machine.vcpu[1])->vm;
+    uint8_t *ram = machine.guest.ram;
+    memcpy(ram + 0x12000, starts, (size_t)(starts_end - starts));
+    machine.state[1].run_state = CPU_WAIT_FOR_SIPI;
+    inits = 0;
+    engine_soft.vcpu_set_state(machine.vcpu[1], &machine.state[1], NULL);
+    vm->has_apic = true;
+    vm->apic.init = init_again;
+    engine_soft.vcpu_signal(machine.vcpu[1], ENGINE_SIGNAL_INIT, 0);
+    struct engine_exit out;
+    assert_int_equal(engine_soft.vcpu_run(machine.vcpu[1], &out, NULL), 0);
+    assert_int_equal(out.reason, ENGINE_EXIT_HALT);
+    assert_int_equal(inits, 2);
+    assert_int_equal(ram[0x12100], 1);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -318,6 +355,7 @@ int main(void)
         TEST(vcpus_write_code_side_by_side),
         TEST(the_dirty_log_misses_no_page),
         TEST(hlt_sleeps_until_notified),
+        TEST(sipi_right_behind_init_is_not_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
