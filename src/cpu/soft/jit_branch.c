@@ -54,6 +54,18 @@ static void guarded(struct jit *jit, int64_t target, enum jit_way way)
     link->displacement = asm_jmp(a, 0);
 }
 
+/* Can the body begin with the flags as they can be computed here? */
+static bool loops_again(const struct jit *jit)
+{
+    const struct jit_flags *now = &jit->flags, *first = &jit->again_flags;
+    if (jit->need != JIT_NEED_SAVED || now->saved || !now->again_size)
+        return false;
+    if (!jit->is_again)
+        return jit->count <= JIT_AGAIN_MAX;
+    return now->again_size == first->again_size &&
+           memcmp(now->again, first->again, first->again_size) == 0;
+}
+
 /* Back to the start of this very unit. Emits a loop's end: condition JIT_NONE is always. */
 static void own_loop(struct jit *jit, int64_t target, unsigned condition)
 {
@@ -62,7 +74,8 @@ static void own_loop(struct jit *jit, int64_t target, unsigned condition)
     jit_link_new(jit, target, JIT_WAY_BRANCH, &number);
     uint32_t past = condition == JIT_NONE ? 0 : asm_jcc(a, condition ^ 1, 0);
     struct jit_flags before = jit->flags;
-    if (jit->need == JIT_NEED_SAVED || !jit->flags.again_size)
+    bool again = loops_again(jit);
+    if (!again && (jit->need == JIT_NEED_SAVED || !jit->flags.again_size))
         jit_flags_need_saved(jit);
     jit->flags.host = false;
     struct jit_stub *stub = stub_new(jit, number, true);
@@ -73,8 +86,12 @@ static void own_loop(struct jit *jit, int64_t target, unsigned condition)
     } else {
         asm_op(a, 0x83, 4, 7, JIT_V(jit, attention));
         asm_byte(a, 0);
-        asm_jcc(a, JIT_CC_E, jit->body);
+        uint32_t back = asm_jcc(a, JIT_CC_E, again && jit->is_again ? jit->again_body : jit->body);
         stub->jump = asm_jmp(a, 0);
+        if (again && !jit->is_again) {
+            jit->again_jump = back;
+            jit->again_flags = jit->flags;
+        }
     }
     if (past)
         asm_patch(a, past, asm_here(a));

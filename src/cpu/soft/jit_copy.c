@@ -482,16 +482,15 @@ bool jit_copy_insn(struct jit *jit, unsigned k)
             return false;
         memory = jit_access(jit, k, &copy.ea, size, write, jit_copy_alignment(d, &copy, kind));
     }
-    /* A host exception must find the flags. */
-    bool may_trap = kind != JIT_KIND_INTEGER;
-    if (uses_flags || (may_trap && !jit->flags.saved))
+    if (uses_flags)
         jit_flags_need_host(jit);
+    struct jit_trap *trap = kind != JIT_KIND_INTEGER ? jit_may_trap(jit, k) : NULL;
     jit_will_write(jit, k, copy.written);
     for (unsigned i = 0; i < copy.general_count; i++)
         if (copy.general[i].load)
             asm_load(a, copy.general[i].host, jit_slot(jit, copy.general[i].guest));
-    if (jit->flags.host)
-        jit->trap_host |= 1u << k;
+    if (trap)
+        trap->at = asm_here(a);
     jit_copy_put(a, &d->zydis, &copy, memory);
     for (unsigned i = 0; i < copy.general_count; i++)
         if (copy.general[i].store)

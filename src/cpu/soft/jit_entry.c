@@ -374,7 +374,8 @@ const struct insn *jit_run(struct soft_vcpu *v, uint32_t entry)
 
 /* ---- host exceptions ---- */
 
-uint32_t jit_find(const struct soft_jit *cache, uint64_t address, unsigned *ret_index)
+/* The unit whose code the address lies in; 0: none. */
+static uint32_t unit_at(const struct soft_jit *cache, uint64_t address)
 {
     uint64_t start = (uint64_t)(uintptr_t)cache->execute_alias;
     if (address < start + cache->prelude || address >= start + cache->used)
@@ -387,27 +388,31 @@ uint32_t jit_find(const struct soft_jit *cache, uint64_t address, unsigned *ret_
         else
             high = middle;
     }
-    const struct jit_unit *unit = &cache->units[low];
-    if (low >= cache->unit_count || !unit->block)
-        return 0;
-    unsigned index = 0;
-    while (index + 1 < unit->block->count && unit->start + unit->insn_at[index + 1] <= address)
-        index++;
-    *ret_index = index;
-    return low;
+    return low < cache->unit_count && cache->units[low].block ? low : 0;
 }
 
 bool jit_redirect(struct soft_vcpu *v, greg_t *regs)
 {
     struct soft_jit *cache = v->jit;
-    unsigned index;
-    uint32_t number = cache ? jit_find(cache, (uint64_t)regs[REG_RIP], &index) : 0;
-    if (!number)
+    uint64_t address = (uint64_t)regs[REG_RIP];
+    uint32_t number = cache ? unit_at(cache, address) : 0;
+    const struct jit_unit *unit = number ? &cache->units[number] : NULL;
+    unsigned count = unit ? unit->trap_count : 0;
+    const struct jit_trap_note *note = unit ? (const void *)(uintptr_t)unit->traps : NULL;
+    while (count && unit->start + note->at != address) {
+        note++;
+        count--;
+    }
+    if (!count)
         return false;
-    if (cache->units[number].trap_host >> index & 1)
+    if (note->stub) {
+        regs[REG_RIP] = (greg_t)unit->start + note->stub;
+        return true;
+    }
+    if (note->host)
         v->flags = (uint16_t)((regs[REG_EFL] & 0xd5) << 8 | 0x200 | ((regs[REG_EFL] >> 11) & 1));
     regs[REG_RAX] = number;
-    regs[REG_R14] = index;
+    regs[REG_R14] = note->index;
     regs[REG_RIP] = cache->exit_insn;
     return true;
 }

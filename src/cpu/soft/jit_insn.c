@@ -207,14 +207,15 @@ static bool with_rax(struct jit *jit, unsigned k)
         bool lock = zydis->attributes & ZYDIS_ATTRIB_HAS_LOCK;
         memory = jit_access(jit, k, &copy.ea, width / 8, exchange, lock ? width / 8 : 1);
     }
-    if (decode_uses_flags(d) || (divides && !jit->flags.saved))
+    if (decode_uses_flags(d))
         jit_flags_need_host(jit);
+    struct jit_trap *trap = divides ? jit_may_trap(jit, k) : NULL;
     jit_will_write(jit, k,
                    1u << JIT_R11 | (exchange ? 0 : 1u << JIT_RDX) |
                        (exchange && copy.rm != JIT_NONE ? 1u << copy.rm : 0));
     asm_op(a, 0x8b, 8, JIT_RAX, JIT_REG(JIT_R11));
-    if (jit->flags.host)
-        jit->trap_host |= 1u << k;
+    if (trap)
+        trap->at = asm_here(a);
     jit_copy_put(a, zydis, &copy, memory);
     asm_op(a, 0x8b, 8, JIT_R11, JIT_REG(JIT_RAX));
     jit_flags_set(jit);

@@ -9,6 +9,7 @@
  *     slow paths   of checks that miss
  *     stubs        of links not made, and of polls
  *     stale_*      where the entries lead while the unit is disconnected
+ *     traps        stubs and notes of instructions that may raise host exceptions
  */
 #include "cpu/soft/jit_unit.h"
 
@@ -99,7 +100,7 @@ static void emit_exit(struct jit *jit, unsigned k)
 /* Slow paths that end in front of instruction k go on here. */
 static void slow_paths_return(struct jit *jit, unsigned k)
 {
-    for (unsigned i = 0; i < jit->slow_count; i++) {
+    for (unsigned i = jit->slow_first; i < jit->slow_count; i++) {
         struct jit_slow *slow = &jit->slow[i];
         if (slow->count && slow->first + slow->count == k) {
             slow->back = asm_here(&jit->a);
@@ -108,7 +109,15 @@ static void slow_paths_return(struct jit *jit, unsigned k)
     }
 }
 
-static void emit_body(struct jit *jit, struct jit_unit *unit)
+struct jit_trap *jit_may_trap(struct jit *jit, unsigned k)
+{
+    assert(jit->trap_count < ARRAY_LEN(jit->traps));
+    struct jit_trap *trap = &jit->traps[jit->trap_count++];
+    *trap = (struct jit_trap){.index = k, .before = jit->flags};
+    return trap;
+}
+
+static void emit_body(struct jit *jit)
 {
     unsigned waiting = 0; /* instructions before k that handlers are to do */
     bool alone = jit->block->flags & BLOCK_ALONE;
@@ -117,9 +126,9 @@ static void emit_body(struct jit *jit, struct jit_unit *unit)
         struct jit_flags before = jit->flags;
         uint8_t *at = jit->a.at;
         unsigned slow_count = jit->slow_count, stub_count = jit->stub_count;
+        unsigned trap_count = jit->trap_count;
         if (waiting)
             emit_handlers(jit, k - waiting, waiting);
-        unit->insn_at[k] = (uint16_t)(asm_here(&jit->a) - unit->start);
         bool done = last && alone ? jit_sti(jit, k) : jit_insn(jit, k);
         if (!done && last && !alone && jit_branch(jit, k)) {
             done = true;
@@ -141,6 +150,7 @@ static void emit_body(struct jit *jit, struct jit_unit *unit)
         jit->flags = before;
         jit->slow_count = slow_count;
         jit->stub_count = stub_count;
+        jit->trap_count = trap_count;
         waiting++;
     }
     if (jit->ended)
@@ -154,6 +164,19 @@ static void emit_body(struct jit *jit, struct jit_unit *unit)
     if (waiting)
         emit_handlers(jit, jit->count - waiting, waiting);
     jit_edge(jit, (int64_t)(jit->block->gpa & SOFT_PAGE_MASK) + d->end, JIT_WAY_FALL);
+}
+
+/* The loop wants its flags saved at its start, but its end can compute them again: so can a second
+ * body that begins with these flags and loops to itself. */
+static void emit_again(struct jit *jit)
+{
+    asm_patch(&jit->a, jit->again_jump, asm_here(&jit->a));
+    jit->again_body = asm_here(&jit->a);
+    jit->flags = jit->again_flags;
+    jit->is_again = true;
+    jit->ended = false;
+    jit->slow_first = jit->slow_count;
+    emit_body(jit);
 }
 
 static void emit_slow_paths(struct jit *jit)
@@ -195,6 +218,30 @@ static void emit_stubs(struct jit *jit)
     }
 }
 
+/* Stubs and notes for the handler of host exceptions (jit_redirect). */
+static void emit_traps(struct jit *jit, struct jit_unit *unit)
+{
+    struct jit_asm *a = &jit->a;
+    struct jit_trap_note notes[ARRAY_LEN(jit->traps)];
+    for (unsigned i = 0; i < jit->trap_count; i++) {
+        const struct jit_trap *trap = &jit->traps[i];
+        notes[i] = (struct jit_trap_note){.at = (uint16_t)(trap->at - unit->start),
+                                          .index = (uint8_t)trap->index,
+                                          .host = trap->before.host};
+        if (trap->before.host || trap->before.saved)
+            continue;
+        notes[i].stub = (uint16_t)(asm_here(a) - unit->start);
+        jit_flags_save_cold(jit, &trap->before);
+        asm_mov_imm(a, JIT_RAX, jit->unit);
+        asm_mov_imm(a, JIT_T, trap->index);
+        asm_jmp(a, jit->cache->exit_insn);
+    }
+    asm_bytes(a, "\xcc\xcc\xcc\xcc\xcc\xcc\xcc", -asm_here(a) & 7);
+    unit->traps = asm_here(a);
+    unit->trap_count = (uint8_t)jit->trap_count;
+    asm_bytes(a, notes, jit->trap_count * sizeof notes[0]);
+}
+
 static void emit_stale(struct jit *jit, struct jit_unit *unit)
 {
     struct jit_asm *a = &jit->a;
@@ -229,10 +276,13 @@ static void emit(struct jit *jit, struct jit_unit *unit)
         }
     unit->start = asm_here(a);
     emit_entries(jit, unit);
-    emit_body(jit, unit);
+    emit_body(jit);
+    if (jit->again_jump)
+        emit_again(jit);
     emit_slow_paths(jit);
     emit_stubs(jit);
     emit_stale(jit, unit);
+    emit_traps(jit, unit);
 }
 
 bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
@@ -276,7 +326,8 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         decode_again(v, block);
         jit->grouping = jit->broken = jit->ended = jit->group.open = false;
         jit->slow_count = jit->stub_count = jit->guard_count = 0;
-        jit->trap_host = 0;
+        jit->slow_first = jit->trap_count = jit->again_jump = 0;
+        jit->is_again = false;
         jit->a.at = jit->a.start;
         emit(jit, unit);
     }
@@ -285,7 +336,6 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         return false;
     }
     unit->vectors = jit->vectors;
-    unit->trap_host = jit->trap_host;
     jit_unit_add(cache, number);
     cache->used = (size_t)(jit->a.at - cache->write_alias);
     block->heat = INT32_MAX; /* whoever enters it goes to the loop, which runs the unit */

@@ -39,6 +39,7 @@ enum {
     JIT_LINKS_MAX = 4,        /* of one unit */
     JIT_PATCH = 5,            /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
+    JIT_AGAIN_MAX = INSN_BLOCK_MAX / 2, /* instructions of a loop that is emitted twice */
 };
 
 enum jit_exit_kind {
@@ -61,12 +62,20 @@ struct jit_unit {
     uint32_t stale_host, stale_saved;
     uint8_t was_host[JIT_PATCH], was_saved[JIT_PATCH]; /* the bytes under the patches */
     bool connected, vectors;
-    uint16_t offset;    /* in its page */
-    uint32_t trap_host; /* by instruction: a host exception finds the flags in EFLAGS */
-    uint32_t incoming;  /* links that lead here; 0 = none */
-    uint32_t next;      /* of the same guest page; 0 = none */
-    uint32_t place;     /* struct jit_place of its page */
-    uint16_t insn_at[INSN_BLOCK_MAX]; /* code of each instruction, from `start` */
+    uint16_t offset; /* in its page */
+    uint8_t trap_count;
+    uint32_t traps;    /* its struct jit_trap_note */
+    uint32_t incoming; /* links that lead here; 0 = none */
+    uint32_t next;     /* of the same guest page; 0 = none */
+    uint32_t place;    /* struct jit_place of its page */
+};
+
+/* A host instruction that may raise an exception. These lie behind the code of their unit. */
+struct jit_trap_note {
+    uint16_t at;   /* from the unit's start */
+    uint16_t stub; /* brings the flags to memory and leaves; 0: they are in EFLAGS, or there */
+    uint8_t index; /* of the guest's instruction */
+    bool host;     /* EFLAGS has the flags */
 };
 
 /* How a unit goes on: past its last instruction, by a branch, or by a call, which has pushed. */
@@ -114,6 +123,12 @@ struct jit_slow {
     bool host_after; /* EFLAGS is expected at `back` */
 };
 
+struct jit_trap {
+    uint32_t at;
+    unsigned index;
+    struct jit_flags before;
+};
+
 /* A piece of code behind the unit that a link goes to until it is made. */
 struct jit_stub {
     uint32_t jump;
@@ -157,12 +172,19 @@ struct jit {
     uint32_t body; /* behind the entries */
     uint32_t guards[2];
     unsigned guard_count;
-    uint32_t trap_host; /* instructions at which EFLAGS holds the flags, by bit */
     enum jit_need { JIT_NEED_NOTHING, JIT_NEED_SAVED, JIT_NEED_HOST } need;
     struct jit_group group;
     bool grouping, broken; /* broken: a group turned out to be none; try again without */
     struct jit_slow slow[JIT_SLOW_MAX];
     unsigned slow_count;
+    unsigned slow_first; /* of this emission of the body */
+    struct jit_trap traps[INSN_BLOCK_MAX];
+    unsigned trap_count;
+    /* The body of a loop once more (emit_again): where the first one goes on to it, the flags that
+     * it begins with. */
+    bool is_again;
+    uint32_t again_jump, again_body;
+    struct jit_flags again_flags;
     struct jit_stub stubs[8];
     unsigned stub_count;
     bool failed;
@@ -253,8 +275,6 @@ bool jit_page_is_global(struct soft_vcpu *v, uint64_t linear);
 
 /* jit_entry.c */
 void jit_make_prelude(struct soft_vcpu *v, struct soft_jit *cache);
-/* The unit and instruction at an address of code; 0: none. */
-uint32_t jit_find(const struct soft_jit *cache, uint64_t address, unsigned *ret_index);
 
 /* jit_flags.c */
 void jit_flags_need_host(struct jit *jit);
@@ -270,6 +290,10 @@ void jit_flags_set(struct jit *jit);    /* an instruction has written all of the
 void jit_flags_forget(struct jit *jit); /* nobody will look at them before they are written anew */
 /* Are they written anew from instruction k on, before anybody can look at them? */
 bool jit_flags_dead(const struct jit *jit, unsigned k);
+
+/* jit_translate.c: instruction k, with the flags where they are now, may raise a host exception;
+ * the caller says `at` which host instruction. */
+struct jit_trap *jit_may_trap(struct jit *jit, unsigned k);
 
 /* jit_memory.c: checks an access of instruction `k`, `size` bytes at `ea`, aligned to `align` (1:
  * any), and returns the host operand, good until JIT_T changes. Loses EFLAGS, uses RAX. */
