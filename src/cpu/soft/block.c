@@ -490,6 +490,73 @@ static struct soft_block *block_build(struct soft_vcpu *v, struct fetched *fetch
     return block;
 }
 
+/* Does a branch behind the block, not far, lead to its start? Or bytes that look like one. */
+static bool may_loop(const struct soft_block *block, const uint8_t *text, unsigned size)
+{
+    for (unsigned at = block->size; at + 6 <= size; at++) {
+        const uint8_t *byte = text + at;
+        if ((byte[0] & 0xf0) == 0x70 && (int)at + 2 + (int8_t)byte[1] == 0)
+            return true;
+        if (byte[0] == 0x0f && (byte[1] & 0xf0) == 0x80 && at + 6 + le32_read(byte + 2) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* The translator has no room for more edges across pages than a block without such Jcc has. */
+static bool stays_in_page(const struct soft_cache *cache, const struct decode_result *result,
+                          const struct fetched *fetched)
+{
+    int64_t start = fetched->gpa & SOFT_PAGE_MASK;
+    for (unsigned i = 0; i + 1 < result->count; i++) {
+        const struct insn *insn = &cache->insns[i];
+        int64_t target = start + (int64_t)insn->imm;
+        if (insn->flags & INSN_JCC && (target < 0 || target >= MEM_PAGE_SIZE))
+            return false;
+    }
+    return true;
+}
+
+struct soft_block *block_extend(struct soft_vcpu *v, struct soft_block *block)
+{
+    enum { LOOK = 96 /* bytes behind the block */ };
+    struct soft_cache *cache = v->cache;
+    struct fetched fetched;
+    const struct insn *last = &block->insns[block->count - 1];
+    if (!(last->flags & INSN_JCC) || block->count >= BLOCK_LOOP_MAX || last->imm == 0 ||
+        block->flags & (BLOCK_STRADDLES | BLOCK_SPOILED) || block->mode != v->mode)
+        return block;
+    fetch_start(v, &fetched);
+    if (!fetched.host || fetched.gpa != block->gpa ||
+        !may_loop(block, fetched.host, min(fetched.first, (unsigned)block->size + LOOK)))
+        return block;
+    cache->through = true;
+    struct decode_result result = decode_fetched(v, &fetched, BLOCK_LOOP_MAX);
+    cache->through = false;
+    if (result.count <= block->count || fetched.second || !stays_in_page(cache, &result, &fetched))
+        return block;
+    size_t size =
+        sizeof(struct soft_block) + (result.count + 1) * sizeof(struct insn) + result.size;
+    struct soft_block *whole = arena_take(cache, size);
+    if (!whole)
+        return block;
+    block_fill(whole, cache, &result, &fetched, block->mode);
+    whole->room = (uint32_t)align_up(size, 16);
+    if (!block_validate(v, whole, &fetched))
+        return block;
+    /* Those who remember the shorter one find it invalid. */
+    struct soft_block **at = hash_chain(cache, block->gpa, block->mode);
+    while (*at != block)
+        at = &(*at)->next;
+    whole->next = block->next;
+    *at = whole;
+    block->flags |= BLOCK_SPOILED;
+    block->generation_at = &cache->never;
+    block->generation = 1;
+    jit_drop(v, block);
+    return whole;
+}
+
 /* A block of the hash is good when its bytes are; a straddling one also when its second page is
  * still where it was. Others leave the chain. */
 static bool block_still_good(struct soft_vcpu *v, struct soft_block *block, struct fetched *fetched)

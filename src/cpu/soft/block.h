@@ -3,7 +3,8 @@
  *
  * A block is a run of instructions of one guest page, decoded once and kept by guest-physical
  * address and mode. It ends with a terminator that is no guest instruction: it goes on at the
- * address after the block (a full block, or a branch not taken).
+ * address after the block (a full block, or a branch not taken). A branch ends a block, but for the
+ * body of a loop that is to be translated (block_extend): there Jcc may leave in the middle.
  *
  * VALID. A block is valid while `generation` equals the counter of its page. Whoever wants to run
  * one looks first (block_valid). A stale block is compared with memory (it keeps a copy of its
@@ -41,6 +42,8 @@ enum {
     BLOCK_CHUNKS_STEP = 16,
     BLOCK_CHUNKS_JIT = 256,
     BLOCK_BYTES_MAX = 255, /* struct insn.end is one byte */
+    BLOCK_JCC_MAX = 3,     /* inside one */
+    BLOCK_LOOP_MAX = 16,   /* instructions of a loop's body with such */
     BLOCK_TEXT = 272,      /* bytes looked at for one block: one instruction more */
 };
 
@@ -107,6 +110,7 @@ struct soft_cache {
 
     /* decode.c */
     struct decode_tables *tables;
+    bool through; /* go on behind Jcc, if that leads back to the start */
     uint8_t text[BLOCK_TEXT];
     struct decoded decoded[INSN_BLOCK_MAX];
     struct insn insns[INSN_BLOCK_MAX + 1];
@@ -133,6 +137,9 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
 /* Fills cache->decoded again for the block, whose mode must be the current one. */
 void decode_again(struct soft_vcpu *v, const struct soft_block *block);
 
+/* op_branch.c: makes a Jcc one that may stand inside a block. */
+void branch_inside(struct insn *insn);
+
 /* Handler of the terminator. */
 void op_continue(struct soft_vcpu *v, const struct insn *insn);
 
@@ -152,6 +159,10 @@ struct soft_block *block_lookup(struct soft_vcpu *v, bool step);
 /* The block ends before `insn`, which is to be executed next: RIP and the instruction count say so.
  * The handler then returns to the loop. */
 void block_restart(struct soft_vcpu *v, const struct insn *insn);
+/* The block, valid and entered at SOFT_RIP, ends with Jcc. If what follows leads back to its start:
+ * one block of all that, in its place. Else the same. */
+struct soft_block *block_extend(struct soft_vcpu *v, struct soft_block *block);
+
 /* One instruction at SOFT_RIP, decoded anew and not kept. */
 struct soft_block *block_single(struct soft_vcpu *v);
 

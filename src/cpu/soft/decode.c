@@ -277,6 +277,17 @@ static bool surely_ends(const ZydisDecodedInstruction *zydis)
     }
 }
 
+/* Jcc of 64-bit mode. Its target, from the block's start; `end`: of the instruction. */
+static bool is_jcc(const struct decoded *decoded, unsigned end, int64_t *ret_target)
+{
+    const ZydisDecodedInstruction *zydis = &decoded->zydis;
+    *ret_target = (int64_t)end + decoded->operands[0].imm.value.s;
+    return zydis->meta.category == ZYDIS_CATEGORY_COND_BR && zydis->operand_width == 64 &&
+           zydis->mnemonic != ZYDIS_MNEMONIC_LOOP && zydis->mnemonic != ZYDIS_MNEMONIC_LOOPE &&
+           zydis->mnemonic != ZYDIS_MNEMONIC_LOOPNE && zydis->mnemonic != ZYDIS_MNEMONIC_JRCXZ &&
+           zydis->mnemonic != ZYDIS_MNEMONIC_JECXZ;
+}
+
 /* F3 90 with REX.B is no PAUSE but XCHG R8, RAX: the F3 means nothing. Decodes again with a prefix
  * that means nothing to the tables either (CS, in 64-bit mode). */
 static ZyanStatus decode_xchg_r8(const ZydisDecoder *zydis, struct decoded *decoded,
@@ -303,16 +314,19 @@ static ZyanStatus decode_bytes(const ZydisDecoder *zydis, struct decoded *decode
 }
 
 /* Returns how many instructions there are; 0 when the first one is cut off. */
+/* With cache->through a loop is decoded to its end, Jcc on the way included; where it is none, up
+ * to the first branch all the same. */
 static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
 {
     struct soft_cache *cache = v->cache;
+    unsigned passed = 0, first = 0; /* Jcc; instructions up to the first of them */
     const ZydisDecoder *zydis = decoder_for(cache->tables, v->mode);
     unsigned at = 0;
     for (unsigned n = 0; n < max; n++) {
         struct decoded *decoded = &cache->decoded[n];
         unsigned left = size - at;
         if (at + ZYDIS_MAX_INSTRUCTION_LENGTH > BLOCK_BYTES_MAX)
-            return n;
+            return passed ? first : n;
         decoded->undefined = decoded->too_long = false;
         ZyanStatus status = left == 0
                                 ? ZYDIS_STATUS_NO_MORE_DATA
@@ -322,7 +336,7 @@ static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
             decoded->undefined = is_hidden(cache->tables, &decoded->zydis, v->mode);
         } else {
             if (status == ZYDIS_STATUS_NO_MORE_DATA && left < ZYDIS_MAX_INSTRUCTION_LENGTH)
-                return n;
+                return passed ? first : n;
             decoded->too_long =
                 status == ZYDIS_STATUS_NO_MORE_DATA || status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
             decoded->undefined = !decoded->too_long;
@@ -333,10 +347,21 @@ static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
         /* What is wrong may be any byte of those that were looked at. */
         decoded->seen =
             ZYAN_SUCCESS(status) ? at : at - 1 + min(left, (unsigned)ZYDIS_MAX_INSTRUCTION_LENGTH);
-        if (decoded->undefined || decoded->too_long || surely_ends(&decoded->zydis))
+        if (decoded->undefined || decoded->too_long)
+            return passed ? first : n + 1;
+        if (!surely_ends(&decoded->zydis))
+            continue;
+        int64_t target;
+        if (!is_jcc(decoded, at, &target) || !cache->through)
+            return passed ? first : n + 1;
+        if (target == 0)
             return n + 1;
+        if (passed == BLOCK_JCC_MAX)
+            return first;
+        if (passed++ == 0)
+            first = n + 1;
     }
-    return max;
+    return passed ? first : max;
 }
 
 /* ---- pass 2 ---- */
@@ -465,7 +490,9 @@ bool decode_shows_flags(const struct soft_vcpu *v, const struct decoded *decoded
 void decode_again(struct soft_vcpu *v, const struct soft_block *block)
 {
     memcpy(v->cache->text, block->bytes, block->size);
+    v->cache->through = true;
     decode_forward(v, block->size, block->count);
+    v->cache->through = false;
     for (unsigned i = 0; i < block->count; i++)
         if (block->insns[i].run == op_undefined)
             v->cache->decoded[i].undefined = true;
@@ -611,7 +638,10 @@ struct decode_result decode_text(struct soft_vcpu *v, unsigned size, unsigned ma
             struct decoded *decoded = &cache->decoded[i];
             bool barrier = is_barrier(cache->tables, decoded);
             bind_one(v, &decoder, decoded);
-            if (decoded->undefined || decoder.ends_block || decoder.alone) {
+            bool inside = decoder.insn->flags & INSN_JCC && i + 1 < count;
+            if (inside)
+                branch_inside(decoder.insn);
+            else if (decoded->undefined || decoder.ends_block || decoder.alone) {
                 /* What it would have written counts for nothing; nor does what follows. */
                 again = !barrier && (decoded->undefined || i + 1 < count);
                 count = i + 1;

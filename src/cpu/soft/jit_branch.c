@@ -128,29 +128,25 @@ void jit_edge(struct jit *jit, int64_t target, enum jit_way way)
     link->displacement = stub->jump = asm_jmp(&jit->a, 0);
 }
 
-/* Jcc: taken to `target`, else to `next`. EFLAGS holds the flags. */
-static void edges(struct jit *jit, unsigned condition, int64_t target, int64_t next)
+/* Jcc, where it is taken. EFLAGS holds the flags, and does where it is not. */
+static void taken(struct jit *jit, unsigned condition, int64_t target)
 {
     struct jit_asm *a = &jit->a;
     bool inside = target >= 0 && target < MEM_PAGE_SIZE;
     if (inside && is_own(jit, target)) {
         own_loop(jit, target, condition);
-        jit_edge(jit, next, JIT_WAY_FALL);
-        return;
-    }
-    struct jit_flags before = jit->flags;
-    if (inside && target > offset_of(jit, 0)) {
+    } else if (inside && target > offset_of(jit, 0)) {
         uint32_t number;
         struct jit_link *link = jit_link_new(jit, target, JIT_WAY_BRANCH, &number);
         struct jit_stub *stub = stub_new(jit, number, false);
         link->displacement = stub->jump = asm_jcc(a, condition, 0);
     } else {
+        struct jit_flags before = jit->flags;
         uint32_t past = asm_jcc(a, condition ^ 1, 0);
         jit_edge(jit, target, JIT_WAY_BRANCH);
         asm_patch(a, past, asm_here(a));
         jit->flags = before;
     }
-    jit_edge(jit, next, JIT_WAY_FALL);
 }
 
 /* The jump leaves for the handler of instruction k, which has done nothing yet. */
@@ -273,6 +269,28 @@ static unsigned condition_of(ZydisMnemonic mnemonic)
     }
 }
 
+void jit_side_exit(struct jit *jit, unsigned k)
+{
+    const struct decoded *d = &jit->decoded[k];
+    unsigned condition = condition_of(d->zydis.mnemonic);
+    int64_t target = offset_of(jit, d->end) + d->operands[0].imm.value.s;
+    assert(condition != JIT_NONE);
+    jit_flags_need_host(jit);
+    if (!jit->cache->counting) {
+        taken(jit, condition, target);
+        return;
+    }
+    /* The block was counted whole. */
+    jit_flags_need_saved(jit);
+    struct jit_flags before = jit->flags;
+    uint32_t past = asm_jcc(&jit->a, condition ^ 1, 0);
+    asm_alu_imm(&jit->a, 5, 8, JIT_V(jit, instructions), (int32_t)(jit->count - k - 1));
+    jit->flags.host = false;
+    jit_edge(jit, target, JIT_WAY_BRANCH);
+    asm_patch(&jit->a, past, asm_here(&jit->a));
+    jit->flags = before;
+}
+
 bool jit_branch(struct jit *jit, unsigned k)
 {
     const struct decoded *d = &jit->decoded[k];
@@ -283,8 +301,8 @@ bool jit_branch(struct jit *jit, unsigned k)
     unsigned condition = condition_of(zydis->mnemonic);
     if (condition != JIT_NONE) {
         jit_flags_need_host(jit);
-        edges(jit, condition, offset_of(jit, d->end) + d->operands[0].imm.value.s,
-              offset_of(jit, d->end));
+        taken(jit, condition, offset_of(jit, d->end) + d->operands[0].imm.value.s);
+        jit_edge(jit, offset_of(jit, d->end), JIT_WAY_FALL);
         return true;
     }
     switch (zydis->mnemonic) {

@@ -174,6 +174,87 @@ static void a_direct_branch_out_of_the_address_space_faults_there(void **state)
         }
 }
 
+/* ---- loops ---- */
+
+/* Two ways out in the middle, EDX and ESI say when; the sums say how often each part was done. */
+GUEST_CODE(ways_out, 64,
+           "xor %ebx, %ebx; xor %r8d, %r8d; xor %r9d, %r9d; xor %r10d, %r10d;"
+           "1: inc %ebx; cmp %edx, %ebx; je 2f; inc %r8d; cmp %esi, %r8d; jae 3f; inc %r9d;"
+           "cmp $100, %ebx; jne 1b; mov $4, %r10d; jmp 4f;"
+           "2: setc %r10b; lea 2(%r10), %r10; jmp 4f; 3: mov $3, %r10d; 4: hlt");
+
+static void a_loop_may_be_left_in_its_middle(void **state)
+{
+    static const struct {
+        uint32_t edx, esi, ebx, r8, r9, way;
+    } cases[] = {{1, 1000, 1, 0, 0, 2},       {50, 1000, 50, 49, 49, 2},
+                 {100, 1000, 100, 99, 99, 2}, {1000, 1, 1, 1, 0, 3},
+                 {1000, 60, 60, 60, 59, 3},   {1000, 100, 100, 100, 99, 3},
+                 {0, 1000, 100, 100, 100, 4}};
+    (void)state;
+    for (unsigned n = 0; n < 4; n++)
+        for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+            guest_long(&guest, 0);
+            guest.state.gpr[CPU_RDX] = cases[i].edx;
+            guest.state.gpr[CPU_RSI] = cases[i].esi;
+            RUN(ways_out);
+            assert_int_equal(reg(CPU_RBX), cases[i].ebx);
+            assert_int_equal(reg(CPU_R8), cases[i].r8);
+            assert_int_equal(reg(CPU_R9), cases[i].r9);
+            assert_int_equal(reg(CPU_R10), cases[i].way);
+        }
+}
+
+/* The load faults at the end of the window, with the flags of CMP, which RDI no longer tells. */
+GUEST_CODE(faulting_loop, 64,
+           "mov $0x400000, %edi; 1: add $8, %rdi; cmp $0x400008, %rdi; jb 2f;"
+           "mov -8(%rdi), %rax; mov %edi, %ecx; cmp %rdx, %rdi; jne 1b; 2: hlt");
+
+static void a_fault_in_a_loop_has_the_flags_of_its_turn(void **state)
+{
+    (void)state;
+    guest_page(&guest, 0, GUEST_DATA | 7);
+    guest_page(&guest, 1, 0);
+    guest.state.gpr[CPU_RDX] = 0;
+    RUN(faulting_loop);
+    assert_int_equal(guest_vector(&guest), VECTOR_PF);
+    assert_int_equal(guest.state.cr2, GUEST_WINDOW + MEM_PAGE_SIZE);
+    assert_int_equal(reg(CPU_RDI), GUEST_WINDOW + MEM_PAGE_SIZE + 8);
+    assert_int_equal(reg(CPU_RCX), GUEST_WINDOW + MEM_PAGE_SIZE);
+    /* 0x401008 - 0x400008: even parity, nothing else. */
+    assert_int_equal(guest_stack(&guest, 3) & 0x8d5, 4);
+}
+
+/* The first half changes the second, which has been run often. */
+GUEST_CODE(changing_loop, 64,
+           "xor %ecx, %ecx; xor %esi, %esi; mov $200, %ebx;"
+           "1: cmp $100, %ebx; jne 2f; movb $2, 3f + 2(%rip); 2: cmp $300, %ebx; je 4f;"
+           "3: add $1, %ecx; dec %ebx; jnz 1b; 4: hlt");
+
+static void a_loop_may_change_itself(void **state)
+{
+    (void)state;
+    RUN(changing_loop);
+    assert_int_equal(reg(CPU_RCX), 100 + 2 * 100);
+}
+
+/* An exception of the host in a turn whose flags are nowhere but in registers. */
+GUEST_CODE(dividing_loop, 64,
+           "mov $60, %ebx; 1: mov %rbx, %rax; xor %edx, %edx; mov (%rsi), %r8d; mov %ebx, %ecx;"
+           "cmp $20, %ebx; mov 8(%rsi), %r9; div %rcx; mov $1, %eax; cmp %r9d, %ebx;"
+           "lea -1(%rbx), %rbx; jns 1b; hlt");
+
+static void a_host_exception_in_a_loop_finds_the_flags(void **state)
+{
+    (void)state;
+    *guest_quad(&guest, GUEST_DATA + 8) = (uint64_t)-100;
+    guest.state.gpr[CPU_RSI] = GUEST_DATA;
+    RUN(dividing_loop);
+    assert_int_equal(guest_vector(&guest), VECTOR_DE);
+    assert_int_equal(reg(CPU_RBX), 0);
+    assert_int_equal(guest_stack(&guest, 2) & 0x8d5, 0x91); /* 0 - 20: CF, AF, SF */
+}
+
 /* ---- the address space ---- */
 
 GUEST_CODE(remapped, 64,
@@ -351,6 +432,10 @@ int main(void)
         TEST(targets_that_are_not_canonical_never_hit),
         TEST(an_empty_entry_of_the_jump_cache_never_hits),
         TEST(a_direct_branch_out_of_the_address_space_faults_there),
+        TEST(a_loop_may_be_left_in_its_middle),
+        TEST(a_fault_in_a_loop_has_the_flags_of_its_turn),
+        TEST(a_loop_may_change_itself),
+        TEST(a_host_exception_in_a_loop_finds_the_flags),
         TEST(a_user_page_of_the_upper_half_is_forgotten_by_invlpg),
         TEST(a_page_may_be_at_two_addresses),
         TEST(code_in_a_device_runs_on),

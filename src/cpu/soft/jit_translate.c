@@ -129,7 +129,13 @@ static void emit_body(struct jit *jit)
         unsigned trap_count = jit->trap_count;
         if (waiting)
             emit_handlers(jit, k - waiting, waiting);
-        bool done = last && alone ? jit_sti(jit, k) : jit_insn(jit, k);
+        bool done = true;
+        if (last && alone)
+            done = jit_sti(jit, k);
+        else if (!last && jit->block->insns[k].flags & INSN_JCC)
+            jit_side_exit(jit, k);
+        else
+            done = jit_insn(jit, k);
         if (!done && last && !alone && jit_branch(jit, k)) {
             done = true;
             jit->ended = true;
@@ -289,6 +295,8 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
 {
     struct soft_jit *cache = v->jit;
     uint32_t number = cache->unit_count;
+    if (block != v->cache->single)
+        block = block_extend(v, block);
     block->heat = INT32_MIN;
     if (block->flags & (BLOCK_STRADDLES | BLOCK_SPOILED) || block->mode != v->mode ||
         block == v->cache->single)

@@ -36,7 +36,7 @@ enum {
     JIT_PAGES = 4096,         /* chains of units by guest page */
     JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
     JIT_JUMPS_USED = 2048,    /* filled slots of a jump cache that are remembered */
-    JIT_LINKS_MAX = 4,        /* of one unit */
+    JIT_LINKS_MAX = 12,       /* of one unit */
     JIT_PATCH = 5,            /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
     JIT_AGAIN_MAX = INSN_BLOCK_MAX / 2, /* instructions of a loop that is emitted twice */
@@ -185,7 +185,7 @@ struct jit {
     bool is_again;
     uint32_t again_jump, again_body;
     struct jit_flags again_flags;
-    struct jit_stub stubs[8];
+    struct jit_stub stubs[2 * JIT_LINKS_MAX]; /* one each, and a poll */
     unsigned stub_count;
     bool failed;
 };
@@ -335,6 +335,8 @@ bool jit_pushf(struct jit *jit, unsigned k);
 bool jit_swapgs(struct jit *jit, unsigned k);
 /* jit_branch.c: the last instruction, if it is a near branch. */
 bool jit_branch(struct jit *jit, unsigned k);
+/* A Jcc that is not the last one: emits its way out. */
+void jit_side_exit(struct jit *jit, unsigned k);
 /* Goes on at `target`, from the start of the page, with the flags wherever they are. */
 void jit_edge(struct jit *jit, int64_t target, enum jit_way way);
 

@@ -39,6 +39,14 @@ HANDLER(jmp_direct_any)
     return block_follow(v, insn);
 }
 
+/* Out of the middle of a block, which was counted whole. */
+static inline void leave_inside(struct soft_vcpu *v, const struct insn *insn)
+{
+    const struct soft_block *block = v->block;
+    v->instructions -= (uint64_t)(block->insns + block->count - (insn + 1));
+    return block_branch(v, insn);
+}
+
 /* Not taken: on to the terminator, which is insn[1] and has a link of its own. */
 #define JCC(condition)                                                                             \
     HANDLER(jcc_##condition)                                                                       \
@@ -46,6 +54,12 @@ HANDLER(jmp_direct_any)
         if (cond_##condition(v->flags))                                                            \
             return block_branch(v, insn);                                                          \
         return block_branch(v, insn + 1);                                                          \
+    }                                                                                              \
+    HANDLER(jcc_##condition##_inside)                                                              \
+    {                                                                                              \
+        if (cond_##condition(v->flags))                                                            \
+            return leave_inside(v, insn);                                                          \
+        NEXT(v, insn);                                                                             \
     }                                                                                              \
     HANDLER(jcc_##condition##_any)                                                                 \
     {                                                                                              \
@@ -243,6 +257,13 @@ static void bind_jcc(struct decoder *decoder)
         decoder->insn->aux = decoder->arg;
     }
     decoder->ends_block = true;
+}
+
+void branch_inside(struct insn *insn)
+{
+#define JCC_INSIDE(condition) jcc_##condition##_inside,
+    static insn_run *const forms[16] = {FOR_CONDITIONS(JCC_INSIDE)};
+    insn->run = forms[insn->aux];
 }
 
 static void bind_loop(struct decoder *decoder)
