@@ -17,8 +17,6 @@
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
 
-#include <stdlib.h>
-
 static const uint8_t saved_registers[] = {JIT_RBX, JIT_RBP, JIT_R12, JIT_R13, JIT_R14, JIT_R15};
 
 /* ---- the slow path in C ---- */
@@ -106,12 +104,12 @@ __attribute__((target("general-regs-only"))) static void check_hit(struct soft_v
                                                                    uint64_t page, uint64_t addend)
 {
     const struct mem *mem = v->vm->mem;
+    bool inside = false;
     for (unsigned i = 0; i < mem->count; i++) {
         const struct mem_region *region = &mem->regions[i];
-        if (page + addend - (uint64_t)(uintptr_t)region->host <= region->size - MEM_PAGE_SIZE)
-            return;
+        inside |= page + addend - (uint64_t)(uintptr_t)region->host <= region->size - MEM_PAGE_SIZE;
     }
-    abort();
+    assert(inside);
 }
 
 /* ---- the prelude ---- */
