@@ -84,8 +84,12 @@ def zlib_source(folder):
     """The original source that Debian builds its zlib from, by apt, or None."""
     for name in ("lists/partial", "cache/archives/partial"):
         os.makedirs(f"{folder}/{name}")
-    with open(f"{folder}/sources", "w", encoding="ascii") as sources:
-        sources.write("deb-src $(REPO_URI) bookworm main\n")
+    # Where this machine has its packages from, the sources are too.
+    places = subprocess.run(["apt-get", "indextargets", "--format",
+                             "deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)",
+                             "Created-By: Packages"], capture_output=True, text=True)
+    with open(f"{folder}/sources", "w", encoding="utf-8") as sources:
+        sources.write("\n".join(sorted(set(places.stdout.splitlines()))) + "\n")
     apt = ["apt-get", "-q", "-o", f"Dir::Etc::SourceList={folder}/sources",
            "-o", "Dir::Etc::SourceParts=/dev/null", "-o", f"Dir::State::Lists={folder}/lists",
            "-o", f"Dir::Cache={folder}/cache", "-o", "APT::Sandbox::User=root"]
