@@ -44,6 +44,8 @@ def on_host(programs):
                                   timeout=20).returncode
         except subprocess.TimeoutExpired:
             code = "timeout"
+        except OSError as error:  # 32-bit programs, where the kernel knows none
+            code = error.strerror
         results[os.path.basename(path)] = code
     return results
 
@@ -69,5 +71,7 @@ def test_what_passes_on_the_host_passes_in_the_guest(on_host, in_guest):
     codes, output = in_guest
     wrong = [f"{name}: guest {codes.get(name)}" for name, code in on_host.items()
              if code == 0 and codes.get(name) != 0]
-    assert len(codes) == sum(code == 0 for code in on_host.values()) > 30, output[-3000:]
+    passed = sum(code == 0 for code in on_host.values())
+    assert len(codes) == passed, output[-3000:]
+    assert passed > 5, on_host
     assert not wrong, "\n".join(wrong) + "\n" + output[-6000:]
