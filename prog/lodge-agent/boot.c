@@ -87,9 +87,13 @@ static bool load_line(FILE *list)
 
 FILE *boot_load_modules(void)
 {
+    char when[8];
     FILE *list = fopen("/lib/modules/lodge.list", "re");
     while (list && load_line(list))
         ;
+    if (list && boot_option("lodge.modules", when, sizeof when) && !strcmp(when, "now"))
+        while (load_line(list))
+            ;
     return list;
 }
 

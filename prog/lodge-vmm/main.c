@@ -31,7 +31,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX };
+enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX };
 
 /* More than any kernel of the field unpacks to. */
 #define UNPACK_LIMIT GIB(1)
@@ -104,6 +104,8 @@ static int others_close(const struct guest_conf *conf, int statm_fd, struct err 
         keep[count++] = named[i];
     for (unsigned i = 0; i < conf->console_count; i++)
         keep[count++] = conf->consoles[i].fd;
+    for (unsigned i = 0; i < conf->disk_count; i++)
+        keep[count++] = conf->disks[i].fd;
     return privileges_close_others(keep, count, err);
 }
 
@@ -126,6 +128,12 @@ static int machine_make(const struct guest_conf *conf, struct session *session,
     for (unsigned i = 0; i < conf->console_count; i++)
         consoles[i] =
             (struct board_console){.name = conf->consoles[i].name, .fd = conf->consoles[i].fd};
+    struct board_disk disks[GUEST_DISKS_MAX];
+    for (unsigned i = 0; i < conf->disk_count; i++)
+        disks[i] = (struct board_disk){.fd = conf->disks[i].fd,
+                                       .read_only = conf->disks[i].read_only,
+                                       .unsafe = conf->disks[i].cache == GUEST_CACHE_UNSAFE,
+                                       .serial = conf->disks[i].serial};
     struct board_config config = {.kvm_fd = conf->kvm_fd,
                                   .memory = conf->memory,
                                   .cpus = conf->cpus,
@@ -138,6 +146,8 @@ static int machine_make(const struct guest_conf *conf, struct session *session,
                                   .serial_out_fd = conf->serial_out_fd,
                                   .consoles = consoles,
                                   .console_count = conf->console_count,
+                                  .disks = disks,
+                                  .disk_count = conf->disk_count,
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions}};

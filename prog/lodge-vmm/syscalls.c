@@ -24,9 +24,14 @@ static const int plain[] = {
     SCMP_SYS(sendto), SCMP_SYS(recvmsg), SCMP_SYS(sendmsg),
     SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
     SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
-    SCMP_SYS(lseek),      /* --unpack-kernel's output; stdio on the definition */
-    SCMP_SYS(close),      /* console ports, the definition */
-    SCMP_SYS(fstat),      /* is the kernel a regular file? */
+    SCMP_SYS(lseek),      /* --unpack-kernel's output; stdio on the definition; sizes of disks */
+
+    /* Disks. */
+    SCMP_SYS(preadv), SCMP_SYS(pwritev), SCMP_SYS(fdatasync),
+    SCMP_SYS(fallocate), /* discard, write zeroes */
+
+    SCMP_SYS(close), /* console ports, the definition */
+    SCMP_SYS(fstat), /* is the kernel a regular file? */
 
     /* Waiting. */
     SCMP_SYS(poll), SCMP_SYS(ppoll),

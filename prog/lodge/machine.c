@@ -113,13 +113,16 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
     char number[16];
     snprintf(number, sizeof number, "%d", fd);
     char *const argv[] = {(char *)"lodge-vmm", (char *)"--definition-fd", number, NULL};
-    const int keep[] = {fd,
-                        conf->kernel_fd,
-                        conf->initrd_fd,
-                        conf->kvm_fd,
-                        conf->serial_in_fd,
-                        conf->consoles[0].fd,
-                        conf->control_fd};
+    int keep[8 + GUEST_DISKS_MAX] = {fd,
+                                     conf->kernel_fd,
+                                     conf->initrd_fd,
+                                     conf->kvm_fd,
+                                     conf->serial_in_fd,
+                                     conf->consoles[0].fd,
+                                     conf->control_fd,
+                                     -1};
+    for (unsigned i = 0; i < GUEST_DISKS_MAX; i++)
+        keep[8 + i] = conf->disks[i].fd;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         become_vmm(program, argv, keep, ARRAY_LEN(keep), parent);

@@ -62,6 +62,14 @@ struct board_lockstep {
     uint64_t instructions; /* the leader powers off after about so many; 0 = when the guest does */
 };
 
+/* A raw image; the board takes the descriptor over. */
+struct board_disk {
+    int fd;
+    bool read_only;
+    bool unsafe; /* flushes do nothing */
+    const char *serial;
+};
+
 struct board_config {
     const struct engine_ops *engine;
     int kvm_fd;      /* for the KVM engine; else ignored */
@@ -78,6 +86,8 @@ struct board_config {
     int serial_in_fd, serial_out_fd; /* COM1; -1 = nobody there */
     const struct board_console *consoles;
     unsigned console_count; /* <= BOARD_CONSOLES_MAX */
+    const struct board_disk *disks;
+    unsigned disk_count;
 
     struct board_lockstep lockstep; /* for tests of the engine */
 };

@@ -9,6 +9,7 @@
 #include "chip/pit.h"
 #include "chip/port92.h"
 #include "chip/rtc.h"
+#include "virtio/blk.h"
 #include "virtio/pci.h"
 #include "virtio/rng.h"
 
@@ -289,6 +290,35 @@ static int make_rng(struct board *board, const struct board_config *config, stru
     return r < 0 ? r : add_virtio(board, rng, err);
 }
 
+static int make_disk(struct board *board, const struct board_disk *from, unsigned cpus,
+                     struct err *err)
+{
+    enum { QUEUES_MAX = 4 };
+    const struct disk_options options = {.read_only = from->read_only, .unsafe = from->unsafe};
+    struct virtio_blk_config config = {.queues = min(cpus, (unsigned)QUEUES_MAX),
+                                       .serial = from->serial};
+    struct virtio_device *blk;
+    int r = disk_open_raw(from->fd, &options, &config.disk, err);
+    if (r < 0)
+        return r;
+    r = virtio_blk_new(board->mem, &config, &blk, err);
+    if (r < 0) {
+        disk_close(config.disk);
+        return r;
+    }
+    return add_virtio(board, blk, err);
+}
+
+static int make_disks(struct board *board, const struct board_config *config, struct err *err)
+{
+    int r = 0;
+    if (config->disk_count > 0 && board->lockstep)
+        return err_set(err, -EINVAL, "in lockstep there are no disks: nobody can repeat them");
+    for (unsigned i = 0; i < config->disk_count && r >= 0; i++)
+        r = make_disk(board, &config->disks[i], config->cpus, err);
+    return r;
+}
+
 /* Port 0 is the hvc console, there or not; the named ports follow in the definition's order. */
 static int make_console(struct board *board, const struct board_config *config, struct err *err)
 {
@@ -329,6 +359,7 @@ static const struct row {
     {"power", false, make_power},      {"debug ports", false, make_debug},
     {"panic port", false, make_panic}, {"PCI", false, make_pci},
     {"virtio-rng", false, make_rng},   {"virtio-console", false, make_console},
+    {"disks", false, make_disks},
 };
 
 int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,

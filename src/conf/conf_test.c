@@ -86,6 +86,14 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"code_cache = \"1048575\"", "of 1048575 bytes is too little"},
         {"code_cache = \"1048577\"", "no multiple of 4K"},
         {"code_cache = \"536875008\"", "of 536875008 bytes is too much; it is 1M to 512M"},
+        {"disk = \"\"", "f:1:9: 'disk' is empty; leave the line out instead"},
+        {"disk = \",ro\"", "begins with the path"},
+        {"disk = \"a,rw\"", "f:1:9: 'rw' says nothing of a disk"},
+        {"disk = \"a,cache=none\"", "a disk's cache is writeback or unsafe, not 'none'"},
+        {"disk = \"a,serial=\"", "a disk's serial has 1 to 20 bytes"},
+        {"disk = \"a,serial=123456789012345678901\"", "a disk's serial has 1 to 20 bytes"},
+        {"disk = \"a,serial=a b\"", "without blanks"},
+        {"disk = \"a\"\ndisk = \"a,x\"", "f:2:9: 'x' says nothing"},
         {"code_cache = \"much\"", "f:1:15: code cache: 'much' is no size"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
@@ -125,6 +133,13 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
         {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
         {"{\"consoles\": [1]}", "must hold objects"},
+        {"{\"disks\": {}}", "f:1:2: disks: must be an array of at most 8 disks"},
+        {"{\"disks\": [1]}", "must hold objects with a path"},
+        {"{\"disks\": [{\"ro\": true}]}", "'ro' is no field of a disk"},
+        {"{\"disks\": [{\"read_only\": 1}]}", "'read_only' is no field of a disk, or not true"},
+        {"{\"disks\": [{\"read_only\": true}]}", "a disk must have a path"},
+        {"{\"disks\": [{\"path\": \"a\", \"cache\": 1}]}", "are strings"},
+        {"{\"disks\": [{},{},{},{},{},{},{},{},{}]}", "at most 8 disks"},
         {"[]", "f:1:1: a definition is one object"},
         {"", "f:1:1: "},
         {"{} {}", "f:1:4: "},
@@ -151,6 +166,9 @@ static void json_goes_round(void **state)
     conf.kernel_fd = 0;
     conf.control_fd = 12;
     conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000};
+    assert_int_equal(guest_conf_add_disk(&conf, "a b.img,ro,cache=unsafe,serial=x-1", &err), 0);
+    assert_int_equal(guest_conf_add_disk(&conf, "/dev/sdb", &err), 0);
+    conf.disks[1].fd = 8;
     conf.consoles[0].fd = 5;
     conf.consoles[1] = (struct guest_console){strdup("org.lodge.agent"), 6};
     conf.console_count = 2;
@@ -172,6 +190,15 @@ static void json_goes_round(void **state)
     assert_int_equal(back.lockstep.role, GUEST_LOCKSTEP_FOLLOW);
     assert_int_equal(back.lockstep.fd, 9);
     assert_int_equal(back.lockstep.instructions, 1000);
+    assert_int_equal(back.disk_count, 2);
+    assert_string_equal(back.disks[0].path, "a b.img");
+    assert_int_equal(back.disks[0].fd, -1);
+    assert_true(back.disks[0].read_only && !back.disks[1].read_only);
+    assert_int_equal(back.disks[0].cache, GUEST_CACHE_UNSAFE);
+    assert_int_equal(back.disks[1].cache, GUEST_CACHE_WRITEBACK);
+    assert_string_equal(back.disks[0].serial, "x-1");
+    assert_string_equal(back.disks[1].serial, "");
+    assert_int_equal(back.disks[1].fd, 8);
     assert_int_equal(back.console_count, 2);
     assert_null(back.consoles[0].name);
     assert_int_equal(back.consoles[0].fd, 5);

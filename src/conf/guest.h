@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/err.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,6 +37,8 @@ enum guest_translate {
 enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
+    GUEST_DISKS_MAX = 8,
+    GUEST_SERIAL_MAX = 20,    /* bytes of a disk's serial number */
     GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
 };
 
@@ -52,6 +55,18 @@ enum {
 struct guest_console {
     char *name; /* as the guest sees it (virtio-ports/NAME); NULL = the hvc console of port 0 */
     int fd;     /* stream socket; -1 in a definition written by people */
+};
+
+/* A virtio block device over a raw image. JSON: "disks": [{"path": "web.img", "read_only": true,
+ * "cache": "unsafe", "serial": "0815"}]; the first is vda in the guest, and so on. */
+enum guest_cache { GUEST_CACHE_WRITEBACK, GUEST_CACHE_UNSAFE, GUEST_CACHE_MAX };
+
+struct guest_disk {
+    char *path; /* as written by people; NULL where a descriptor is given */
+    int fd;     /* -1 in a definition written by people */
+    bool read_only;
+    enum guest_cache cache;
+    char serial[GUEST_SERIAL_MAX + 1];
 };
 
 /* JSON: "lockstep": {"role": "lead", "fd": 7, "instructions": 100000000}; `follow` needs no count.
@@ -94,6 +109,8 @@ struct guest_conf {
     struct guest_lockstep lockstep;
     struct guest_console consoles[GUEST_CONSOLES_MAX];
     unsigned console_count;
+    struct guest_disk disks[GUEST_DISKS_MAX];
+    unsigned disk_count;
 };
 
 void guest_conf_init(struct guest_conf *conf); /* defaults: auto, 512 MiB, 1 CPU, all fds -1 */
@@ -120,10 +137,14 @@ int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *e
 int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_code_cache(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err);
+/* Adds one: "PATH[,ro][,cache=writeback|unsafe][,serial=TEXT]"; the path ends at the first comma.
+ */
+int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err);
 /* Puts " words" behind the kernel command line. -ENOMEM. */
 int guest_conf_append(struct guest_conf *conf, const char *words);
 
 const char *guest_engine_name(enum guest_engine engine);
+const char *guest_cache_name(enum guest_cache cache);
 const char *guest_translate_name(enum guest_translate translate);
 
 /* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or

@@ -8,6 +8,11 @@
 /* A deep copy; `to` is empty after -ENOMEM. */
 int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from);
 
+/* disk.c */
+int guest_disk_set_cache(struct guest_disk *disk, const char *text, struct err *err);
+int guest_disk_set_serial(struct guest_disk *disk, const char *text, struct err *err);
+void guest_disks_free(struct guest_conf *conf); /* none are left */
+
 int guest_check_memory(uint64_t bytes, struct err *err);
 int guest_check_cpus(uint64_t cpus, struct err *err);
 int guest_check_code_cache(uint64_t bytes, struct err *err);

@@ -19,6 +19,7 @@
 enum key {
     KEY_APPENDED,
     KEY_CODE_CACHE,
+    KEY_DISK,
     KEY_ENGINE,
     KEY_INITRD,
     KEY_KERNEL,
@@ -31,11 +32,12 @@ enum key {
 };
 
 static const char *const key_names[KEY_MAX] = {
-    [KEY_APPENDED] = "appended",   [KEY_CODE_CACHE] = "code_cache",
-    [KEY_ENGINE] = "engine",       [KEY_INITRD] = "initrd",
-    [KEY_KERNEL] = "kernel",       [KEY_MEM] = "mem",
-    [KEY_NAME] = "name",           [KEY_ROOT] = "root",
-    [KEY_TRANSLATE] = "translate", [KEY_VCPUS] = "vcpus",
+    [KEY_APPENDED] = "appended", [KEY_CODE_CACHE] = "code_cache",
+    [KEY_DISK] = "disk",         [KEY_ENGINE] = "engine",
+    [KEY_INITRD] = "initrd",     [KEY_KERNEL] = "kernel",
+    [KEY_MEM] = "mem",           [KEY_NAME] = "name",
+    [KEY_ROOT] = "root",         [KEY_TRANSLATE] = "translate",
+    [KEY_VCPUS] = "vcpus",
 };
 
 struct reader {
@@ -45,6 +47,7 @@ struct reader {
     struct err *err;
     struct guest_conf *conf;
     unsigned seen[KEY_MAX]; /* line of the first, 0 = not yet */
+    unsigned disks;
     char *root;
 };
 
@@ -95,7 +98,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
         if (strlen(key_names[key]) != (size_t)length ||
             memcmp(key_names[key], name, (size_t)length))
             continue;
-        if (reader->seen[key])
+        if (reader->seen[key] && key != KEY_DISK)
             return guest_text_error(reader->err, reader->origin, start,
                                     "'%s' was set on line %u already", key_names[key],
                                     reader->seen[key]);
@@ -105,7 +108,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
     }
     return guest_text_error(
         reader->err, reader->origin, start,
-        "unknown key '%.*s'; the keys are appended, code_cache, engine, initrd, kernel, mem, "
+        "unknown key '%.*s'; the keys are appended, code_cache, disk, engine, initrd, kernel, mem, "
         "name, root, translate, vcpus",
         min(length, 64), name);
 }
@@ -176,6 +179,10 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     switch (key) {
     case KEY_APPENDED: return replace(&conf->append, value);
     case KEY_CODE_CACHE: return guest_conf_set_code_cache(conf, *value, why);
+    case KEY_DISK:
+        if (reader->disks++ == 0) /* the file's instead of what stood under it */
+            guest_disks_free(conf);
+        return guest_conf_add_disk(conf, *value, why);
     case KEY_ENGINE: return guest_conf_set_engine(conf, *value, why);
     case KEY_INITRD: return replace(&conf->initrd, value);
     case KEY_KERNEL: return replace(&conf->kernel, value);

@@ -23,7 +23,8 @@ static const char *const append[] = {
 
 /* What the exec channel needs, in one part, and what can wait until a command runs, in another;
  * what they need in turn is found. A signed module costs some milliseconds of RSA. */
-static const char *const wanted_modules[] = {"virtio_pci", "virtio_console", "virtio_rng"};
+static const char *const wanted_modules[] = {"virtio_pci", "virtio_console", "virtio_rng",
+                                             "virtio_blk"};
 enum { CHANNEL_MODULES = 2 };
 
 static const struct {
