@@ -1,6 +1,7 @@
 """The same history twice: one way to execute leads, the interpreter follows (board_lockstep.h)."""
 import json
 import os
+import random
 import re
 import subprocess
 
@@ -19,7 +20,7 @@ def image(lodge):
     return next(row for row in rows if row["name"] == "default")
 
 
-def run(lodge, role, trace, timeout, instructions=0, **settings):
+def run(lodge, role, trace, timeout, instructions=0, tlb_entries=0, **settings):
     """One machine with `trace` open; returns its status, what it printed, and its complaint."""
     row = image(lodge)
     with open(row["kernel"], "rb") as kernel, open(row["initrd"], "rb") as initrd:
@@ -29,7 +30,8 @@ def run(lodge, role, trace, timeout, instructions=0, **settings):
             "engine": "soft", "memory": "128M", "on_reset": "exit",
             "kernel_fd": kernel.fileno(), "initrd_fd": initrd.fileno(), "serial_out_fd": serial,
             "append": f'{row["append"]} rdinit=/bin/busybox -- sh -c "{WORK}"',
-            "lockstep": {"role": role, "fd": trace.fileno(), "instructions": instructions},
+            "lockstep": {"role": role, "fd": trace.fileno(), "instructions": instructions,
+                         "tlb_entries": tlb_entries},
             **settings}
         os.write(sink, json.dumps(definition).encode())
         os.close(sink)
@@ -81,12 +83,21 @@ def test_the_start_of_a_boot(lodge, tmp_path, translate):
     assert ticks > 100
 
 
+@pytest.mark.plain_only
+def test_a_boot_with_few_entries_of_the_tlb(lodge, tmp_path):
+    _, ticks = in_step(lodge, tmp_path / "trace", 120, instructions=100_000_000,
+                       translate="always", tlb_entries=random.choice([1, 2, 4, 16, 64]))
+    assert ticks > 50
+
+
 @pytest.mark.torture
 @pytest.mark.plain_only
 @pytest.mark.parametrize("turn", range(3))
 @pytest.mark.parametrize("leader", [
     {"translate": "never"}, {"translate": "hot"}, {"translate": "always"},
-    {"translate": "hot", "code_cache": "1M"}, {"translate": "always", "code_cache": "1M"}], ids=str)
+    {"translate": "hot", "code_cache": "1M"}, {"translate": "always", "code_cache": "1M"},
+    {"translate": "hot", "tlb_entries": 1}, {"translate": "always", "tlb_entries": 32},
+    {"translate": "hot", "code_cache": "1M", "tlb_entries": 8}], ids=str)
 def test_a_whole_boot(lodge, tmp_path, leader, turn):
     """Each turn has a history of its own: the leader's ticks come when they come."""
     text, ticks = in_step(lodge, tmp_path / "trace", 900, **leader)

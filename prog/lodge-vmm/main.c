@@ -150,7 +150,8 @@ static int machine_make(const struct guest_conf *conf, struct session *session,
                                   .disk_count = conf->disk_count,
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
-                                               .instructions = conf->lockstep.instructions}};
+                                               .instructions = conf->lockstep.instructions,
+                                               .tlb_entries = conf->lockstep.tlb_entries}};
     int r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
     if (r >= 0)
         r = board_new(&config, &session->board, err);

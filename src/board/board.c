@@ -123,6 +123,7 @@ static int engine_make(struct board *board, struct err *err)
                                          .translate = board->translate,
                                          .code_cache = board->code_cache,
                                          .count = board->lockstep != NULL,
+                                         .tlb_entries = board->tlb_entries,
                                          .kvm_fd = board->kvm_fd};
     int r = board->engine->vm_new(&engine, &board->vm, err);
     for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
@@ -209,6 +210,7 @@ int board_new(const struct board_config *config, struct board **ret_board, struc
     board->kvm_fd = config->kvm_fd;
     board->kernel_fd = config->kernel_fd;
     board->initrd_fd = config->initrd_fd;
+    board->tlb_entries = config->lockstep.tlb_entries;
     board->event_fd = -1;
     for (unsigned i = 0; i < board->cpus; i++)
         board->vcpus[i] = (struct board_vcpu){.board = board, .index = i};

@@ -60,6 +60,7 @@ struct board_lockstep {
     enum board_lockstep_role role;
     int fd;                /* the trace: the leader writes it, the follower reads it */
     uint64_t instructions; /* the leader powers off after about so many; 0 = when the guest does */
+    unsigned tlb_entries;  /* engine.h */
 };
 
 /* A raw image; the board takes the descriptor over. */

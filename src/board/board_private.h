@@ -82,6 +82,7 @@ struct board {
 
     /* What a reset loads again. */
     int kvm_fd, kernel_fd, initrd_fd;
+    unsigned tlb_entries; /* for tests of the engine */
     char *command_line;
 
     /* Guest TSC = host's minus tsc_base while running; tsc_frozen while not. */

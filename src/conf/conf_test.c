@@ -130,6 +130,7 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"lockstep\": {\"role\": \"lead\"}}", "must have a role and an fd"},
         {"{\"lockstep\": {\"role\": \"run\", \"fd\": 3}}", "must be \"lead\" or \"follow\""},
         {"{\"lockstep\": {\"role\": \"lead\", \"fd\": 3, \"x\": 1}}", "'x' is no field"},
+        {"{\"lockstep\": {\"role\": \"lead\", \"fd\": 3, \"tlb_entries\": 3}}", "'tlb_entries' is"},
         {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
         {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
         {"{\"consoles\": [1]}", "must hold objects"},
@@ -165,7 +166,7 @@ static void json_goes_round(void **state)
     conf.code_cache = GUEST_CODE_CACHE_MAX;
     conf.kernel_fd = 0;
     conf.control_fd = 12;
-    conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000};
+    conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000, 16};
     assert_int_equal(guest_conf_add_disk(&conf, "a b.img,ro,cache=unsafe,serial=x-1", &err), 0);
     assert_int_equal(guest_conf_add_disk(&conf, "/dev/sdb", &err), 0);
     conf.disks[1].fd = 8;
@@ -190,6 +191,7 @@ static void json_goes_round(void **state)
     assert_int_equal(back.lockstep.role, GUEST_LOCKSTEP_FOLLOW);
     assert_int_equal(back.lockstep.fd, 9);
     assert_int_equal(back.lockstep.instructions, 1000);
+    assert_int_equal(back.lockstep.tlb_entries, 16);
     assert_int_equal(back.disk_count, 2);
     assert_string_equal(back.disks[0].path, "a b.img");
     assert_int_equal(back.disks[0].fd, -1);

@@ -82,6 +82,7 @@ struct guest_lockstep {
     enum guest_lockstep_role role;
     int fd;
     uint64_t instructions; /* 0 = without a limit */
+    unsigned tlb_entries;  /* "tlb_entries": 4, for translated code, a power of two; 0 = all */
 };
 
 struct guest_conf {

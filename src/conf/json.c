@@ -294,6 +294,12 @@ static int get_role(const json_t *value, enum guest_lockstep_role *role, struct 
     return err_set(why, -EINVAL, "its role must be \"lead\" or \"follow\"");
 }
 
+static bool is_tlb_size(const json_t *value)
+{
+    json_int_t size = json_is_integer(value) ? json_integer_value(value) : -1;
+    return size >= 0 && size <= 4096 && (size & (size - 1)) == 0;
+}
+
 static int get_lockstep(const json_t *value, struct guest_conf *conf, struct err *why)
 {
     struct guest_lockstep lockstep = {.fd = -1};
@@ -311,6 +317,8 @@ static int get_lockstep(const json_t *value, struct guest_conf *conf, struct err
         else if (!strcmp(key, "instructions") && json_is_integer(field) &&
                  json_integer_value(field) >= 0)
             lockstep.instructions = (uint64_t)json_integer_value(field);
+        else if (!strcmp(key, "tlb_entries") && is_tlb_size(field))
+            lockstep.tlb_entries = (unsigned)json_integer_value(field);
         else
             r = err_set(why, -EINVAL, "'%.64s' is no field of it, or no count", key);
         if (r < 0)
@@ -457,6 +465,8 @@ static int put_lockstep(json_t *root, const struct guest_lockstep *lockstep)
     if (r >= 0)
         r = json_object_set_new(object, "instructions",
                                 json_integer((json_int_t)lockstep->instructions));
+    if (r >= 0)
+        r = json_object_set_new(object, "tlb_entries", json_integer(lockstep->tlb_entries));
     if (r < 0) {
         json_decref(object);
         return r;

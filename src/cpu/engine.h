@@ -128,6 +128,9 @@ struct engine_config {
     uint64_t code_cache;
     bool count; /* vcpu_instructions() is exact with ENGINE_TRANSLATE_HOT too, which costs a little
                  */
+    /* For tests of the translator: so few entries of the TLB, a power of two, are used by what it
+     * makes; 0 = all. */
+    unsigned tlb_entries;
     /* For tests of the translator: each hit of the TLB is held against the guest's memory, and the
      * process aborts where it leads out of it. Slow. */
     bool check_tlb;

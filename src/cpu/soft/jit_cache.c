@@ -80,6 +80,9 @@ int jit_new(struct soft_vcpu *v, struct err *err)
     uint64_t bytes = config->code_cache ? config->code_cache : ENGINE_CODE_CACHE;
     cache->size = align_up(max(bytes / config->vcpus, (uint64_t)CACHE_MIN), MEM_PAGE_SIZE);
     cache->counting = config->count || config->translate == ENGINE_TRANSLATE_ALWAYS;
+    /* With fewer, pages that belong into the others are never hit here. */
+    cache->tlb_entries =
+        config->tlb_entries ? min(config->tlb_entries, (unsigned)SOFT_TLB_SIZE) : SOFT_TLB_SIZE;
     cache->has_avx = v->native->has_avx;
     cache->has_bmi2 = cache->has_avx && host_has_bmi2();
     cache->unit_max = cache->link_max = 1024;

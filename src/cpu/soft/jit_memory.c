@@ -172,7 +172,8 @@ static uint32_t look_up(struct jit *jit, bool write, unsigned align)
     uint32_t table = jit->half ? JIT_FIELD(jit->v, tlbs) : 0;
     uint32_t tag =
         write ? offsetof(struct soft_tlb_entry, write) : offsetof(struct soft_tlb_entry, read);
-    asm_alu_imm(a, 4, 4, JIT_REG(JIT_T), (SOFT_TLB_SIZE - 1) * (int)sizeof(struct soft_tlb_entry));
+    asm_alu_imm(a, 4, 4, JIT_REG(JIT_T),
+                (int)(jit->cache->tlb_entries - 1) * (int)sizeof(struct soft_tlb_entry));
     if (!jit->half)
         asm_op(a, 0x03, 8, JIT_T, JIT_V(jit, tlb));
     asm_alu_imm(a, 4, 8, JIT_REG(JIT_RAX), -(int32_t)MEM_PAGE_SIZE | (int32_t)(align - 1));

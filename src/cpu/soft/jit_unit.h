@@ -204,6 +204,7 @@ struct soft_jit {
     uint32_t enter, leave, exit_memory, slow, exit_link, exit_poll, exit_insn, exit_stale;
     uint32_t load_vectors;
     uint32_t check_hit; /* 0: nobody asks for it */
+    unsigned tlb_entries;
     bool has_avx, has_bmi2, counting;
 
     struct jit_unit *units; /* [0] is none */
