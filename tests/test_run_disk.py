@@ -152,3 +152,10 @@ def test_definitions_name_disks(lodge, image, tmp_path):
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                 timeout=TIMEOUT)
         assert result.stdout.split() == [hashlib.sha256(data).hexdigest(), "-", str(count)], result
+
+
+def test_without_disks_their_driver_is_not_loaded(run, image):
+    script = "sleep 1; cut -d' ' -f1 /proc/modules"
+    without, with_disk = run(script).stdout.split(), run(script, image()[0]).stdout.split()
+    assert "virtio_rng" in without and "virtio_blk" not in without
+    assert "virtio_rng" in with_disk and "virtio_blk" in with_disk

@@ -92,8 +92,8 @@ FILE *boot_load_modules(void)
     while (list && load_line(list))
         ;
     if (list && boot_option("lodge.modules", when, sizeof when) && !strcmp(when, "now"))
-        while (load_line(list))
-            ;
+        while (!feof(list) && !ferror(list))
+            load_line(list);
     return list;
 }
 

@@ -25,13 +25,11 @@ static const int plain[] = {
     SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
     SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
     SCMP_SYS(lseek),      /* --unpack-kernel's output; stdio on the definition; sizes of disks */
+    SCMP_SYS(close),      /* console ports, the definition */
+    SCMP_SYS(fstat),      /* is the kernel a regular file? */
 
-    /* Disks. */
-    SCMP_SYS(preadv), SCMP_SYS(pwritev), SCMP_SYS(fdatasync),
-    SCMP_SYS(fallocate), /* discard, write zeroes */
-
-    SCMP_SYS(close), /* console ports, the definition */
-    SCMP_SYS(fstat), /* is the kernel a regular file? */
+    /* Disks; the last one discards and writes zeroes. */
+    SCMP_SYS(preadv), SCMP_SYS(pwritev), SCMP_SYS(fdatasync), SCMP_SYS(fallocate),
 
     /* Waiting. */
     SCMP_SYS(poll), SCMP_SYS(ppoll),

@@ -21,11 +21,12 @@ static const char *const append[] = {
     "rcupdate.rcu_expedited=1", /* grace periods at boot do not wait for ticks */
 };
 
-/* What the exec channel needs, in one part, and what can wait until a command runs, in another;
- * what they need in turn is found. A signed module costs some milliseconds of RSA. */
+/* What the exec channel needs, what can wait until a command runs, and what only a guest with disks
+ * needs, in three parts; what they need in turn is found. A signed module costs some milliseconds
+ * of RSA. */
 static const char *const wanted_modules[] = {"virtio_pci", "virtio_console", "virtio_rng",
                                              "virtio_blk"};
-enum { CHANNEL_MODULES = 2 };
+static const size_t part_ends[] = {2, 3, ARRAY_LEN(wanted_modules)};
 
 static const struct {
     const char *path;
@@ -98,33 +99,46 @@ static int add_applets(const struct recipe_files *files, struct initramfs *to, s
     return initramfs_add_link(to, "sbin/init", "/init", err);
 }
 
-/* The order of a prefix of the wanted ones is a prefix of the order of all, so the first part's
- * length says where the blank line between the parts belongs. */
-static int order_modules(struct module_set *set, struct module ***ret_order, size_t *ret_first,
-                         size_t *ret_count, struct err *err)
-{
-    _cleanup_free_ struct module **first = NULL;
-    int r = module_order(set, wanted_modules, CHANNEL_MODULES, &first, ret_first, err);
-    return r < 0 ? r
-                 : module_order(set, wanted_modules, ARRAY_LEN(wanted_modules), ret_order,
-                                ret_count, err);
-}
+struct module_list {
+    char text[4096];
+    size_t length;
+    size_t modules;
+};
 
-static int add_modules(const struct recipe_files *files, struct initramfs *to, struct err *err)
+/* Adds the first `wanted` of the wanted ones, but for those that are there already: the order of a
+ * prefix is a prefix of the order of all. */
+static int add_part(const struct recipe_files *files, size_t wanted, struct module_list *list,
+                    struct initramfs *to, struct err *err)
 {
     _cleanup_free_ struct module **order = NULL;
-    size_t first = 0, count = 0, length = 0;
-    char list[4096] = "", path[256];
-    int r = order_modules(files->modules, &order, &first, &count, err);
-    for (size_t i = 0; r >= 0 && i < count; i++) {
+    size_t count = 0;
+    char path[256];
+    int r = module_order(files->modules, wanted_modules, wanted, &order, &count, err);
+    for (size_t i = list->modules; r >= 0 && i < count; i++) {
         snprintf(path, sizeof path, "lib/modules/%s.ko", order[i]->name);
         r = initramfs_add_file(to, path, 0644, order[i]->bytes, order[i]->size, err);
-        length += (size_t)snprintf(list + length, sizeof list - length, "%s%s.ko\n",
-                                   i == first ? "\n" : "", order[i]->name);
-        if (length >= sizeof list)
+        list->length += (size_t)snprintf(
+            list->text + list->length, sizeof list->text - list->length, "%s.ko\n", order[i]->name);
+        if (list->length >= sizeof list->text)
             return err_set(err, -E2BIG, "too many kernel modules");
     }
-    return r < 0 ? r : initramfs_add_file(to, "lib/modules/lodge.list", 0644, list, length, err);
+    list->modules = count;
+    return r;
+}
+
+/* The parts of the list are separated by blank lines. */
+static int add_modules(const struct recipe_files *files, struct initramfs *to, struct err *err)
+{
+    struct module_list list = {0};
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_LEN(part_ends) && r >= 0; i++) {
+        if (i > 0)
+            list.text[list.length++] = '\n';
+        r = add_part(files, part_ends[i], &list, to, err);
+    }
+    return r < 0 ? r
+                 : initramfs_add_file(to, "lib/modules/lodge.list", 0644, list.text, list.length,
+                                      err);
 }
 
 int recipe_write_initramfs(const struct recipe_files *files, int fd, struct err *err)

@@ -189,8 +189,9 @@ static bool serve_next(struct blk_queue *queue)
 }
 
 /* True where more may wait. */
-static bool serve_batch(struct blk_queue *queue)
+static bool serve_batch(void *opaque)
 {
+    struct blk_queue *queue = opaque;
     int served = 0;
     while (queue->live && served < BATCH && serve_next(queue))
         served++;
@@ -202,15 +203,7 @@ static bool serve_batch(struct blk_queue *queue)
 static void run(void *opaque)
 {
     struct blk_queue *queue = opaque;
-    while (!worker_stopping(&queue->worker)) {
-        worker_wait(&queue->worker);
-        bool more = true;
-        while (more && !worker_stopping(&queue->worker)) {
-            pthread_mutex_lock(&queue->mutex);
-            more = serve_batch(queue);
-            pthread_mutex_unlock(&queue->mutex);
-        }
-    }
+    worker_serve(&queue->worker, &queue->mutex, serve_batch, queue);
 }
 
 /* ---- the device ---- */

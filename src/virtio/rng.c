@@ -40,8 +40,9 @@ static uint64_t fill(const struct queue_chain *chain)
 }
 
 /* True where more may wait. */
-static bool serve_batch(struct rng *rng)
+static bool serve_batch(void *opaque)
 {
+    struct rng *rng = opaque;
     int served = 0;
     while (rng->live && served < BATCH && virtio_pop(&rng->device, QUEUE, &rng->chain)) {
         virtio_push(&rng->device, QUEUE, &rng->chain, fill(&rng->chain));
@@ -55,15 +56,7 @@ static bool serve_batch(struct rng *rng)
 static void run(void *opaque)
 {
     struct rng *rng = opaque;
-    while (!worker_stopping(&rng->worker)) {
-        worker_wait(&rng->worker);
-        bool more = true;
-        while (more && !worker_stopping(&rng->worker)) {
-            pthread_mutex_lock(&rng->mutex);
-            more = serve_batch(rng);
-            pthread_mutex_unlock(&rng->mutex);
-        }
-    }
+    worker_serve(&rng->worker, &rng->mutex, serve_batch, rng);
 }
 
 static struct rng *of(struct virtio_device *device)

@@ -89,3 +89,17 @@ void worker_wait(struct worker *worker)
         ;
     worker_drained(worker);
 }
+
+void worker_serve(struct worker *worker, pthread_mutex_t *mutex, bool (*serve)(void *opaque),
+                  void *opaque)
+{
+    while (!worker_stopping(worker)) {
+        worker_wait(worker);
+        bool more = true;
+        while (more && !worker_stopping(worker)) {
+            pthread_mutex_lock(mutex);
+            more = serve(opaque);
+            pthread_mutex_unlock(mutex);
+        }
+    }
+}

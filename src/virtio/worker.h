@@ -38,3 +38,8 @@ bool worker_stopping(const struct worker *worker);
 void worker_drained(struct worker *worker);
 /* Sleeps until woken, then takes the wakes. */
 void worker_wait(struct worker *worker);
+/* All that most run functions do: whenever woken calls `serve` with the mutex held, again as long
+ * as it says that more may wait; the mutex is let go of in between, so that a reset waits briefly.
+ */
+void worker_serve(struct worker *worker, pthread_mutex_t *mutex, bool (*serve)(void *opaque),
+                  void *opaque);

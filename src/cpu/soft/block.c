@@ -524,7 +524,8 @@ struct soft_block *block_extend(struct soft_vcpu *v, struct soft_block *block)
     struct fetched fetched;
     const struct insn *last = &block->insns[block->count - 1];
     if (!(last->flags & INSN_JCC) || block->count >= BLOCK_LOOP_MAX || last->imm == 0 ||
-        block->flags & (BLOCK_STRADDLES | BLOCK_SPOILED) || block->mode != v->mode)
+        block->flags & (BLOCK_STRADDLES | BLOCK_SPOILED) || block->mode != v->mode ||
+        native_full(v)) /* the next block that is built makes room */
         return block;
     fetch_start(v, &fetched);
     if (!fetched.host || fetched.gpa != block->gpa ||

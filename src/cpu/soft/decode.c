@@ -313,9 +313,9 @@ static ZyanStatus decode_bytes(const ZydisDecoder *zydis, struct decoded *decode
     return status;
 }
 
-/* Returns how many instructions there are; 0 when the first one is cut off. */
-/* With cache->through a loop is decoded to its end, Jcc on the way included; where it is none, up
- * to the first branch all the same. */
+/* Returns how many instructions there are; 0 when the first one is cut off. With cache->through a
+ * loop is decoded to its end, Jcc on the way included; where it is none, up to the first branch all
+ * the same. */
 static unsigned decode_forward(struct soft_vcpu *v, unsigned size, unsigned max)
 {
     struct soft_cache *cache = v->cache;

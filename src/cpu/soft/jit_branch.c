@@ -9,8 +9,8 @@
  * the loop (or, for indirect branches, to the branch's own handler, which has all checks).
  *
  * Polls. Every loop has a branch backwards or an indirect one; those look at v->attention. A poll
- * destroys EFLAGS; the flags are saved first, or, in a loop of one unit that
- * writes them anew anyhow, are computed again by the stub.
+ * destroys EFLAGS; the flags are saved first, or, in a loop of one unit that writes them anew
+ * anyhow, are computed again by the stub.
  */
 #include "cpu/soft/jit_unit.h"
 
@@ -21,7 +21,7 @@ static int64_t offset_of(const struct jit *jit, unsigned k_end)
 
 static struct jit_stub *stub_new(struct jit *jit, uint32_t link, bool poll)
 {
-    assert(jit->stub_count < ARRAY_LEN(jit->stubs));
+    assert(jit->stub_count < JIT_STUBS_MAX);
     struct jit_stub *stub = &jit->stubs[jit->stub_count++];
     *stub = (struct jit_stub){.link = link, .poll = poll, .before = jit->flags};
     return stub;

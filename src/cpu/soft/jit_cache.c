@@ -9,9 +9,9 @@
  *
  * A disconnected unit has a jump over the first bytes of its entries, so that whoever comes, by a
  * link, by the jump cache or through an entry of its own, gets to the loop of the vCPU; nobody is
- * inside it then, for polls have led out. A dropped one
- * stays disconnected for ever and its incoming links are undone. Space comes back all at once, when
- * the cache is full: what is hot is soon there again.
+ * inside it then, for polls have led out. A dropped one stays disconnected for ever and its
+ * incoming links are undone. Space comes back all at once, when the cache is full: what is hot is
+ * soon there again.
  */
 #include "cpu/soft/jit_unit.h"
 #include "cpu/soft/native_stub.h"

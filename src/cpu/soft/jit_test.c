@@ -3,6 +3,7 @@
  * hence the loops. */
 #include "cpu/soft/guest_fixture.h"
 #include "cpu/soft/jit_unit.h"
+#include "cpu/soft/native_stub.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -238,6 +239,25 @@ static void a_loop_may_change_itself(void **state)
     assert_int_equal(reg(CPU_RCX), 100 + 2 * 100);
 }
 
+/* What follows the hot JNE has never been decoded, and the stubs that it needs have no room. */
+GUEST_CODE(unseen_half, 64,
+           "mov $60, %ebx; 1: cmp $1, %ebx; jne 2f; pshufd $0x5a, %xmm1, %xmm2; dec %ebx; jnz 1b;"
+           "hlt; 2: dec %ebx; mov %ebx, 0x8000000; jmp 1b");
+
+static void fill_stubs(void *opaque, unsigned vcpu, uint64_t gpa, unsigned size, uint64_t value)
+{
+    if (value == 50)
+        guest.v->native->used = (4 << 20) - 16;
+}
+
+static void a_loop_is_not_made_where_stubs_have_no_room(void **state)
+{
+    (void)state;
+    guest.v->vm->io.mmio_write = fill_stubs;
+    RUN(unseen_half);
+    assert_int_equal(reg(CPU_RBX), 0);
+}
+
 /* An exception of the host in a turn whose flags are nowhere but in registers. */
 GUEST_CODE(dividing_loop, 64,
            "mov $60, %ebx; 1: mov %rbx, %rax; xor %edx, %edx; mov (%rsi), %r8d; mov %ebx, %ecx;"
@@ -435,6 +455,7 @@ int main(void)
         TEST(a_loop_may_be_left_in_its_middle),
         TEST(a_fault_in_a_loop_has_the_flags_of_its_turn),
         TEST(a_loop_may_change_itself),
+        TEST(a_loop_is_not_made_where_stubs_have_no_room),
         TEST(a_host_exception_in_a_loop_finds_the_flags),
         TEST(a_user_page_of_the_upper_half_is_forgotten_by_invlpg),
         TEST(a_page_may_be_at_two_addresses),

@@ -111,7 +111,7 @@ static void slow_paths_return(struct jit *jit, unsigned k)
 
 struct jit_trap *jit_may_trap(struct jit *jit, unsigned k)
 {
-    assert(jit->trap_count < ARRAY_LEN(jit->traps));
+    assert(jit->trap_count < JIT_TRAPS_MAX);
     struct jit_trap *trap = &jit->traps[jit->trap_count++];
     *trap = (struct jit_trap){.index = k, .before = jit->flags};
     return trap;
@@ -228,7 +228,7 @@ static void emit_stubs(struct jit *jit)
 static void emit_traps(struct jit *jit, struct jit_unit *unit)
 {
     struct jit_asm *a = &jit->a;
-    struct jit_trap_note notes[ARRAY_LEN(jit->traps)];
+    struct jit_trap_note notes[JIT_TRAPS_MAX];
     for (unsigned i = 0; i < jit->trap_count; i++) {
         const struct jit_trap *trap = &jit->traps[i];
         notes[i] = (struct jit_trap_note){.at = (uint16_t)(trap->at - unit->start),
@@ -317,6 +317,9 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
         .count = block->count,
         .half = (v->mode & MODE_CPL) != 0,
         .place = place,
+        .slow = cache->work_slow,
+        .traps = cache->work_traps,
+        .stubs = cache->work_stubs,
         .a = {.start = cache->write_alias + align_up(cache->used, 16),
               .at = cache->write_alias + align_up(cache->used, 16),
               .end = cache->write_alias + cache->size,

@@ -31,13 +31,15 @@
 #include "cpu/soft/jit_asm.h"
 
 enum {
-    JIT_T = JIT_R14,          /* second scratch; the first is RAX */
-    JIT_UNIT_ROOM = 24 << 10, /* more than any unit can take */
-    JIT_PAGES = 4096,         /* chains of units by guest page */
-    JIT_SEEN = 16384,         /* bits of a filter of linear pages with code */
-    JIT_JUMPS_USED = 2048,    /* filled slots of a jump cache that are remembered */
-    JIT_LINKS_MAX = 12,       /* of one unit */
-    JIT_PATCH = 5,            /* bytes of a JMP rel32 */
+    JIT_T = JIT_R14,                   /* second scratch; the first is RAX */
+    JIT_UNIT_ROOM = 24 << 10,          /* more than any unit can take */
+    JIT_PAGES = 4096,                  /* chains of units by guest page */
+    JIT_SEEN = 16384,                  /* bits of a filter of linear pages with code */
+    JIT_JUMPS_USED = 2048,             /* filled slots of a jump cache that are remembered */
+    JIT_LINKS_MAX = 12,                /* of one unit */
+    JIT_STUBS_MAX = 2 * JIT_LINKS_MAX, /* one each, and a poll */
+    JIT_TRAPS_MAX = INSN_BLOCK_MAX,
+    JIT_PATCH = 5, /* bytes of a JMP rel32 */
     JIT_SLOW_MAX = 3 * INSN_BLOCK_MAX,
     JIT_AGAIN_MAX = INSN_BLOCK_MAX / 2, /* instructions of a loop that is emitted twice */
 };
@@ -175,18 +177,18 @@ struct jit {
     enum jit_need { JIT_NEED_NOTHING, JIT_NEED_SAVED, JIT_NEED_HOST } need;
     struct jit_group group;
     bool grouping, broken; /* broken: a group turned out to be none; try again without */
-    struct jit_slow slow[JIT_SLOW_MAX];
+    /* In the cache, for a translation need not clear them. */
+    struct jit_slow *slow;
+    struct jit_trap *traps;
+    struct jit_stub *stubs;
     unsigned slow_count;
     unsigned slow_first; /* of this emission of the body */
-    struct jit_trap traps[INSN_BLOCK_MAX];
-    unsigned trap_count;
+    unsigned trap_count, stub_count;
     /* The body of a loop once more (emit_again): where the first one goes on to it, the flags that
      * it begins with. */
     bool is_again;
     uint32_t again_jump, again_body;
     struct jit_flags again_flags;
-    struct jit_stub stubs[2 * JIT_LINKS_MAX]; /* one each, and a poll */
-    unsigned stub_count;
     bool failed;
 };
 
@@ -232,6 +234,9 @@ struct soft_jit {
     uint32_t want;
 
     struct jit work; /* the translation under way */
+    struct jit_slow work_slow[JIT_SLOW_MAX];
+    struct jit_trap work_traps[JIT_TRAPS_MAX];
+    struct jit_stub work_stubs[JIT_STUBS_MAX];
 
     /* For those who measure. */
     uint64_t translated, resets, slow_paths, stale, exits;
