@@ -1,8 +1,10 @@
 // needs: base mem bus disk virtio
 /*
- * A whole virtio-blk behind its PCI transport, over a small file, with a driver that begins well
- * and then does what the input says: requests of every kind, chains that are in order and others,
- * rings and registers scribbled on, resets. The file must never grow.
+ * A whole virtio-blk behind its PCI transport, on a raw disk in memory, with a driver that begins
+ * well and then does what the input says: requests of all types with lengths and sectors of its
+ * own, rings and descriptors overwritten while the device is at work, resets in the middle. What
+ * must hold: no access outside guest memory, every wait ends, nothing behind the disk's end is
+ * written.
  */
 #include "base/bytes.h"
 #include "virtio/blk.h"
@@ -17,86 +19,158 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { SLOT = 1, QUEUES = 2, STEPS = 128, SIZE = 1 << 20, DATA = 8 << 20, RINGS = 1 << 20 };
+enum {
+    SLOT = 1,
+    QUEUES = 2,
+    STEPS = 256,
+    DISK_BYTES = 1 << 20,
+    DATA = 8 << 20,
+    RINGS = 1 << 20,
+    OWN_FEATURES = 1 << 1 | 1 << 2 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14,
+};
 
-#define FEATURES                                                                                   \
-    (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | UINT64_C(0x7664))
+#define FEATURES (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | OWN_FEATURES)
+
+struct input {
+    const uint8_t *at;
+    size_t left;
+};
 
 struct table {
     struct driver_machine machine;
     struct driver driver;
+    struct virtio_blk *blk;
     struct virtio_pci *transport;
-    int file;
-    const uint8_t *at;
-    size_t left;
+    struct disk *disk;
+    int fd;
+    struct input input;
 };
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
     uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->left > 0; i++, t->left--)
-        value |= (uint64_t)*t->at++ << 8 * i;
+    for (unsigned i = 0; i < bytes && t->input.left > 0; i++, t->input.left--)
+        value |= (uint64_t)*t->input.at++ << 8 * i;
     return value;
+}
+
+static int open_memory(void *opaque, const char *path, const char *from, bool write, bool direct)
+{
+    struct table *t = opaque;
+    t->fd = memfd_create("disk", MFD_CLOEXEC);
+    int r = ftruncate(t->fd, DISK_BYTES);
+    assert(r == 0);
+    (void)r;
+    return t->fd;
+}
+
+/* Made once: a ring costs more than all the rest. */
+static struct blk_ring *const *rings(bool wanted)
+{
+    static struct blk_ring *made[QUEUES];
+    for (unsigned i = 0; i < QUEUES && !made[i]; i++)
+        blk_ring_new(BLK_RING_ENTRIES, &made[i], NULL);
+    return wanted ? made : NULL;
 }
 
 static void table_init(struct table *t)
 {
-    struct disk *disk;
-    struct virtio_device *device;
-    t->file = memfd_create("disk", MFD_CLOEXEC);
-    int r = ftruncate(t->file, SIZE);
-    const struct disk_options options = {.read_only = next(t, 1) % 8 == 0};
-    if (r >= 0)
-        r = disk_open_raw(dup(t->file), &options, &disk, NULL);
-    assert(r >= 0);
+    uint8_t how = (uint8_t)next(t, 1);
+    const struct disk_opener opener = {open_memory, t};
+    const struct disk_options options = {
+        .format = how & 1 ? DISK_FORMAT_RAW : DISK_FORMAT_PROBE,
+        .read_only = (how & 14) == 14,
+        .opener = &opener,
+    };
     driver_machine_init(&t->machine);
-    const struct virtio_blk_config config = {.disk = disk, .queues = QUEUES, .serial = "fuzz"};
-    r = virtio_blk_new(t->machine.mem, &config, &device, NULL);
+    t->machine.mem->dirty_log = true;
+    int r = disk_open("fuzz", &options, &t->disk, NULL);
+    const struct virtio_blk_config config = {
+        .disk = t->disk,
+        .serial = "fuzz",
+        .queues = QUEUES,
+        .rings = rings(how & 16),
+        .iops = how & 32 ? 100000 : 0,
+    };
     if (r >= 0)
-        r = virtio_pci_new(t->machine.host, SLOT, device, &t->transport, NULL);
+        r = virtio_blk_new(t->machine.mem, &config, &t->blk, NULL);
+    if (r >= 0)
+        r = virtio_pci_new(t->machine.host, SLOT, virtio_blk_device(t->blk), &t->transport, NULL);
     assert(r >= 0);
     (void)r;
     driver_machine_place(&t->machine);
     driver_init(&t->driver, &t->machine, SLOT);
 }
 
-static void bring_up(struct table *t)
+static void table_fini(struct table *t)
 {
-    driver_negotiate(&t->driver, FEATURES & driver_offered(&t->driver));
+    struct stat about;
+    virtio_pci_free(t->transport);
+    int r = fstat(t->fd, &about);
+    assert(r == 0 && about.st_size == DISK_BYTES);
+    (void)r;
+    disk_close(t->disk);
+    driver_machine_fini(&t->machine);
+}
+
+static void bring_up(struct table *t, uint64_t features)
+{
+    driver_negotiate(&t->driver, features);
     driver_msix_on(&t->driver, QUEUES + 1);
     for (unsigned queue = 0; queue < QUEUES; queue++)
-        driver_queue(&t->driver, queue, 16, true);
+        driver_queue(&t->driver, queue, 32, true);
     driver_live(&t->driver);
 }
 
-/* A request as drivers make them, but for what the input changes of it. */
+/* A chain that is nearly in order. */
 static void add_request(struct table *t)
 {
-    static const uint8_t types[] = {0, 1, 4, 8, 11, 13, 13, 255};
-    unsigned queue = (unsigned)next(t, 1) % QUEUES, how = (unsigned)next(t, 1);
-    uint64_t at = DATA + queue * 0x100000u;
-    uint8_t header[16];
-    le32_write(header, types[next(t, 1) % sizeof types]);
-    le32_write(header + 4, 0);
-    le64_write(header + 8, how & 1 ? next(t, 8) : next(t, 2));
-    mem_write(t->machine.mem, at, header, sizeof header);
-    uint8_t range[16];
-    le64_write(range, how & 2 ? next(t, 8) : next(t, 2));
-    le64_write(range + 8, how & 4 ? next(t, 8) : next(t, 1));
-    mem_write(t->machine.mem, at + 4096, range, sizeof range);
-    uint32_t length = how & 8 ? (uint32_t)next(t, 2) : (uint32_t)(next(t, 1) % 16 * 512);
-    struct driver_buffer buffers[] = {{at, how & 16 ? (uint32_t)next(t, 1) + 1 : 16, false},
-                                      {at + 4096, length + 1u, how & 32},
-                                      {at + 0x80000, 1, !(how & 64)}};
-    if (!(how & 8))
-        buffers[1].length = length ? length : 16;
-    driver_ring_add(&t->driver.rings[queue], buffers, how & 128 ? 2 : 3);
-    driver_kick(&t->driver, queue);
+    static const uint8_t types[] = {0, 1, 0, 1, 4, 8, 11, 13};
+    unsigned queue = (unsigned)next(t, 1) % QUEUES;
+    uint8_t what = (uint8_t)next(t, 1);
+    uint32_t type = what & 0x80 ? (uint32_t)next(t, 2) : types[what % 8];
+    uint64_t header = DATA + next(t, 1) * 64, data = DATA + next(t, 2) * 16;
+    uint64_t sector = next(t, 2) % (DISK_BYTES / 512 + 64);
+    uint32_t length = (uint32_t)next(t, 2);
+    if (!(what & 0x40))
+        length = (length % 128) * 512;
+    uint8_t bytes[32];
+    le32_write(bytes, type);
+    le64_write(bytes + 8, what & 0x20 ? next(t, 8) : sector);
+    mem_write(t->machine.mem, header, bytes, 16);
+    if (type == 11 || type == 13) { /* one segment, or what lies there */
+        length = what & 0x40 ? length : 16;
+        le64_write(bytes, sector);
+        le32_write(bytes + 8, (uint32_t)next(t, 1));
+        le32_write(bytes + 12, (uint32_t)next(t, 1) & 3);
+        mem_write(t->machine.mem, data, bytes, 16);
+    }
+    struct driver_buffer buffers[] = {
+        {header, what & 0x10 ? (uint32_t)next(t, 1) + 1 : 16, false},
+        {data, length, type == 0 || type == 8},
+        {header + 32, 1, true},
+    };
+    if (length == 0)
+        buffers[1] = buffers[2];
+    driver_ring_add(&t->driver.rings[queue], buffers, length ? 3 : 2);
+    if (next(t, 1) & 1)
+        driver_kick(&t->driver, queue);
+}
+
+static void take(struct table *t)
+{
+    uint32_t head, length;
+    struct driver_ring *ring = &t->driver.rings[next(t, 1) % QUEUES];
+    /* The head may be anything by now, for the input writes into the rings. */
+    const uint8_t *at =
+        mem_at(t->machine.mem, ring->used + 4 + 8u * (ring->used_index % ring->size), 8, false);
+    if (at && le32_read(at) < ring->size && ring->free_count < ring->size)
+        driver_ring_take(ring, &head, &length);
 }
 
 static void scribble(struct table *t)
 {
-    uint64_t address = RINGS + next(t, 3) % 0x40000;
+    uint64_t address = (next(t, 1) & 1 ? RINGS : DATA) + next(t, 2);
     uint8_t bytes[16];
     unsigned length = (unsigned)next(t, 1) % sizeof bytes;
     for (unsigned i = 0; i < length; i++)
@@ -106,46 +180,36 @@ static void scribble(struct table *t)
 
 static void step(struct table *t)
 {
-    uint32_t head, length;
-    switch (next(t, 1) % 8) {
-    case 0:
-    case 1:
-    case 2: add_request(t); break;
-    case 3: scribble(t); break;
-    case 4:
-        for (unsigned queue = 0; queue < QUEUES; queue++)
-            while (driver_ring_take(&t->driver.rings[queue], &head, &length))
-                ;
+    uint64_t bar = t->driver.common & ~UINT64_C(0xfff);
+    unsigned width = 1u << next(t, 1) % 4;
+    switch (next(t, 1) % 12) {
+    case 0: driver_write(&t->driver, bar + next(t, 2) % 0x8000, width, next(t, width)); break;
+    case 1: driver_read(&t->driver, bar + next(t, 2) % 0x8000, width); break;
+    case 2: driver_write(&t->driver, bar + 0x2000 + next(t, 1), width, next(t, width)); break;
+    case 3:
+        driver_config_set(&t->driver, (unsigned)next(t, 1), width > 4 ? 4 : width,
+                          (uint32_t)next(t, 4));
         break;
-    case 5: driver_kick(&t->driver, (unsigned)next(t, 1) % QUEUES); break;
-    case 6:
-        driver_write(&t->driver, t->driver.common + next(t, 1) % 64, 1u << next(t, 1) % 3,
-                     next(t, 4));
+    case 4: scribble(t); break;
+    case 5:
+        if (next(t, 1) % 4 == 0)
+            bring_up(t, next(t, 1) & 1 ? FEATURES : next(t, 8));
         break;
-    default:
-        driver_read(&t->driver, t->driver.device + next(t, 1) % 64, 1u << next(t, 1) % 4);
-        if (next(t, 1) % 8 == 0)
-            bring_up(t);
-        break;
+    case 6: driver_kick(&t->driver, (unsigned)next(t, 1) % 4); break;
+    case 7: take(t); break;
+    default: add_request(t); break;
     }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct table *t = calloc(1, sizeof *t);
-    struct stat status;
-    t->at = data;
-    t->left = size;
+    t->input = (struct input){data, size};
     table_init(t);
-    bring_up(t);
-    for (int i = 0; i < STEPS && t->left > 0; i++)
+    bring_up(t, FEATURES);
+    for (int i = 0; i < STEPS && t->input.left > 0; i++)
         step(t);
-    virtio_pci_free(t->transport);
-    driver_machine_fini(&t->machine);
-    int r = fstat(t->file, &status);
-    assert(r == 0 && status.st_size == SIZE);
-    (void)r;
-    close(t->file);
+    table_fini(t);
     free(t);
     return 0;
 }

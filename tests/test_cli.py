@@ -48,13 +48,13 @@ def one_line(result, status, *words):
 def test_help_lists_every_command(lodge):
     result = lodge("--help")
     assert result.returncode == 0 and result.stderr == ""
-    for verb in ("run", "host", "image", "help", "version"):
+    for verb in ("run", "host", "image", "disk", "help", "version"):
         assert f"\n  {verb} " in result.stdout
     assert lodge("help").stdout == result.stdout
     assert lodge("help", "help").returncode == 0
 
 
-@pytest.mark.parametrize("verb", [["run"], ["host"], ["image"], ["image", "build"], ["image", "ls"],
+@pytest.mark.parametrize("verb", [["run"], ["host"], ["disk"], ["disk", "convert"], ["image"], ["image", "build"], ["image", "ls"],
                                   ["help"], ["version"]])
 def test_help_of_a_command(lodge, verb):
     result = lodge(*verb, "--help")

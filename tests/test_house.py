@@ -36,6 +36,7 @@ MAY_INCLUDE = {
 LIBRARIES = {  # what one folder may use that no other may
     "Zydis/": ["cpu/soft"],
     "linux/kvm.h": ["cpu/kvm"],
+    "liburing.h": ["virtio"],
     "jansson.h": ["conf", "image", "host", "api"],
 }
 

@@ -73,6 +73,42 @@ static void load_module(const char *name)
         complain(path);
 }
 
+static bool file_says(const char *folder, const char *file, const char *text)
+{
+    char path[512], value[32] = "";
+    snprintf(path, sizeof path, "%s/%s", folder, file);
+    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? 0 : read(fd, value, sizeof value - 1);
+    value[max(length, (ssize_t)0)] = '\0';
+    value[strcspn(value, "\n")] = '\0';
+    return !strcmp(value, text);
+}
+
+/* True where the PCI bus has such a device. */
+static bool has_device(const char *vendor, const char *device)
+{
+    bool found = false;
+    DIR *bus = opendir("/sys/bus/pci/devices");
+    for (struct dirent *entry; bus && !found && (entry = readdir(bus));) {
+        char folder[320];
+        snprintf(folder, sizeof folder, "/sys/bus/pci/devices/%s", entry->d_name);
+        found = file_says(folder, "vendor", vendor) && file_says(folder, "device", device);
+    }
+    if (bus)
+        closedir(bus);
+    return found;
+}
+
+/* "virtio_blk.ko 0x1af4 0x1042": a module, and perhaps the device without which it is not needed.
+ */
+static void load_entry(char *line)
+{
+    char *rest = NULL, *name = strtok_r(line, " ", &rest);
+    char *vendor = strtok_r(NULL, " ", &rest), *device = strtok_r(NULL, " ", &rest);
+    if (name && (!device || has_device(vendor, device)))
+        load_module(name);
+}
+
 /* The next line's module; false at a blank line and at the end. */
 static bool load_line(FILE *list)
 {
@@ -80,20 +116,16 @@ static bool load_line(FILE *list)
     if (!fgets(line, sizeof line, list))
         return false;
     line[strcspn(line, "\n")] = '\0';
-    if (*line)
-        load_module(line);
-    return *line != '\0';
+    bool more = *line != '\0';
+    load_entry(line);
+    return more;
 }
 
 FILE *boot_load_modules(void)
 {
-    char when[8];
     FILE *list = fopen("/lib/modules/lodge.list", "re");
     while (list && load_line(list))
         ;
-    if (list && boot_option("lodge.modules", when, sizeof when) && !strcmp(when, "now"))
-        while (!feof(list) && !ferror(list))
-            load_line(list);
     return list;
 }
 

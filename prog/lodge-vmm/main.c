@@ -18,6 +18,7 @@
 #include "board/board.h"
 #include "board/load.h"
 #include "conf/guest.h"
+#include "disks.h"
 #include "engine.h"
 #include "privileges.h"
 #include "session.h"
@@ -31,7 +32,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX };
+enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX };
 
 /* More than any kernel of the field unpacks to. */
 #define UNPACK_LIMIT GIB(1)
@@ -105,7 +106,8 @@ static int others_close(const struct guest_conf *conf, int statm_fd, struct err 
     for (unsigned i = 0; i < conf->console_count; i++)
         keep[count++] = conf->consoles[i].fd;
     for (unsigned i = 0; i < conf->disk_count; i++)
-        keep[count++] = conf->disks[i].fd;
+        for (unsigned image = 0; image < conf->disks[i].image_count; image++)
+            keep[count++] = conf->disks[i].images[image].fd;
     return privileges_close_others(keep, count, err);
 }
 
@@ -121,19 +123,13 @@ static const enum board_lockstep_role lockstep_role_of[GUEST_LOCKSTEP_MAX] = {
     [GUEST_LOCKSTEP_FOLLOW] = BOARD_LOCKSTEP_FOLLOW,
 };
 
-static int machine_make(const struct guest_conf *conf, struct session *session,
+static int machine_make(const struct guest_conf *conf, struct disks *disks, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
 {
     struct board_console consoles[GUEST_CONSOLES_MAX];
     for (unsigned i = 0; i < conf->console_count; i++)
         consoles[i] =
             (struct board_console){.name = conf->consoles[i].name, .fd = conf->consoles[i].fd};
-    struct board_disk disks[GUEST_DISKS_MAX];
-    for (unsigned i = 0; i < conf->disk_count; i++)
-        disks[i] = (struct board_disk){.fd = conf->disks[i].fd,
-                                       .read_only = conf->disks[i].read_only,
-                                       .unsafe = conf->disks[i].cache == GUEST_CACHE_UNSAFE,
-                                       .serial = conf->disks[i].serial};
     struct board_config config = {.kvm_fd = conf->kvm_fd,
                                   .memory = conf->memory,
                                   .cpus = conf->cpus,
@@ -146,13 +142,15 @@ static int machine_make(const struct guest_conf *conf, struct session *session,
                                   .serial_out_fd = conf->serial_out_fd,
                                   .consoles = consoles,
                                   .console_count = conf->console_count,
-                                  .disks = disks,
-                                  .disk_count = conf->disk_count,
+                                  .disks = disks->board,
+                                  .disk_count = disks->count,
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,
                                                .tlb_entries = conf->lockstep.tlb_entries}};
-    int r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
+    int r = disks_open(disks, err);
+    if (r >= 0)
+        r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
     if (r >= 0)
         r = board_new(&config, &session->board, err);
     if (r >= 0)
@@ -187,16 +185,23 @@ static int run(int definition_fd)
     signals_set(conf.control_fd >= 0);
 
     int statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    if (others_close(&conf, statm_fd, &err) < 0 || privileges_drop(&err) < 0)
+    struct disks disks = {0};
+    r = others_close(&conf, statm_fd, &err);
+    disks_rings(&disks, &conf);
+    if (r < 0 || privileges_drop(&err) < 0)
         return session_error(conf.control_fd, err.text);
 
     char why[ENGINE_WHY_MAX];
     struct session session = {.control_fd = conf.control_fd,
                               .statm_fd = statm_fd,
                               .exit_on_reset = conf.on_reset == GUEST_ON_RESET_EXIT};
-    if (machine_make(&conf, &session, why, &err) < 0)
+    if (machine_make(&conf, &disks, &session, why, &err) < 0)
         return session_error(conf.control_fd, err.text);
-    return session_run(&session);
+    int status = session_run(&session);
+    /* The one part of the machine that is taken apart: an image must be whole when we are gone. */
+    board_release_disks(session.board);
+    disks_close(&disks);
+    return status;
 }
 
 int main(int argc, char **argv)

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 static void own_filter(scmp_filter_ctx *filter)
 {
@@ -24,12 +25,15 @@ static const int plain[] = {
     SCMP_SYS(sendto), SCMP_SYS(recvmsg), SCMP_SYS(sendmsg),
     SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
     SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
-    SCMP_SYS(lseek),      /* --unpack-kernel's output; stdio on the definition; sizes of disks */
-    SCMP_SYS(close),      /* console ports, the definition */
-    SCMP_SYS(fstat),      /* is the kernel a regular file? */
 
-    /* Disks; the last one discards and writes zeroes. */
-    SCMP_SYS(preadv), SCMP_SYS(pwritev), SCMP_SYS(fdatasync), SCMP_SYS(fallocate),
+    /* Disks. An I/O ring that was made before the filter reads and writes and can do nothing else
+     * (blk_ring.h); none can be made inside it. */
+    SCMP_SYS(io_uring_enter), SCMP_SYS(pwrite64), SCMP_SYS(preadv), SCMP_SYS(pwritev),
+    SCMP_SYS(fdatasync), /* flush */
+
+    SCMP_SYS(lseek), /* --unpack-kernel's output; stdio on the definition */
+    SCMP_SYS(close), /* console ports, the definition */
+    SCMP_SYS(fstat), /* is the kernel a regular file? */
 
     /* Waiting. */
     SCMP_SYS(poll), SCMP_SYS(ppoll),
@@ -89,6 +93,17 @@ static int allow_by_argument(scmp_filter_ctx filter)
     /* fstat() of newer C libraries; AT_EMPTY_PATH says that the descriptor itself is meant. */
     if (r >= 0)
         r = allow(filter, SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
+    /* Disks: room, holes and zeros, nothing that moves data; transfers that do not wait; whether a
+     * descriptor is O_DIRECT. */
+    const scmp_datum_t modes = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(fallocate), SCMP_A1(SCMP_CMP_MASKED_EQ, ~modes & UINT32_MAX, 0));
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(preadv2), SCMP_A5(SCMP_CMP_EQ, RWF_NOWAIT));
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(pwritev2), SCMP_A5(SCMP_CMP_EQ, RWF_NOWAIT));
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(fcntl), SCMP_A1(SCMP_CMP_EQ, F_GETFL));
     /* Requests of KVM's own number space, on descriptors that came open. */
     if (r >= 0)
         r = allow(filter, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, KVMIO << 8));

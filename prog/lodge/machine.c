@@ -17,6 +17,12 @@
 
 #include "wire/agent.h"
 
+enum {
+    KEEP_NAMED = 7, /* descriptors of the definition that have names */
+    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX,
+    END_MS = 10000, /* an image may have to reach the disk */
+};
+
 static bool program_at(const char *folder, size_t length, const char *between, const char *name,
                        char *ret_path, size_t size)
 {
@@ -113,19 +119,20 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
     char number[16];
     snprintf(number, sizeof number, "%d", fd);
     char *const argv[] = {(char *)"lodge-vmm", (char *)"--definition-fd", number, NULL};
-    int keep[8 + GUEST_DISKS_MAX] = {fd,
-                                     conf->kernel_fd,
-                                     conf->initrd_fd,
-                                     conf->kvm_fd,
-                                     conf->serial_in_fd,
-                                     conf->consoles[0].fd,
-                                     conf->control_fd,
-                                     -1};
-    for (unsigned i = 0; i < GUEST_DISKS_MAX; i++)
-        keep[8 + i] = conf->disks[i].fd;
+    int keep[KEEP_MAX] = {fd,
+                          conf->kernel_fd,
+                          conf->initrd_fd,
+                          conf->kvm_fd,
+                          conf->serial_in_fd,
+                          conf->consoles[0].fd,
+                          conf->control_fd};
+    size_t count = KEEP_NAMED;
+    for (unsigned i = 0; i < conf->disk_count; i++)
+        for (unsigned image = 0; image < conf->disks[i].image_count; image++)
+            keep[count++] = conf->disks[i].images[image].fd;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        become_vmm(program, argv, keep, ARRAY_LEN(keep), parent);
+        become_vmm(program, argv, keep, count, parent);
     if (pid < 0)
         return err_errno(err, errno, "lodge-vmm");
     machine->pid = pid;
@@ -182,7 +189,7 @@ static void close_fd(int *fd)
 static int wait_for(pid_t pid)
 {
     int status = 0;
-    for (int ms = 0; ms < 2000; ms++) {
+    for (int ms = 0; ms < END_MS; ms++) {
         if (waitpid(pid, &status, WNOHANG) != 0)
             return status;
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

@@ -45,7 +45,7 @@ const struct verb verb_version = {
     .run = version,
 };
 
-static const struct verb *const children[] = {&verb_run,  &verb_host,    &verb_image,
+static const struct verb *const children[] = {&verb_run,  &verb_host,    &verb_image, &verb_disk,
                                               &verb_help, &verb_version, NULL};
 
 const struct verb verb_root = {

@@ -3,6 +3,7 @@
  */
 #include "base/bytes.h"
 #include "base/own.h"
+#include "chain.h"
 #include "conf/guest.h"
 #include "image/store.h"
 #include "machine.h"
@@ -25,9 +26,10 @@ static const struct option_row options[] = {
     {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
     {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},
     {"initrd", 'i', "FILE", "an initial RAM disk, instead of an image's"},
-    {"disk", 'd', "PATH[,WORDS]",
-     "a raw image as a disk; words: ro, cache=writeback or unsafe, serial=TEXT; may be repeated"},
     {"append", 'a', "WORDS", "more words for the kernel's command line"},
+    {"disk", 'd', "PATH[,...]",
+     "a disk: PATH,ro,format=raw|qcow2,cache=writeback|none|unsafe,\n"
+     "                               serial=X,iops=N,bps=SIZE; may be repeated"},
     {"file", 'f', "FILE", "a guest's definition, vm.conf or JSON; options override it"},
     {"name", 'n', "NAME", "the guest's name, its host name too"},
     {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
@@ -75,11 +77,11 @@ static int read_file(const char *path, char **ret_text, size_t *ret_length, stru
     return 0;
 }
 
-static bool any_disk_is_open(const struct guest_conf *conf)
+static bool has_images(const struct guest_conf *conf)
 {
     bool any = false;
     for (unsigned i = 0; i < conf->disk_count; i++)
-        any |= conf->disks[i].fd >= 0;
+        any |= conf->disks[i].image_count > 0;
     return any;
 }
 
@@ -88,7 +90,7 @@ static int refuse_descriptors(const struct guest_conf *conf, const char *path, s
 {
     if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
         conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
-        conf->lockstep.fd >= 0 || conf->console_count > 0 || any_disk_is_open(conf))
+        conf->lockstep.fd >= 0 || conf->console_count > 0 || has_images(conf))
         return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
     return 0;
 }
@@ -219,47 +221,6 @@ static int open_file(const char *what, const char *path, int *ret_fd, struct err
     return 0;
 }
 
-/* Nobody else may write to it meanwhile, nor read what we write. The lock belongs to what the
- * descriptor stands for, so the VMM has it too, and it ends with the last of us. */
-static int lock_disk(int fd, const struct guest_disk *disk, struct err *err)
-{
-    struct flock lock = {.l_type = disk->read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0 || errno == ENOLCK || errno == EOPNOTSUPP)
-        return 0;
-    if (errno == EAGAIN || errno == EACCES)
-        return err_set(err, -EBUSY, "disk '%s' is in use, by another guest or by this one",
-                       disk->path);
-    return err_errno(err, errno, "disk '%s'", disk->path);
-}
-
-static int open_disk(struct guest_disk *disk, struct err *err)
-{
-    struct stat status;
-    _cleanup_fd_ int fd = open(disk->path, (disk->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
-    if (fd < 0 && (errno == EACCES || errno == EROFS || errno == EPERM) && !disk->read_only)
-        return err_errno(err, errno, "disk '%s' (',ro' behind it asks for reading only)",
-                         disk->path);
-    if (fd < 0 || fstat(fd, &status) < 0)
-        return err_errno(err, errno, "disk '%s'", disk->path);
-    if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
-        return err_set(err, -EINVAL, "disk '%s' is neither a file nor a block device", disk->path);
-    int r = lock_disk(fd, disk, err);
-    if (r >= 0)
-        disk->fd = take_fd(&fd);
-    return r;
-}
-
-static int open_disks(struct guest_conf *conf, struct err *err)
-{
-    int r = 0;
-    for (unsigned i = 0; i < conf->disk_count && r >= 0; i++)
-        r = open_disk(&conf->disks[i], err);
-    /* A command must not come before the drivers of its disks. */
-    if (r >= 0 && conf->disk_count > 0 && guest_conf_append(conf, "lodge.modules=now") < 0)
-        r = err_set(err, -ENOMEM, "no memory");
-    return r;
-}
-
 static int open_kvm(struct plan *plan, struct err *err)
 {
     if (plan->conf.engine == GUEST_ENGINE_SOFT)
@@ -282,8 +243,8 @@ static int open_all(struct plan *plan, struct err *err)
     int r = open_file("kernel", conf->kernel, &plan->kernel, err);
     if (r >= 0 && conf->initrd)
         r = open_file("initrd", conf->initrd, &plan->initrd, err);
-    if (r >= 0)
-        r = open_disks(conf, err);
+    for (unsigned i = 0; r >= 0 && i < conf->disk_count; i++)
+        r = chain_open(&conf->disks[i], err);
     if (r >= 0)
         r = open_kvm(plan, err);
     plan->relay.kernel = conf->kernel;
@@ -432,11 +393,11 @@ static int run(const struct arguments *arguments)
         status = relay_run(&plan->relay, &machine);
     else
         fprintf(stderr, "lodge: %s\n", err.text);
+    for (unsigned i = 0; i < plan->conf.disk_count; i++)
+        chain_close(&plan->conf.disks[i]);
     own_close(&plan->kernel);
     own_close(&plan->initrd);
     own_close(&plan->kvm);
-    for (unsigned i = 0; i < plan->conf.disk_count; i++)
-        own_close(&plan->conf.disks[i].fd);
     guest_conf_free(&plan->conf);
     image_free(&plan->image);
     free(plan);

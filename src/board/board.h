@@ -43,6 +43,8 @@
 
 enum {
     BOARD_CONSOLES_MAX = 8,
+    BOARD_DISKS_MAX = 8,
+    BOARD_DISK_QUEUES_MAX = 4,
     BOARD_TEXT_MAX = 4096,
 };
 
@@ -53,6 +55,19 @@ struct board_console {
     int fd;           /* connected stream socket */
 };
 
+struct blk_ring;
+struct disk;
+
+/* A virtio-blk device; disk and rings are borrowed and outlive the board. */
+struct board_disk {
+    struct disk *disk;
+    const char *serial;                            /* or NULL */
+    struct blk_ring *rings[BOARD_DISK_QUEUES_MAX]; /* virtio/blk_ring.h; NULL = plain calls */
+    uint64_t iops, bps, iops_burst, bps_burst;     /* 0 = no limit, and what blk.h says */
+    void (*on_error)(void *opaque, bool write, int number); /* virtio/blk.h; or NULL */
+    void *opaque;
+};
+
 /* A run whose history can be repeated: board_lockstep.h. */
 enum board_lockstep_role { BOARD_LOCKSTEP_NONE, BOARD_LOCKSTEP_LEAD, BOARD_LOCKSTEP_FOLLOW };
 
@@ -61,14 +76,6 @@ struct board_lockstep {
     int fd;                /* the trace: the leader writes it, the follower reads it */
     uint64_t instructions; /* the leader powers off after about so many; 0 = when the guest does */
     unsigned tlb_entries;  /* engine.h */
-};
-
-/* A raw image; the board takes the descriptor over. */
-struct board_disk {
-    int fd;
-    bool read_only;
-    bool unsafe; /* flushes do nothing */
-    const char *serial;
 };
 
 struct board_config {
@@ -88,7 +95,7 @@ struct board_config {
     const struct board_console *consoles;
     unsigned console_count; /* <= BOARD_CONSOLES_MAX */
     const struct board_disk *disks;
-    unsigned disk_count;
+    unsigned disk_count; /* <= BOARD_DISKS_MAX */
 
     struct board_lockstep lockstep; /* for tests of the engine */
 };
@@ -147,6 +154,12 @@ void board_console_size(struct board *board, unsigned port, uint16_t cols, uint1
  * out, for at most `timeout_ms`. True when it is, or when nobody is there to take it. */
 bool board_drain_serial(struct board *board, int timeout_ms);
 bool board_drain_consoles(struct board *board, int timeout_ms);
+
+/* How many queues a disk has: one for each vCPU, up to a point. */
+unsigned board_disk_queues(unsigned cpus);
+/* Takes the disks from the machine, which gets no answers from them any more, and waits until
+ * nothing of it touches them: they may be closed then, before board_free(). */
+void board_release_disks(struct board *board);
 
 struct board_stats {
     uint64_t instructions;   /* by all vCPUs, 0 where the engine cannot tell */

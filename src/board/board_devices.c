@@ -290,35 +290,6 @@ static int make_rng(struct board *board, const struct board_config *config, stru
     return r < 0 ? r : add_virtio(board, rng, err);
 }
 
-static int make_disk(struct board *board, const struct board_disk *from, unsigned cpus,
-                     struct err *err)
-{
-    enum { QUEUES_MAX = 4 };
-    const struct disk_options options = {.read_only = from->read_only, .unsafe = from->unsafe};
-    struct virtio_blk_config config = {.queues = min(cpus, (unsigned)QUEUES_MAX),
-                                       .serial = from->serial};
-    struct virtio_device *blk;
-    int r = disk_open_raw(from->fd, &options, &config.disk, err);
-    if (r < 0)
-        return r;
-    r = virtio_blk_new(board->mem, &config, &blk, err);
-    if (r < 0) {
-        disk_close(config.disk);
-        return r;
-    }
-    return add_virtio(board, blk, err);
-}
-
-static int make_disks(struct board *board, const struct board_config *config, struct err *err)
-{
-    int r = 0;
-    if (config->disk_count > 0 && board->lockstep)
-        return err_set(err, -EINVAL, "in lockstep there are no disks: nobody can repeat them");
-    for (unsigned i = 0; i < config->disk_count && r >= 0; i++)
-        r = make_disk(board, &config->disks[i], config->cpus, err);
-    return r;
-}
-
 /* Port 0 is the hvc console, there or not; the named ports follow in the definition's order. */
 static int make_console(struct board *board, const struct board_config *config, struct err *err)
 {
@@ -345,6 +316,55 @@ static int make_console(struct board *board, const struct board_config *config, 
     if (r < 0)
         board->console = NULL;
     return r;
+}
+
+unsigned board_disk_queues(unsigned cpus)
+{
+    _Static_assert((int)BOARD_DISK_QUEUES_MAX <= (int)BLK_QUEUES_MAX,
+                   "virtio-blk has that many queues");
+    return min(cpus, (unsigned)BOARD_DISK_QUEUES_MAX);
+}
+
+static int make_disk(struct board *board, const struct board_disk *disk, struct err *err)
+{
+    struct virtio_blk *blk;
+    int r = virtio_blk_new(board->mem,
+                           &(struct virtio_blk_config){.disk = disk->disk,
+                                                       .serial = disk->serial,
+                                                       .queues = board_disk_queues(board->cpus),
+                                                       .rings = disk->rings,
+                                                       .iops = disk->iops,
+                                                       .bps = disk->bps,
+                                                       .iops_burst = disk->iops_burst,
+                                                       .bps_burst = disk->bps_burst,
+                                                       .on_error = disk->on_error,
+                                                       .opaque = disk->opaque},
+                           &blk, err);
+    if (r >= 0)
+        r = add_virtio(board, virtio_blk_device(blk), err);
+    if (r >= 0)
+        board->disks[board->disk_count++] = blk;
+    return r;
+}
+
+/* In the definition's order, so that the first is the guest's vda. */
+static int make_disks(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (config->disk_count > BOARD_DISKS_MAX)
+        return err_set(err, -EINVAL, "%u: a machine has at most %d", config->disk_count,
+                       BOARD_DISKS_MAX);
+    if (config->disk_count && board->lockstep)
+        return err_set(err, -EINVAL, "when they answer cannot be repeated in lockstep");
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < config->disk_count; i++)
+        r = make_disk(board, &config->disks[i], err);
+    return r;
+}
+
+void board_release_disks(struct board *board)
+{
+    for (unsigned i = 0; i < board->disk_count; i++)
+        virtio_blk_stop(board->disks[i]);
 }
 
 static const struct row {

@@ -26,6 +26,7 @@
 #include "chip/ioapic.h"
 #include "chip/pic.h"
 #include "chip/power.h"
+#include "virtio/blk.h"
 #include "virtio/console.h"
 
 #include <pthread.h>
@@ -77,6 +78,8 @@ struct board {
     struct pci_host *pci;
     struct power *power;
     struct virtio_console *console; /* NULL without ports */
+    struct virtio_blk *disks[BOARD_DISKS_MAX];
+    unsigned disk_count;
     struct serial *com1;
     struct board_serial *serial; /* owned: the streams behind COM1 */
 

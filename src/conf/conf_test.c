@@ -39,6 +39,8 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
                                "vcpus = \"3\"\n"
                                "code_cache = \"128M\"\n"
                                "translate = \"never\"\n"
+                               "disk = \"/d/a,,b.img,ro,cache=none,iops=500\"\n"
+                               "disk = \"two.qcow2,format=qcow2,serial=x y,bps=1.5M\"\n"
                                "name = \"a \\\"b\\\\\"";
     struct guest_conf conf;
     struct err err = {0};
@@ -52,6 +54,14 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
     assert_int_equal(conf.cpus, 3);
     assert_int_equal(conf.code_cache, MIB(128));
     assert_int_equal(conf.translate, GUEST_TRANSLATE_NEVER);
+    assert_int_equal(conf.disk_count, 2);
+    assert_string_equal(conf.disks[0].path, "/d/a,b.img");
+    assert_true(conf.disks[0].read_only && conf.disks[0].cache == GUEST_DISK_NONE);
+    assert_int_equal(conf.disks[0].iops, 500);
+    assert_string_equal(conf.disks[1].path, "two.qcow2");
+    assert_int_equal(conf.disks[1].format, GUEST_DISK_QCOW2);
+    assert_string_equal(conf.disks[1].serial, "x y");
+    assert_int_equal(conf.disks[1].bps, 3 << 19);
     assert_int_equal(guest_conf_check(&conf, &err), 0);
     guest_conf_free(&conf);
 }
@@ -86,14 +96,16 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"code_cache = \"1048575\"", "of 1048575 bytes is too little"},
         {"code_cache = \"1048577\"", "no multiple of 4K"},
         {"code_cache = \"536875008\"", "of 536875008 bytes is too much; it is 1M to 512M"},
-        {"disk = \"\"", "f:1:9: 'disk' is empty; leave the line out instead"},
-        {"disk = \",ro\"", "begins with the path"},
-        {"disk = \"a,rw\"", "f:1:9: 'rw' says nothing of a disk"},
-        {"disk = \"a,cache=none\"", "a disk's cache is writeback or unsafe, not 'none'"},
-        {"disk = \"a,serial=\"", "a disk's serial has 1 to 20 bytes"},
-        {"disk = \"a,serial=123456789012345678901\"", "a disk's serial has 1 to 20 bytes"},
-        {"disk = \"a,serial=a b\"", "without blanks"},
-        {"disk = \"a\"\ndisk = \"a,x\"", "f:2:9: 'x' says nothing"},
+        {"disk = \"\"", "f:1:9: a disk wants a path"},
+        {"disk = \"x,rw\"", "f:1:9: 'rw' is no property of a disk; there are ro, format"},
+        {"disk = \"x,format=vmdk\"", "disk format 'vmdk' is unknown; there are raw and qcow2"},
+        {"disk = \"x,format=probe\"", "disk format 'probe' is unknown"},
+        {"disk = \"x,cache=on\"", "there are writeback, none and unsafe"},
+        {"disk = \"x,serial=123456789012345678901\"", "is longer than 20 bytes"},
+        {"disk = \"x,iops=0\"", "'0' is no number of requests a second"},
+        {"disk = \"x,iops=1e3\"", "'1e3' is no number of requests a second"},
+        {"disk = \"x,bps=fast\"", "'fast' is no size"},
+        {"disk = \"x,iops_burst=5\"", "disk 'x': a burst without a limit"},
         {"code_cache = \"much\"", "f:1:15: code cache: 'much' is no size"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
@@ -134,13 +146,13 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
         {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
         {"{\"consoles\": [1]}", "must hold objects"},
-        {"{\"disks\": {}}", "f:1:2: disks: must be an array of at most 8 disks"},
-        {"{\"disks\": [1]}", "must hold objects with a path"},
-        {"{\"disks\": [{\"ro\": true}]}", "'ro' is no field of a disk"},
-        {"{\"disks\": [{\"read_only\": 1}]}", "'read_only' is no field of a disk, or not true"},
-        {"{\"disks\": [{\"read_only\": true}]}", "a disk must have a path"},
-        {"{\"disks\": [{\"path\": \"a\", \"cache\": 1}]}", "are strings"},
-        {"{\"disks\": [{},{},{},{},{},{},{},{},{}]}", "at most 8 disks"},
+        {"{\"disks\": 1}", "disks: must be an array of at most 8 disks"},
+        {"{\"disks\": [1]}", "disks: must hold objects"},
+        {"{\"disks\": [{}]}", "disks: a disk wants a path"},
+        {"{\"disks\": [{\"path\": \"x\", \"color\": \"y\"}]}", "'color' is no property"},
+        {"{\"disks\": [{\"path\": \"x\", \"read_only\": 1}]}", "'read_only' of a disk is no such"},
+        {"{\"disks\": [{\"path\": \"x\", \"iops\": -1}]}", "'iops' of a disk is no such number"},
+        {"{\"disks\": [{\"path\": \"x\", \"images\": [{\"fd\": 3}]}]}", "an image is an object"},
         {"[]", "f:1:1: a definition is one object"},
         {"", "f:1:1: "},
         {"{} {}", "f:1:4: "},
@@ -161,15 +173,16 @@ static void json_goes_round(void **state)
     guest_conf_append(&conf, "panic=-1");
     conf.memory = GIB(3);
     conf.cpus = 64;
+    assert_int_equal(guest_conf_add_disk(&conf, "a,ro,iops=5,iops_burst=7,serial=s", &err), 0);
+    assert_int_equal(guest_conf_add_disk(&conf, "b,format=qcow2,cache=unsafe", &err), 0);
+    assert_int_equal(guest_disk_add_image(&conf.disks[1], "b", 11), 0);
+    assert_int_equal(guest_disk_add_image(&conf.disks[1], "base.img", 12), 0);
     conf.engine = GUEST_ENGINE_SOFT;
     conf.translate = GUEST_TRANSLATE_ALWAYS;
     conf.code_cache = GUEST_CODE_CACHE_MAX;
     conf.kernel_fd = 0;
     conf.control_fd = 12;
     conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000, 16};
-    assert_int_equal(guest_conf_add_disk(&conf, "a b.img,ro,cache=unsafe,serial=x-1", &err), 0);
-    assert_int_equal(guest_conf_add_disk(&conf, "/dev/sdb", &err), 0);
-    conf.disks[1].fd = 8;
     conf.consoles[0].fd = 5;
     conf.consoles[1] = (struct guest_console){strdup("org.lodge.agent"), 6};
     conf.console_count = 2;
@@ -193,14 +206,17 @@ static void json_goes_round(void **state)
     assert_int_equal(back.lockstep.instructions, 1000);
     assert_int_equal(back.lockstep.tlb_entries, 16);
     assert_int_equal(back.disk_count, 2);
-    assert_string_equal(back.disks[0].path, "a b.img");
-    assert_int_equal(back.disks[0].fd, -1);
+    assert_string_equal(back.disks[0].path, "a");
     assert_true(back.disks[0].read_only && !back.disks[1].read_only);
-    assert_int_equal(back.disks[0].cache, GUEST_CACHE_UNSAFE);
-    assert_int_equal(back.disks[1].cache, GUEST_CACHE_WRITEBACK);
-    assert_string_equal(back.disks[0].serial, "x-1");
-    assert_string_equal(back.disks[1].serial, "");
-    assert_int_equal(back.disks[1].fd, 8);
+    assert_int_equal(back.disks[0].iops, 5);
+    assert_int_equal(back.disks[0].iops_burst, 7);
+    assert_string_equal(back.disks[0].serial, "s");
+    assert_null(back.disks[1].serial);
+    assert_int_equal(back.disks[0].cache, GUEST_DISK_WRITEBACK);
+    assert_int_equal(back.disks[1].cache, GUEST_DISK_UNSAFE);
+    assert_int_equal(back.disks[1].format, GUEST_DISK_QCOW2);
+    assert_string_equal(back.disks[1].images[1].name, "base.img");
+    assert_int_equal(back.disks[1].images[1].fd, 12);
     assert_int_equal(back.console_count, 2);
     assert_null(back.consoles[0].name);
     assert_int_equal(back.consoles[0].fd, 5);

@@ -1,91 +1,221 @@
 /*
- * A guest's disks as a line of words: "PATH[,ro][,cache=KIND][,serial=TEXT]".
+ * A disk as people write it, in one value:
+ *
+ *     PATH [",ro"] [",format=" raw|qcow2] [",cache=" writeback|none|unsafe] [",serial=" TEXT]
+ *          [",iops=" N] [",bps=" SIZE] [",iops_burst=" N] [",bps_burst=" SIZE]
+ *
+ * A comma in PATH or TEXT is written twice.
  */
 #include "base/own.h"
 #include "conf/guest.h"
 #include "conf/private.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const cache_names[GUEST_CACHE_MAX] = {
-    [GUEST_CACHE_WRITEBACK] = "writeback",
-    [GUEST_CACHE_UNSAFE] = "unsafe",
+static const char *const format_names[GUEST_DISK_FORMAT_MAX] = {
+    [GUEST_DISK_PROBE] = "probe",
+    [GUEST_DISK_RAW] = "raw",
+    [GUEST_DISK_QCOW2] = "qcow2",
 };
 
-const char *guest_cache_name(enum guest_cache cache)
+static const char *const cache_names[GUEST_DISK_CACHE_MAX] = {
+    [GUEST_DISK_WRITEBACK] = "writeback",
+    [GUEST_DISK_NONE] = "none",
+    [GUEST_DISK_UNSAFE] = "unsafe",
+};
+
+const char *guest_disk_format_name(enum guest_disk_format format)
+{
+    return format_names[format];
+}
+
+const char *guest_disk_cache_name(enum guest_disk_cache cache)
 {
     return cache_names[cache];
 }
 
-int guest_disk_set_cache(struct guest_disk *disk, const char *text, struct err *err)
+void guest_disk_free(struct guest_disk *disk)
 {
-    for (enum guest_cache cache = 0; cache < GUEST_CACHE_MAX; cache++)
-        if (!strcmp(text, cache_names[cache])) {
-            disk->cache = cache;
-            return 0;
-        }
-    return err_set(err, -EINVAL, "a disk's cache is writeback or unsafe, not '%.64s'", text);
+    for (unsigned i = 0; i < disk->image_count; i++)
+        free(disk->images[i].name);
+    free(disk->images);
+    free(disk->path);
+    free(disk->serial);
+    *disk = (struct guest_disk){0};
 }
 
-int guest_disk_set_serial(struct guest_disk *disk, const char *text, struct err *err)
+int guest_disk_add_image(struct guest_disk *disk, const char *name, int fd)
 {
-    size_t length = strlen(text);
-    if (length == 0 || length > GUEST_SERIAL_MAX)
-        return err_set(err, -EINVAL, "a disk's serial has 1 to %d bytes, unlike '%.64s'",
-                       GUEST_SERIAL_MAX, text);
-    for (size_t i = 0; i < length; i++)
-        if (text[i] <= ' ' || text[i] > '~')
-            return err_set(err, -EINVAL, "a disk's serial is of printable ASCII without blanks");
-    memset(disk->serial, 0, sizeof disk->serial);
-    memcpy(disk->serial, text, length);
+    if (disk->image_count == GUEST_IMAGES_MAX)
+        return -E2BIG;
+    struct guest_image *more =
+        realloc(disk->images, (disk->image_count + 1) * sizeof *disk->images);
+    if (more)
+        disk->images = more;
+    char *copy = more ? strdup(name) : NULL;
+    if (!copy)
+        return -ENOMEM;
+    disk->images[disk->image_count++] = (struct guest_image){copy, fd};
     return 0;
 }
 
-static int set_word(struct guest_disk *disk, const char *word, struct err *err)
+int guest_disk_copy(struct guest_disk *to, const struct guest_disk *from)
 {
-    if (!strcmp(word, "ro")) {
-        disk->read_only = true;
-        return 0;
+    *to = *from;
+    to->images = NULL;
+    to->image_count = 0;
+    to->path = from->path ? strdup(from->path) : NULL;
+    to->serial = from->serial ? strdup(from->serial) : NULL;
+    int r = (from->path && !to->path) || (from->serial && !to->serial) ? -ENOMEM : 0;
+    for (unsigned i = 0; r >= 0 && i < from->image_count; i++)
+        r = guest_disk_add_image(to, from->images[i].name, from->images[i].fd);
+    if (r < 0)
+        guest_disk_free(to);
+    return r;
+}
+
+static int find_name(const char *const *names, unsigned first, unsigned count, const char *text)
+{
+    for (unsigned i = first; i < count; i++)
+        if (!strcmp(names[i], text))
+            return (int)i;
+    return -EINVAL;
+}
+
+static int set_format(struct guest_disk *disk, const char *text, struct err *err)
+{
+    int r = find_name(format_names, GUEST_DISK_RAW, GUEST_DISK_FORMAT_MAX, text);
+    if (r < 0)
+        return err_set(err, r, "disk format '%.64s' is unknown; there are raw and qcow2", text);
+    disk->format = (enum guest_disk_format)r;
+    return 0;
+}
+
+static int set_cache(struct guest_disk *disk, const char *text, struct err *err)
+{
+    int r = find_name(cache_names, 0, GUEST_DISK_CACHE_MAX, text);
+    if (r < 0)
+        return err_set(err, r,
+                       "disk cache '%.64s' is unknown; there are writeback, none and unsafe", text);
+    disk->cache = (enum guest_disk_cache)r;
+    return 0;
+}
+
+static int set_serial(struct guest_disk *disk, const char *text, struct err *err)
+{
+    if (strlen(text) > GUEST_SERIAL_MAX)
+        return err_set(err, -EINVAL, "disk serial '%.64s' is longer than %d bytes", text,
+                       GUEST_SERIAL_MAX);
+    char *copy = strdup(text);
+    if (!copy)
+        return err_set(err, -ENOMEM, "no memory");
+    free(disk->serial);
+    disk->serial = copy;
+    return 0;
+}
+
+static int set_count(uint64_t *field, const char *text, struct err *err)
+{
+    size_t length = strlen(text);
+    if (length == 0 || length > 9 || strspn(text, "0123456789") != length || *text == '0')
+        return err_set(err, -EINVAL, "'%.64s' is no number of requests a second", text);
+    *field = strtoull(text, NULL, 10);
+    return 0;
+}
+
+static const struct word {
+    const char *name;
+    int (*set)(struct guest_disk *disk, const char *text, struct err *err); /* or a limit: */
+    size_t count, bytes; /* offset + 1 of what it sets */
+} words[] = {
+    {"format", set_format, 0, 0},
+    {"cache", set_cache, 0, 0},
+    {"serial", set_serial, 0, 0},
+    {"iops", NULL, offsetof(struct guest_disk, iops) + 1, 0},
+    {"iops_burst", NULL, offsetof(struct guest_disk, iops_burst) + 1, 0},
+    {"bps", NULL, 0, offsetof(struct guest_disk, bps) + 1},
+    {"bps_burst", NULL, 0, offsetof(struct guest_disk, bps_burst) + 1},
+};
+
+int guest_disk_set(struct guest_disk *disk, const char *name, const char *value, struct err *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(words); i++) {
+        const struct word *word = &words[i];
+        if (strcmp(word->name, name) != 0)
+            continue;
+        if (word->set)
+            return word->set(disk, value, err);
+        if (word->count)
+            return set_count((uint64_t *)(void *)((char *)disk + word->count - 1), value, err);
+        return guest_parse_size(value, (uint64_t *)(void *)((char *)disk + word->bytes - 1), err);
     }
-    if (!strncmp(word, "cache=", 6))
-        return guest_disk_set_cache(disk, word + 6, err);
-    if (!strncmp(word, "serial=", 7))
-        return guest_disk_set_serial(disk, word + 7, err);
     return err_set(err, -EINVAL,
-                   "'%.64s' says nothing of a disk; there are ro, cache=KIND and serial=TEXT",
-                   word);
+                   "'%.64s' is no property of a disk; there are ro, format, cache, serial, iops, "
+                   "bps, iops_burst, bps_burst",
+                   name);
+}
+
+/* Cuts the next word off: up to a single comma. Pairs of commas become one, in place. */
+static char *next_word(char **rest)
+{
+    char *word = *rest, *to = word, *at = word;
+    for (; *at; at++) {
+        if (*at == ',' && at[1] != ',')
+            break;
+        if (*at == ',')
+            at++;
+        *to++ = *at;
+    }
+    *rest = *at ? at + 1 : NULL;
+    *to = '\0';
+    return word;
+}
+
+static int parse(struct guest_disk *disk, char *text, struct err *err)
+{
+    char *rest = text, *path = next_word(&rest);
+    if (!*path)
+        return err_set(err, -EINVAL, "a disk wants a path, as in disk.img,ro");
+    disk->path = strdup(path);
+    if (!disk->path)
+        return err_set(err, -ENOMEM, "no memory");
+    int r = 0;
+    while (r >= 0 && rest) {
+        char *word = next_word(&rest), *equals = strchr(word, '=');
+        if (equals)
+            *equals = '\0';
+        if (!equals && !strcmp(word, "ro"))
+            disk->read_only = true;
+        else
+            r = guest_disk_set(disk, word, equals ? equals + 1 : "", err);
+    }
+    return r;
+}
+
+int guest_disk_check(const struct guest_disk *disk, struct err *err)
+{
+    if ((disk->iops_burst && !disk->iops) || (disk->bps_burst && !disk->bps))
+        return err_set(err, -EINVAL, "disk '%.256s': a burst without a limit",
+                       disk->path ? disk->path : "");
+    return 0;
 }
 
 int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err)
 {
+    struct guest_disk disk = {0};
     if (conf->disk_count == GUEST_DISKS_MAX)
         return err_set(err, -E2BIG, "a guest has at most %d disks", GUEST_DISKS_MAX);
-    struct guest_disk disk = {.fd = -1};
-    _cleanup_free_ char *words = strdup(text);
-    if (!words)
-        return err_set(err, -ENOMEM, "no memory");
-    char *rest = words, *path = strsep(&rest, ",");
-    if (!*path)
-        return err_set(err, -EINVAL, "a disk begins with the path of its image");
-    while (rest) {
-        int r = set_word(&disk, strsep(&rest, ","), err);
-        if (r < 0)
-            return r;
+    _cleanup_free_ char *copy = strdup(text);
+    int r = copy ? parse(&disk, copy, err) : err_set(err, -ENOMEM, "no memory");
+    if (r >= 0)
+        r = guest_disk_check(&disk, err);
+    if (r < 0) {
+        guest_disk_free(&disk);
+        return r;
     }
-    disk.path = strdup(path);
-    if (!disk.path)
-        return err_set(err, -ENOMEM, "no memory");
     conf->disks[conf->disk_count++] = disk;
     return 0;
-}
-
-void guest_disks_free(struct guest_conf *conf)
-{
-    for (unsigned i = 0; i < GUEST_DISKS_MAX; i++) {
-        free(conf->disks[i].path);
-        conf->disks[i] = (struct guest_disk){.fd = -1};
-    }
-    conf->disk_count = 0;
 }

@@ -47,8 +47,6 @@ void guest_conf_init(struct guest_conf *conf)
     };
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         conf->consoles[i].fd = -1;
-    for (size_t i = 0; i < GUEST_DISKS_MAX; i++)
-        conf->disks[i].fd = -1;
 }
 
 void guest_conf_free(struct guest_conf *conf)
@@ -61,7 +59,8 @@ void guest_conf_free(struct guest_conf *conf)
     free(conf->append);
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         free(conf->consoles[i].name);
-    guest_disks_free(conf);
+    for (size_t i = 0; i < GUEST_DISKS_MAX; i++)
+        guest_disk_free(&conf->disks[i]);
     *conf = (struct guest_conf){0};
 }
 
@@ -77,8 +76,7 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
     to->name = to->kernel = to->initrd = to->append = NULL;
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         to->consoles[i].name = NULL;
-    for (size_t i = 0; i < GUEST_DISKS_MAX; i++)
-        to->disks[i].path = NULL;
+    memset(to->disks, 0, sizeof to->disks);
     int r = copy_string(&to->name, from->name);
     if (r >= 0)
         r = copy_string(&to->kernel, from->kernel);
@@ -88,8 +86,8 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
         r = copy_string(&to->append, from->append);
     for (size_t i = 0; r >= 0 && i < GUEST_CONSOLES_MAX; i++)
         r = copy_string(&to->consoles[i].name, from->consoles[i].name);
-    for (size_t i = 0; r >= 0 && i < GUEST_DISKS_MAX; i++)
-        r = copy_string(&to->disks[i].path, from->disks[i].path);
+    for (size_t i = 0; r >= 0 && i < from->disk_count; i++)
+        r = guest_disk_copy(&to->disks[i], &from->disks[i]);
     if (r < 0)
         guest_conf_free(to);
     return r;

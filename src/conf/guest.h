@@ -38,7 +38,8 @@ enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
     GUEST_DISKS_MAX = 8,
-    GUEST_SERIAL_MAX = 20,    /* bytes of a disk's serial number */
+    GUEST_IMAGES_MAX = 32, /* of one disk: itself, and what stands behind it */
+    GUEST_SERIAL_MAX = 20,
     GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
 };
 
@@ -57,16 +58,37 @@ struct guest_console {
     int fd;     /* stream socket; -1 in a definition written by people */
 };
 
-/* A virtio block device over a raw image. JSON: "disks": [{"path": "web.img", "read_only": true,
- * "cache": "unsafe", "serial": "0815"}]; the first is vda in the guest, and so on. */
-enum guest_cache { GUEST_CACHE_WRITEBACK, GUEST_CACHE_UNSAFE, GUEST_CACHE_MAX };
+enum guest_disk_format {
+    GUEST_DISK_PROBE, /* by the image's magic */
+    GUEST_DISK_RAW,
+    GUEST_DISK_QCOW2,
+    GUEST_DISK_FORMAT_MAX
+};
+
+enum guest_disk_cache {
+    GUEST_DISK_WRITEBACK, /* the host's page cache; a guest's flush reaches the disk */
+    GUEST_DISK_NONE,      /* O_DIRECT; so does it */
+    GUEST_DISK_UNSAFE,    /* flushes do nothing */
+    GUEST_DISK_CACHE_MAX
+};
+
+/* An open file of a disk, as the image that stands on it calls it; the disk's own is called as its
+ * path. */
+struct guest_image {
+    char *name;
+    int fd;
+};
 
 struct guest_disk {
-    char *path; /* as written by people; NULL where a descriptor is given */
-    int fd;     /* -1 in a definition written by people */
+    char *path;
+    enum guest_disk_format format;
+    enum guest_disk_cache cache;
     bool read_only;
-    enum guest_cache cache;
-    char serial[GUEST_SERIAL_MAX + 1];
+    char *serial;                   /* at most GUEST_SERIAL_MAX bytes, NULL = none */
+    uint64_t iops, bps;             /* requests and bytes a second; 0 = no limit */
+    uint64_t iops_burst, bps_burst; /* so many at once; 0 = a tenth of a second's worth */
+    struct guest_image *images;     /* filled by `lodge run`, the top first */
+    unsigned image_count;
 };
 
 /* JSON: "lockstep": {"role": "lead", "fd": 7, "instructions": 100000000}; `follow` needs no count.
@@ -110,6 +132,7 @@ struct guest_conf {
     struct guest_lockstep lockstep;
     struct guest_console consoles[GUEST_CONSOLES_MAX];
     unsigned console_count;
+
     struct guest_disk disks[GUEST_DISKS_MAX];
     unsigned disk_count;
 };
@@ -138,15 +161,19 @@ int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *e
 int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_code_cache(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err);
-/* Adds one: "PATH[,ro][,cache=writeback|unsafe][,serial=TEXT]"; the path ends at the first comma.
- */
+/* One more disk: "PATH,ro,format=raw,cache=none,serial=X,iops=N,bps=SIZE", of which all but the
+ * path may be missing. */
 int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err);
+/* -E2BIG, -ENOMEM. */
+int guest_disk_add_image(struct guest_disk *disk, const char *name, int fd);
+
 /* Puts " words" behind the kernel command line. -ENOMEM. */
 int guest_conf_append(struct guest_conf *conf, const char *words);
 
 const char *guest_engine_name(enum guest_engine engine);
-const char *guest_cache_name(enum guest_cache cache);
 const char *guest_translate_name(enum guest_translate translate);
+const char *guest_disk_format_name(enum guest_disk_format format);
+const char *guest_disk_cache_name(enum guest_disk_cache cache);
 
 /* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or
  * iB. -EINVAL for anything else, for 0, and for overflow. */

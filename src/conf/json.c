@@ -6,6 +6,7 @@
  */
 #include "base/own.h"
 #include "conf/guest.h"
+#include "conf/json_disk.h"
 #include "conf/private.h"
 
 #include <errno.h>
@@ -212,58 +213,6 @@ static int get_consoles(const json_t *value, struct guest_conf *conf, struct err
     return 0;
 }
 
-static int get_disk_word(const json_t *value, struct guest_disk *disk,
-                         int (*set)(struct guest_disk *, const char *, struct err *),
-                         struct err *why)
-{
-    if (!json_is_string(value))
-        return err_set(why, -EINVAL, "a disk's cache and serial are strings");
-    return set(disk, json_string_value(value), why);
-}
-
-static int get_disk(const json_t *value, struct guest_disk *disk, struct err *why)
-{
-    const char *key;
-    json_t *field;
-    if (!json_is_object(value))
-        return err_set(why, -EINVAL, "must hold objects with a path");
-    json_object_foreach((json_t *)value, key, field)
-    {
-        int r = 0;
-        if (!strcmp(key, "path"))
-            r = get_string(field, &disk->path, why);
-        else if (!strcmp(key, "fd"))
-            r = get_fd(field, &disk->fd, why);
-        else if (!strcmp(key, "read_only") && json_is_boolean(field))
-            disk->read_only = json_is_true(field);
-        else if (!strcmp(key, "cache"))
-            r = get_disk_word(field, disk, guest_disk_set_cache, why);
-        else if (!strcmp(key, "serial"))
-            r = get_disk_word(field, disk, guest_disk_set_serial, why);
-        else
-            r = err_set(why, -EINVAL, "'%.64s' is no field of a disk, or not true or false", key);
-        if (r < 0)
-            return r;
-    }
-    if (disk->fd < 0 && (!disk->path || !*disk->path))
-        return err_set(why, -EINVAL, "a disk must have a path");
-    return 0;
-}
-
-static int get_disks(const json_t *value, struct guest_conf *conf, struct err *why)
-{
-    if (!json_is_array(value) || json_array_size(value) > GUEST_DISKS_MAX)
-        return err_set(why, -EINVAL, "must be an array of at most %d disks", GUEST_DISKS_MAX);
-    guest_disks_free(conf);
-    for (size_t i = 0; i < json_array_size(value); i++) {
-        int r = get_disk(json_array_get(value, i), &conf->disks[i], why);
-        if (r < 0)
-            return r;
-        conf->disk_count++;
-    }
-    return 0;
-}
-
 static const char *const on_reset_names[GUEST_ON_RESET_MAX] = {
     [GUEST_ON_RESET_REBOOT] = "reboot",
     [GUEST_ON_RESET_EXIT] = "exit",
@@ -343,7 +292,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_CPUS: return get_cpus(value, conf, why);
     case KIND_FD: return get_fd(value, at, why);
     case KIND_CONSOLES: return get_consoles(value, conf, why);
-    case KIND_DISKS: return get_disks(value, conf, why);
+    case KIND_DISKS: return json_get_disks(value, conf, why);
     case KIND_ON_RESET: return get_on_reset(value, conf, why);
     case KIND_LOCKSTEP: return get_lockstep(value, conf, why);
     }
@@ -427,35 +376,6 @@ static int put_consoles(json_t *root, const struct guest_conf *conf)
     return json_object_set_new(root, "consoles", array);
 }
 
-static json_t *disk_object(const struct guest_disk *disk)
-{
-    json_t *object = json_object();
-    int r = put_string(object, "path", disk->path);
-    if (r >= 0 && disk->fd >= 0)
-        r = json_object_set_new(object, "fd", json_integer(disk->fd));
-    if (r >= 0)
-        r = json_object_set_new(object, "read_only", json_boolean(disk->read_only));
-    if (r >= 0)
-        r = put_string(object, "cache", guest_cache_name(disk->cache));
-    if (r >= 0 && *disk->serial)
-        r = put_string(object, "serial", disk->serial);
-    if (r >= 0)
-        return object;
-    json_decref(object);
-    return NULL;
-}
-
-static int put_disks(json_t *root, const struct guest_conf *conf)
-{
-    json_t *array = json_array();
-    for (unsigned i = 0; i < conf->disk_count; i++)
-        if (json_array_append_new(array, disk_object(&conf->disks[i])) < 0) {
-            json_decref(array);
-            return -1;
-        }
-    return json_object_set_new(root, "disks", array);
-}
-
 static int put_lockstep(json_t *root, const struct guest_lockstep *lockstep)
 {
     json_t *object = json_object();
@@ -495,8 +415,8 @@ static int put_field(json_t *root, const struct field *field, const struct guest
     case KIND_FD:
         fd = *(const int *)at;
         return fd < 0 ? 0 : json_object_set_new(root, field->name, json_integer(fd));
+    case KIND_DISKS: return json_put_disks(root, conf);
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
-    case KIND_DISKS: return conf->disk_count ? put_disks(root, conf) : 0;
     case KIND_LOCKSTEP: return conf->lockstep.role ? put_lockstep(root, &conf->lockstep) : 0;
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);
     }

@@ -17,6 +17,13 @@ int guest_check_memory(uint64_t bytes, struct err *err);
 int guest_check_cpus(uint64_t cpus, struct err *err);
 int guest_check_code_cache(uint64_t bytes, struct err *err);
 
+void guest_disk_free(struct guest_disk *disk); /* what it holds; it is empty after */
+int guest_disk_copy(struct guest_disk *to, const struct guest_disk *from);
+/* One property by its name, as in guest_conf_add_disk(). */
+int guest_disk_set(struct guest_disk *disk, const char *name, const char *value, struct err *err);
+/* What no single property can answer. */
+int guest_disk_check(const struct guest_disk *disk, struct err *err);
+
 /* Where in a text: both count from 1, columns in bytes. */
 struct text_place {
     unsigned line, column;

@@ -4,9 +4,9 @@
  *     file  = *( blank / comment / entry )
  *     entry = key "=" '"' value '"' [ comment ]
  *
- * One entry a line; '#' begins a comment; in a value, \" and \\ stand for themselves. The file has
- * no numbers and no sections on purpose: every value is quoted, so nobody has to know which must
- * be.
+ * One entry a line; `disk` may stand on several lines, each other key on one; '#' begins a comment;
+ * in a value, \" and \\ stand for themselves. The file has no numbers and no sections on purpose:
+ * every value is quoted, so nobody has to know which must be.
  */
 #include "base/own.h"
 #include "conf/guest.h"
@@ -47,7 +47,6 @@ struct reader {
     struct err *err;
     struct guest_conf *conf;
     unsigned seen[KEY_MAX]; /* line of the first, 0 = not yet */
-    unsigned disks;
     char *root;
 };
 
@@ -98,7 +97,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
         if (strlen(key_names[key]) != (size_t)length ||
             memcmp(key_names[key], name, (size_t)length))
             continue;
-        if (reader->seen[key] && key != KEY_DISK)
+        if (reader->seen[key] && key != KEY_DISK) /* a guest may have many */
             return guest_text_error(reader->err, reader->origin, start,
                                     "'%s' was set on line %u already", key_names[key],
                                     reader->seen[key]);
@@ -108,8 +107,8 @@ static int read_key(struct reader *reader, enum key *ret_key)
     }
     return guest_text_error(
         reader->err, reader->origin, start,
-        "unknown key '%.*s'; the keys are appended, code_cache, disk, engine, initrd, kernel, mem, "
-        "name, root, translate, vcpus",
+        "unknown key '%.*s'; the keys are appended, code_cache, disk, engine, initrd, kernel, "
+        "mem, name, root, translate, vcpus",
         min(length, 64), name);
 }
 
@@ -167,8 +166,8 @@ static int replace(char **field, char **value)
 /* These may be empty, or have words of their own for what is. */
 static bool checks_itself(enum key key)
 {
-    return key == KEY_APPENDED || key == KEY_CODE_CACHE || key == KEY_ENGINE || key == KEY_MEM ||
-           key == KEY_TRANSLATE || key == KEY_VCPUS;
+    return key == KEY_APPENDED || key == KEY_CODE_CACHE || key == KEY_DISK || key == KEY_ENGINE ||
+           key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS;
 }
 
 static int set(struct reader *reader, enum key key, char **value, struct err *why)
@@ -179,10 +178,7 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     switch (key) {
     case KEY_APPENDED: return replace(&conf->append, value);
     case KEY_CODE_CACHE: return guest_conf_set_code_cache(conf, *value, why);
-    case KEY_DISK:
-        if (reader->disks++ == 0) /* the file's instead of what stood under it */
-            guest_disks_free(conf);
-        return guest_conf_add_disk(conf, *value, why);
+    case KEY_DISK: return guest_conf_add_disk(conf, *value, why);
     case KEY_ENGINE: return guest_conf_set_engine(conf, *value, why);
     case KEY_INITRD: return replace(&conf->initrd, value);
     case KEY_KERNEL: return replace(&conf->kernel, value);

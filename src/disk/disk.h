@@ -1,49 +1,180 @@
 /*
- * disk.h: virtual disks, whatever lies under them. Today that is a raw file.
+ * disk.h: virtual disks, whatever lies under them: a raw file, qcow2 with its backing chain, LUKS,
+ * a web server.
  *
- * A `struct disk` is an array of bytes with a size, in sectors of 512 bytes. Nothing here sees
- * guest memory but through iovecs.
+ * A `struct disk` is an array of bytes with a size, in sectors of 512 bytes. Formats stack: a qcow2
+ * disk has a raw disk under it and may have a whole disk behind it (its backing). The one on top is
+ * what a device or a tool holds.
  *
- * Consistency: everything that was written before a disk_flush() that returned 0 survives a crash.
- * Between flushes writes may reach the host's disk in any order.
+ * Two ways to data:
  *
- * Threads: every call but disk_close() may be made by any thread at any time. Overlapping writes at
- * the same time leave either's bytes, sector by sector.
+ *   the calls      disk_read() and its like do it all and return when it is done; they may block on
+ *                  the host's I/O and on metadata. Any format, any range, many threads at once.
+ *   direct         disk_direct() says where in a host file a range lies, when that is all there is
+ *                  to it: then a device does the transfer itself, by io_uring, from guest memory.
+ *                  Until disk_direct_end() that place is given to nobody else, whatever happens to
+ *                  the range; neither call does I/O, and no call waits for extents to end: before
+ *                  disk_resize() and disk_close() all have. Where it says no, the calls do it.
  *
- * Errors: -errno. -EINVAL for a range outside the disk (nothing is done), -EROFS for a write to
- * what is open for reading only, -ENOSPC when the host's disk is full.
+ * Consistency. After a crash at any instant an image is as consistent as qemu-img check wants it,
+ * with leaked clusters at worst, and holds everything that was written before the last disk_flush()
+ * that returned 0. Between flushes writes may reach the host's disk in any order.
+ *
+ * Threads: every call below may be made by any thread at any time between open and close, unless it
+ * says otherwise. Overlapping writes at the same time leave either's bytes, sector by sector.
+ *
+ * Errors: -errno. -EINVAL for a range outside the disk (nothing is done), -EIO also for an image
+ * that contradicts itself, -ENOSPC when the host's disk is full (the write may be tried again),
+ * -EROFS for a write to what was opened for reading only, -EBUSY for an image in use. Images are
+ * hostile: sizes and offsets in them are believed only after they were checked against the file.
  */
 #pragma once
 
 #include "base/err.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
 enum { DISK_SECTOR = 512 };
 
-struct disk;
-
-struct disk_options {
-    bool read_only;
-    bool unsafe; /* flushes do nothing: for guests that are thrown away */
+enum disk_cache {
+    DISK_CACHE_WRITEBACK, /* the host's page cache; flushes reach the disk */
+    DISK_CACHE_NONE,      /* O_DIRECT; flushes reach the disk */
+    DISK_CACHE_UNSAFE,    /* flushes do nothing: for guests that are thrown away */
 };
 
-/* A regular file or a block device, as it is; its last bytes, if they fill no sector, are not part
- * of the disk. Takes the descriptor over where it succeeds. */
-int disk_open_raw(int fd, const struct disk_options *options, struct disk **ret_disk,
-                  struct err *err);
-void disk_close(struct disk *disk); /* without a flush; NULL is fine */
+enum disk_format {
+    DISK_FORMAT_PROBE,
+    DISK_FORMAT_RAW,
+    DISK_FORMAT_QCOW2,
+    DISK_FORMAT_OTHER, /* an image names one that we do not know; refused where it is opened */
+};
+
+/* How files are opened: the VMM cannot open any and hands out descriptors that it was given.
+ * Returns a descriptor that the disk owns, or -errno. `path` is as the image has it; `from` is the
+ * path of the image that names it, NULL for the first. */
+struct disk_opener {
+    int (*open)(void *opaque, const char *path, const char *from, bool write, bool direct);
+    void *opaque;
+};
+extern const struct disk_opener disk_opener_files; /* open(2); relative to the folder of `from` */
+
+/* One may write to an image, or many may read it: others are kept away, as long as anybody has the
+ * descriptor, also QEMU and its tools (lock.c). -EBUSY. What a disk opens by itself, without an
+ * opener, it locks. */
+int disk_lock(int fd, bool write);
+
+struct disk_options {
+    enum disk_format format; /* of the first image; backing images say theirs, or are probed */
+    enum disk_cache cache;
+    bool read_only;
+    bool alone;    /* without its backing, which reads as zeros: to look at the image itself */
+    bool unlocked; /* whoever uses the image meanwhile: to look at what seldom changes */
+    const struct disk_opener *opener; /* NULL: disk_opener_files */
+};
+
+struct disk;
+
+/* Opens an image and its backing chain. The format is probed by its magic if nobody says; where it
+ * was probed to be raw, the guest cannot write another format's magic into its first sector
+ * (-EPERM), or the next probe would believe it. */
+int disk_open(const char *path, const struct disk_options *options, struct disk **ret_disk,
+              struct err *err);
+/* Flushes metadata and closes. -errno of that flush; the disk is gone all the same. NULL is fine.
+ */
+int disk_close(struct disk *disk);
 
 uint64_t disk_size(const struct disk *disk); /* bytes, a multiple of DISK_SECTOR */
 bool disk_read_only(const struct disk *disk);
+const char *disk_format_name(const struct disk *disk); /* "raw", "qcow2", ... */
 
-/* 0 or -errno. What was never written reads as zeros. The vectors are changed. */
-int disk_readv(struct disk *disk, uint64_t offset, struct iovec *iov, unsigned count);
-int disk_writev(struct disk *disk, uint64_t offset, struct iovec *iov, unsigned count);
+/* Whole ranges of bytes, any alignment; 0 or -errno. What was never written reads as zeros. */
+int disk_read(struct disk *disk, uint64_t offset, void *to, size_t length);
+int disk_write(struct disk *disk, uint64_t offset, const void *from, size_t length);
+int disk_readv(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count);
+int disk_writev(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count);
 /* Zeros from now on. `may_unmap`: the space may go back to the host. */
 int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, bool may_unmap);
-/* The contents do not matter any more: space that can go back to the host, goes. */
+/* The contents do not matter any more; space that can go back, goes. They may read as before, or as
+ * zeros. */
 int disk_discard(struct disk *disk, uint64_t offset, uint64_t length);
 int disk_flush(struct disk *disk);
+
+/* Bytes [offset, offset + length) of the disk are bytes [file_offset, ...) of `fd`. */
+struct disk_extent {
+    int fd;
+    uint64_t file_offset;
+    uint64_t length;
+    uint32_t
+        alignment; /* file offset, length and memory must be multiples of it (O_DIRECT); or 1 */
+    void *held;    /* for disk_direct_end() */
+};
+
+/* Where the longest part of the range that begins at `offset` lies: 1 to `length` bytes of
+ * ret_extent->length, whole sectors if the range is; false: it is not that simple, and nothing is
+ * held. File offset and length are multiples of the alignment; whether memory is, the caller looks.
+ * For a write, too, nothing but the data is left to be done. Reads end within the file. */
+bool disk_direct(struct disk *disk, uint64_t offset, uint64_t length, bool write,
+                 struct disk_extent *ret_extent);
+void disk_direct_end(struct disk *disk, const struct disk_extent *extent);
+
+/* ---- what tools do ---- */
+
+enum disk_extent_kind {
+    DISK_EXTENT_DATA,
+    DISK_EXTENT_ZERO,
+    DISK_EXTENT_HOLE /* zero, and no space */
+};
+
+/* What lies at `offset`, and how far it goes on like that: through the whole chain. */
+int disk_status(struct disk *disk, uint64_t offset, uint64_t length,
+                enum disk_extent_kind *ret_kind, uint64_t *ret_length);
+
+/* Grows or shrinks. Shrinking loses what lies behind; nobody may use the disk meanwhile. */
+int disk_resize(struct disk *disk, uint64_t size, struct err *err);
+
+struct disk_create {
+    enum disk_format format;
+    uint64_t size; /* bytes; rounded up to a sector. 0 with a backing: as large as that */
+    bool preallocate;
+    const char *backing; /* NULL: none; written into the image as it stands here */
+    enum disk_format backing_format;
+    unsigned cluster_bits; /* 9 to 21; 0: 16 */
+};
+
+/* Makes a new image. -EEXIST: there is something; nothing is overwritten. */
+int disk_create(const char *path, const struct disk_create *create, struct err *err);
+
+struct disk_info {
+    const char *format;
+    uint64_t size;      /* as the guest sees it */
+    uint64_t allocated; /* bytes that the file takes on the host's disk */
+    unsigned cluster_bits;
+    bool dirty, corrupt;
+    char *backing; /* as the image has it, or NULL; freed by disk_info_free() */
+    enum disk_format backing_format;
+    unsigned snapshots;
+};
+
+int disk_info(struct disk *disk, struct disk_info *ret_info);
+void disk_info_free(struct disk_info *info);
+
+struct disk_check {
+    uint64_t errors; /* the guest's data is at risk; after a repair, those that are left */
+    uint64_t leaks;  /* space is lost, nothing else; likewise */
+    uint64_t repaired;
+};
+
+struct disk_checker {
+    bool repair;                                                 /* leaks, refcounts, flags */
+    void (*report)(void *opaque, const char *line);              /* one finding; or NULL */
+    void (*progress)(void *opaque, uint64_t done, uint64_t all); /* or NULL */
+    void *opaque;
+};
+
+/* Consistency of the image itself, not of what it stands on. -ENOTSUP for a format that has none.
+ */
+int disk_check(const char *path, enum disk_format format, const struct disk_checker *checker,
+               struct disk_check *ret_check, struct err *err);

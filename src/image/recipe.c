@@ -21,12 +21,18 @@ static const char *const append[] = {
     "rcupdate.rcu_expedited=1", /* grace periods at boot do not wait for ticks */
 };
 
-/* What the exec channel needs, what can wait until a command runs, and what only a guest with disks
- * needs, in three parts; what they need in turn is found. A signed module costs some milliseconds
- * of RSA. */
-static const char *const wanted_modules[] = {"virtio_pci", "virtio_console", "virtio_rng",
-                                             "virtio_blk"};
-static const size_t part_ends[] = {2, 3, ARRAY_LEN(wanted_modules)};
+/* Modules that the guest wants; what they need in turn is found. Those with a device (PCI vendor
+ * and device, as /sys has them) are loaded only where there is one, with what they need: a signed
+ * module costs some milliseconds of RSA. */
+static const struct wanted {
+    const char *name, *device;
+    bool late; /* can wait until a command runs */
+} wanted[] = {
+    {"virtio_pci", NULL, false},
+    {"virtio_console", NULL, false},
+    {"virtio_blk", "0x1af4 0x1042", false},
+    {"virtio_rng", NULL, true},
+};
 
 static const struct {
     const char *path;
@@ -102,39 +108,60 @@ static int add_applets(const struct recipe_files *files, struct initramfs *to, s
 struct module_list {
     char text[4096];
     size_t length;
-    size_t modules;
+    const char *always[64]; /* names of those without a condition */
+    size_t always_count;
 };
 
-/* Adds the first `wanted` of the wanted ones, but for those that are there already: the order of a
- * prefix is a prefix of the order of all. */
-static int add_part(const struct recipe_files *files, size_t wanted, struct module_list *list,
-                    struct initramfs *to, struct err *err)
+static bool is_listed(const struct module_list *list, const char *name)
+{
+    bool listed = false;
+    for (size_t i = 0; i < list->always_count; i++)
+        listed |= !strcmp(list->always[i], name);
+    return listed;
+}
+
+static int list_module(struct module_list *list, const char *name, const char *device,
+                       struct err *err)
+{
+    list->length += (size_t)snprintf(list->text + list->length, sizeof list->text - list->length,
+                                     "%s.ko%s%s\n", name, device ? " " : "", device ? device : "");
+    if (list->length >= sizeof list->text || list->always_count == ARRAY_LEN(list->always))
+        return err_set(err, -E2BIG, "too many kernel modules");
+    if (!device)
+        list->always[list->always_count++] = name;
+    return 0;
+}
+
+/* One of the wanted, after what it needs. A module that several devices need is listed for each. */
+static int add_wanted(const struct recipe_files *files, const struct wanted *one,
+                      struct module_list *list, struct initramfs *to, struct err *err)
 {
     _cleanup_free_ struct module **order = NULL;
     size_t count = 0;
-    char path[256];
-    int r = module_order(files->modules, wanted_modules, wanted, &order, &count, err);
-    for (size_t i = list->modules; r >= 0 && i < count; i++) {
+    int r = module_order(files->modules, &one->name, 1, &order, &count, err);
+    for (size_t i = 0; r >= 0 && i < count; i++) {
+        char path[256];
+        if (is_listed(list, order[i]->name))
+            continue;
         snprintf(path, sizeof path, "lib/modules/%s.ko", order[i]->name);
         r = initramfs_add_file(to, path, 0644, order[i]->bytes, order[i]->size, err);
-        list->length += (size_t)snprintf(
-            list->text + list->length, sizeof list->text - list->length, "%s.ko\n", order[i]->name);
-        if (list->length >= sizeof list->text)
-            return err_set(err, -E2BIG, "too many kernel modules");
+        if (r >= 0)
+            r = list_module(list, order[i]->name, one->device, err);
     }
-    list->modules = count;
     return r;
 }
 
-/* The parts of the list are separated by blank lines. */
+/* Those that can wait stand behind a blank line. */
 static int add_modules(const struct recipe_files *files, struct initramfs *to, struct err *err)
 {
     struct module_list list = {0};
     int r = 0;
-    for (size_t i = 0; i < ARRAY_LEN(part_ends) && r >= 0; i++) {
-        if (i > 0)
+    for (int late = 0; late < 2; late++) {
+        for (size_t i = 0; i < ARRAY_LEN(wanted) && r >= 0; i++)
+            if (wanted[i].late == late)
+                r = add_wanted(files, &wanted[i], &list, to, err);
+        if (!late && r >= 0)
             list.text[list.length++] = '\n';
-        r = add_part(files, part_ends[i], &list, to, err);
     }
     return r < 0 ? r
                  : initramfs_add_file(to, "lib/modules/lodge.list", 0644, list.text, list.length,

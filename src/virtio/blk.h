@@ -1,29 +1,65 @@
 /*
- * blk.h: the virtio block device (virtio 1.2, 5.2) over a struct disk.
+ * blk.h: virtio block device (virtio 1.2, 5.2).
  *
- * Each queue has a thread of its own, which serves one request after the other: what lies in
- * different queues goes on at the same time. Offered: SEG_MAX, BLK_SIZE, TOPOLOGY, FLUSH, MQ, and
- * RO or DISCARD and WRITE_ZEROES. Requests of other kinds are answered UNSUPP, what lies outside
- * the disk or is no whole number of sectors IOERR; a chain without room for the status, or without
- * a header, breaks the protocol (virtio_fail).
- * An error of the host's disk is the guest's I/O error.
+ * Joins a `struct disk` (disk/disk.h) to up to BLK_QUEUES_MAX request queues, each with a thread of
+ * its own. It has IN, OUT, FLUSH, GET_ID, DISCARD and WRITE_ZEROES; other types are answered with
+ * UNSUPP. What a driver does wrong in a request is IOERR; where there is no place for a status, or
+ * the rings are wrong, the device wants to be reset.
+ *
+ * Transfers go through an io_uring where there is one and disk_direct() knows a place, straight
+ * between guest memory and the host's file; adjacent requests that wait together become one. All
+ * else is done by the disk's calls, on the queue's thread. A small transfer that the host's page
+ * cache can serve at once is done by the vCPU that notifies: for that no thread need wake.
+ *
+ * Durability: with a write-back cache (FLUSH negotiated, `writeback` not 0) writes are safe after
+ * the next FLUSH. Without one, each write is flushed before it is answered.
+ *
+ * A reset waits for what is in flight; requests that had not been begun are forgotten.
+ *
+ * Errors of the host go to the guest as IOERR and to `on_error` (positive errno: ENOSPC, EIO, ...),
+ * on an I/O thread, with the queue's lock held: note it and return.
+ *
+ * Threads: all functions from any thread. The transport frees the device and joins its threads;
+ * disk and rings are borrowed and outlive it.
+ *
+ * Errors: -EINVAL for a configuration out of bounds, -ENOMEM, or why there is no thread.
  */
 #pragma once
 
 #include "base/err.h"
 #include "disk/disk.h"
+#include "mem/mem.h"
+#include "virtio/blk_ring.h"
 #include "virtio/device.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 enum {
-    BLK_QUEUES_MAX = 16,
-    BLK_SERIAL_MAX = 20, /* bytes */
+    BLK_QUEUES_MAX = 4,
+    BLK_SERIAL_MAX = 20,
+    BLK_RING_ENTRIES = 128, /* of each ring in the configuration */
 };
 
+struct virtio_blk;
+
 struct virtio_blk_config {
-    struct disk *disk;  /* taken over, where virtio_blk_new() succeeds */
-    unsigned queues;    /* 1..BLK_QUEUES_MAX */
-    const char *serial; /* at most BLK_SERIAL_MAX bytes; NULL: none */
+    struct disk *disk;
+    const char *serial;             /* at most BLK_SERIAL_MAX bytes; NULL = none */
+    unsigned queues;                /* 1..BLK_QUEUES_MAX */
+    struct blk_ring *const *rings;  /* one a queue, or NULL; an entry may be NULL, too */
+    uint64_t iops, bps;             /* limits of all queues together; 0 = none */
+    uint64_t iops_burst, bps_burst; /* 0 = a tenth of a second's worth */
+    void (*on_error)(void *opaque, bool write, int number); /* may be NULL */
+    void *opaque;
 };
 
 int virtio_blk_new(struct mem *mem, const struct virtio_blk_config *config,
-                   struct virtio_device **ret_device, struct err *err);
+                   struct virtio_blk **ret_blk, struct err *err);
+
+/* For virtio_pci_new(). */
+struct virtio_device *virtio_blk_device(struct virtio_blk *blk);
+
+/* Ends its threads; when it returns nothing of it touches the disk, for ever. Before disk_close()
+ * where the device is not freed. */
+void virtio_blk_stop(struct virtio_blk *blk);

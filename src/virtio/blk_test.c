@@ -1,18 +1,21 @@
-/* The block device from the guest's side, over a file. */
+/* The block device from the guest's side: a driver in plain memory, a raw disk in a temporary file.
+ */
 #include "virtio/blk.h"
 
 #include "base/bytes.h"
+#include "virtio/blk_limit.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,373 +23,858 @@
 #include <cmocka.h>
 
 enum {
-    SIZE = 8 << 20,
+    SLOT = 2,
     QUEUES = 2,
-    HEADER_AT = 16 << 20, /* in guest memory, one for each request under way */
-    DATA_AT = 17 << 20,
-    STATUS_AT = 40 << 20,
-    NO_STATUS = 0xee,
-    PATIENCE_MS = 10000,
+    DISK_BYTES = 8 << 20,
+    SECTORS = DISK_BYTES / 512,
+    PATIENCE_MS = 20000,
+    HEADERS = 16 << 20, /* guest memory: 64 bytes a request */
+    DATA = 20 << 20,
+    OK = 0,
+    IOERR = 1,
+    UNSUPP = 2,
+    UNTOUCHED = 0xee,
 };
 
 enum { IN = 0, OUT = 1, FLUSH = 4, GET_ID = 8, DISCARD = 11, WRITE_ZEROES = 13 };
-enum { OK = 0, IOERR = 1, UNSUPP = 2 };
 
-#define F_RO           (1u << 5)
-#define F_FLUSH        (1u << 9)
-#define F_DISCARD      (1u << 13)
-#define F_WRITE_ZEROES (1u << 14)
-#define ALL            (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | 0x7644)
+enum {
+    F_SIZE_MAX = 1 << 1,
+    F_SEG_MAX = 1 << 2,
+    F_RO = 1 << 5,
+    F_BLK_SIZE = 1 << 6,
+    F_FLUSH = 1 << 9,
+    F_TOPOLOGY = 1 << 10,
+    F_WCE = 1 << 11,
+    F_MQ = 1 << 12,
+    F_DISCARD = 1 << 13,
+    F_ZEROES = 1 << 14,
+};
+
+#define USUAL    (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC)
+#define FEATURES (USUAL | F_FLUSH | F_MQ | F_DISCARD | F_ZEROES | F_SEG_MAX | F_SIZE_MAX)
 
 struct fixture {
     struct driver_machine machine;
     struct driver driver;
+    char path[64];
+    int fd; /* the disk's file, as the host sees it */
+    struct disk *disk;
+    struct blk_ring *rings[QUEUES];
+    struct virtio_blk *blk;
     struct virtio_pci *transport;
-    int file;
-    unsigned requests;
+    _Atomic int errors, last_error;
 };
 
-static struct fixture *f;
+/* What differs between the fixtures. */
+struct flavour {
+    bool rings, read_only;
+    enum disk_cache cache;
+    uint64_t iops, bps;
+};
 
-static void begin(bool read_only)
+static void note_error(void *opaque, bool write, int number)
 {
-    char path[] = "blk_test.XXXXXX";
-    struct disk *disk;
-    struct virtio_device *device;
-    f = calloc(1, sizeof *f);
-    f->file = mkstemp(path);
-    assert_true(f->file >= 0);
-    unlink(path);
-    assert_int_equal(ftruncate(f->file, SIZE), 0);
-    assert_int_equal(
-        disk_open_raw(dup(f->file), &(struct disk_options){.read_only = read_only}, &disk, NULL),
-        0);
-    const struct virtio_blk_config config = {
-        .disk = disk, .queues = QUEUES, .serial = "a-serial-of-twenty-bytes"};
+    struct fixture *f = opaque;
+    f->last_error = write ? number : -number;
+    f->errors++;
+}
+
+static void nap(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* What sector `n` of a fresh disk holds. */
+static uint8_t pattern(uint64_t n, unsigned at)
+{
+    return (uint8_t)(n * 7 + at * 13 + (n >> 8));
+}
+
+static void fill_disk(int fd)
+{
+    uint8_t *bytes = malloc(DISK_BYTES);
+    for (uint64_t i = 0; i < DISK_BYTES; i++)
+        bytes[i] = pattern(i / 512, i % 512);
+    assert_int_equal(pwrite(fd, bytes, DISK_BYTES, 0), DISK_BYTES);
+    free(bytes);
+}
+
+static struct fixture *make(const struct flavour *flavour)
+{
+    struct fixture *f = calloc(1, sizeof *f);
     driver_machine_init(&f->machine);
-    assert_int_equal(virtio_blk_new(f->machine.mem, &config, &device, NULL), 0);
-    assert_int_equal(virtio_pci_new(f->machine.host, PCI_SLOT_ANY, device, &f->transport, NULL), 0);
+    strcpy(f->path, "/var/tmp/lodge-blk-test-XXXXXX"); /* a file system that knows O_DIRECT */
+    f->fd = mkstemp(f->path);
+    assert_true(f->fd >= 0);
+    fill_disk(f->fd);
+    const struct disk_options options = {
+        .format = DISK_FORMAT_RAW, .cache = flavour->cache, .read_only = flavour->read_only};
+    assert_int_equal(disk_open(f->path, &options, &f->disk, NULL), 0);
+    for (int i = 0; flavour->rings && i < QUEUES; i++)
+        blk_ring_new(BLK_RING_ENTRIES, &f->rings[i], NULL); /* or NULL, where the host has none */
+    const struct virtio_blk_config config = {
+        .disk = f->disk,
+        .serial = "serial-20-characters",
+        .queues = QUEUES,
+        .rings = f->rings,
+        .iops = flavour->iops,
+        .bps = flavour->bps,
+        .on_error = note_error,
+        .opaque = f,
+    };
+    assert_int_equal(virtio_blk_new(f->machine.mem, &config, &f->blk, NULL), 0);
+    assert_int_equal(
+        virtio_pci_new(f->machine.host, SLOT, virtio_blk_device(f->blk), &f->transport, NULL), 0);
     driver_machine_place(&f->machine);
-    driver_init(&f->driver, &f->machine, pci_device_slot(virtio_pci_device(f->transport)));
+    driver_init(&f->driver, &f->machine, SLOT);
+    return f;
 }
 
-static void live(uint64_t features)
+static int setup(void **state)
 {
-    assert_true(driver_negotiate(&f->driver, features & driver_offered(&f->driver)));
-    driver_msix_on(&f->driver, QUEUES + 1);
-    for (unsigned i = 0; i < QUEUES; i++)
-        assert_true(driver_queue(&f->driver, i, 256, true));
-    driver_live(&f->driver);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    begin(false);
-    live(ALL);
+    *state = make(&(struct flavour){.rings = true});
     return 0;
 }
 
-static int tear_down(void **state)
+static int setup_calls(void **state)
 {
-    (void)state;
+    *state = make(&(struct flavour){0});
+    return 0;
+}
+
+static int setup_direct(void **state)
+{
+    *state = make(&(struct flavour){.rings = true, .cache = DISK_CACHE_NONE});
+    return 0;
+}
+
+static int setup_read_only(void **state)
+{
+    *state = make(&(struct flavour){.rings = true, .read_only = true});
+    return 0;
+}
+
+static int setup_limited(void **state)
+{
+    *state = make(&(struct flavour){.rings = true, .iops = 100});
+    return 0;
+}
+
+static int setup_limited_bytes(void **state)
+{
+    *state = make(&(struct flavour){.bps = 1 << 20});
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
     virtio_pci_free(f->transport);
+    for (int i = 0; i < QUEUES; i++)
+        blk_ring_free(f->rings[i]);
+    disk_close(f->disk);
+    close(f->fd);
+    unlink(f->path);
     driver_machine_fini(&f->machine);
-    close(f->file);
     free(f);
     return 0;
 }
 
-static uint8_t *memory(uint64_t address, uint64_t size)
+static void bring_up(struct fixture *f, uint64_t features)
+{
+    struct driver *d = &f->driver;
+    assert_true(driver_negotiate(d, features));
+    driver_msix_on(d, QUEUES + 1);
+    for (unsigned queue = 0; queue < (features & F_MQ ? QUEUES : 1); queue++)
+        assert_true(driver_queue(d, queue, 128, true));
+    driver_live(d);
+}
+
+static uint8_t *guest(struct fixture *f, uint64_t address, uint64_t size)
 {
     return mem_at(f->machine.mem, address, size, true);
 }
 
-/* Writes a header and the initial status; the number of the request. */
-static unsigned prepare(uint32_t type, uint64_t sector)
+/* The header of request number `n`; its status lies behind it. */
+static uint64_t header(struct fixture *f, unsigned n, uint32_t type, uint64_t sector)
 {
-    unsigned number = f->requests++;
-    uint8_t *header = memory(HEADER_AT + number * 16, 16);
-    le32_write(header, type);
-    le32_write(header + 4, 0);
-    le64_write(header + 8, sector);
-    *memory(STATUS_AT + number, 1) = NO_STATUS;
-    return number;
+    uint64_t at = HEADERS + n * 64u;
+    uint8_t *bytes = guest(f, at, 64);
+    le32_write(bytes, type);
+    le32_write(bytes + 4, 0);
+    le64_write(bytes + 8, sector);
+    bytes[16] = UNTOUCHED;
+    return at;
 }
 
-static bool wait_take(unsigned queue, uint32_t *ret_length)
+static uint8_t status(struct fixture *f, unsigned n)
+{
+    return __atomic_load_n(guest(f, HEADERS + n * 64u + 16, 1), __ATOMIC_ACQUIRE);
+}
+
+/* Offers request `n` with its data in one buffer (none where length is 0); its head. */
+static int offer(struct fixture *f, unsigned queue, unsigned n, uint32_t type, uint64_t sector,
+                 uint64_t data, uint32_t length)
+{
+    uint64_t at = header(f, n, type, sector);
+    bool write = type == IN || type == GET_ID;
+    const struct driver_buffer with[] = {
+        {at, 16, false}, {data, length, write}, {at + 16, 1, true}};
+    const struct driver_buffer without[] = {{at, 16, false}, {at + 16, 1, true}};
+    int head = driver_ring_add(&f->driver.rings[queue], length ? with : without, length ? 3 : 2);
+    assert_true(head >= 0);
+    return head;
+}
+
+static bool take(struct fixture *f, unsigned queue, uint32_t *ret_length)
 {
     uint32_t head;
-    for (int i = 0; i < PATIENCE_MS * 5; i++) {
+    for (int tries = PATIENCE_MS * 5; tries > 0; tries--) {
         if (driver_ring_take(&f->driver.rings[queue], &head, ret_length))
             return true;
-        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+        nap();
     }
     return false;
 }
 
-/* One request with `length` bytes at DATA_AT; its status. */
-static unsigned request_on(unsigned queue, uint32_t type, uint64_t sector, uint32_t length,
-                           bool device_writes)
+/* One request from kick to status. */
+static uint8_t request(struct fixture *f, uint32_t type, uint64_t sector, uint64_t data,
+                       uint32_t length)
 {
-    unsigned number = prepare(type, sector);
-    struct driver_buffer buffers[] = {{HEADER_AT + number * 16, 16, false},
-                                      {DATA_AT, length, device_writes},
-                                      {STATUS_AT + number, 1, true}};
-    if (length == 0)
-        buffers[1] = buffers[2];
     uint32_t used;
-    assert_true(driver_ring_add(&f->driver.rings[queue], buffers, length ? 3 : 2) >= 0);
-    driver_kick(&f->driver, queue);
-    assert_true(wait_take(queue, &used));
-    assert_int_equal(used, device_writes ? length + 1 : 1);
-    return *memory(STATUS_AT + number, 1);
+    offer(f, 0, 0, type, sector, data, length);
+    driver_kick(&f->driver, 0);
+    assert_true(take(f, 0, &used));
+    return status(f, 0);
 }
 
-static unsigned request(uint32_t type, uint64_t sector, uint32_t length, bool device_writes)
+static bool holds(const uint8_t *bytes, uint64_t sector, unsigned sectors)
 {
-    return request_on(0, type, sector, length, device_writes);
+    for (unsigned i = 0; i < sectors * 512; i++)
+        if (bytes[i] != pattern(sector + i / 512, i % 512))
+            return false;
+    return true;
 }
 
-static void fill(uint8_t *bytes, size_t size, uint32_t seed)
+static bool all(const uint8_t *bytes, size_t size, uint8_t value)
 {
     for (size_t i = 0; i < size; i++)
-        bytes[i] = (uint8_t)((seed = seed * 1664525 + 1013904223) >> 24);
+        if (bytes[i] != value)
+            return false;
+    return true;
 }
 
-static void what_is_written_is_read_and_lies_in_the_file(void **state)
-{
-    (void)state;
-    static uint8_t sent[64 << 10], back[64 << 10];
-    for (unsigned queue = 0; queue < QUEUES; queue++) {
-        fill(sent, sizeof sent, queue + 1);
-        memcpy(memory(DATA_AT, sizeof sent), sent, sizeof sent);
-        assert_int_equal(request_on(queue, OUT, 100, sizeof sent, false), OK);
-        assert_int_equal(pread(f->file, back, sizeof back, 100 * 512), sizeof back);
-        assert_memory_equal(back, sent, sizeof sent);
-        memset(memory(DATA_AT, sizeof sent), 0, sizeof sent);
-        assert_int_equal(request_on(queue, IN, 101, sizeof sent - 512, true), OK);
-        assert_memory_equal(memory(DATA_AT, sizeof sent), sent + 512, sizeof sent - 512);
-        assert_int_equal(f->machine.messages[queue + 1] > 0, 1);
-    }
-    assert_int_equal(request(FLUSH, 0, 0, false), OK);
-}
-
-/* Header, data and status cut anywhere: 5.2.6 says nothing of where buffers end. */
-static void buffers_may_be_cut_anywhere(void **state)
-{
-    (void)state;
-    uint8_t sent[1024];
-    fill(sent, sizeof sent, 9);
-    unsigned number = prepare(OUT, 7);
-    uint64_t header = HEADER_AT + number * 16;
-    memcpy(memory(DATA_AT, 1024), sent, 1024);
-    const struct driver_buffer out[] = {{header, 3, false},          {header + 3, 13, false},
-                                        {DATA_AT, 1, false},         {DATA_AT + 1, 700, false},
-                                        {DATA_AT + 701, 323, false}, {STATUS_AT + number, 1, true}};
-    uint32_t used;
-    driver_ring_add(&f->driver.rings[0], out, ARRAY_LEN(out));
-    driver_kick(&f->driver, 0);
-    assert_true(wait_take(0, &used));
-    assert_int_equal(*memory(STATUS_AT + number, 1), OK);
-    /* The status in the same buffer as the last byte of data. */
-    number = prepare(IN, 7);
-    memset(memory(DATA_AT, 1025), NO_STATUS, 1025);
-    const struct driver_buffer in[] = {
-        {HEADER_AT + number * 16, 16, false}, {DATA_AT, 1000, true}, {DATA_AT + 1000, 25, true}};
-    driver_ring_add(&f->driver.rings[0], in, ARRAY_LEN(in));
-    driver_kick(&f->driver, 0);
-    assert_true(wait_take(0, &used));
-    assert_int_equal(used, 1025);
-    assert_memory_equal(memory(DATA_AT, 1024), sent, 1024);
-    assert_int_equal(*memory(DATA_AT + 1024, 1), OK);
-}
-
-static void many_at_once_all_come_back(void **state)
-{
-    (void)state;
-    enum { COUNT = 80 };
-    for (unsigned i = 0; i < COUNT; i++) {
-        unsigned number = prepare(OUT, i * 8);
-        memset(memory(DATA_AT + i * 4096, 4096), (int)i + 1, 4096);
-        const struct driver_buffer buffers[] = {{HEADER_AT + number * 16, 16, false},
-                                                {DATA_AT + i * 4096, 4096, false},
-                                                {STATUS_AT + number, 1, true}};
-        assert_true(driver_ring_add(&f->driver.rings[i % QUEUES], buffers, 3) >= 0);
-    }
-    for (unsigned queue = 0; queue < QUEUES; queue++)
-        driver_kick(&f->driver, queue);
-    uint32_t used;
-    for (unsigned i = 0; i < COUNT; i++)
-        assert_true(wait_take(i % QUEUES, &used));
-    for (unsigned i = 0; i < COUNT; i++) {
-        uint8_t byte;
-        assert_int_equal(*memory(STATUS_AT + i, 1), OK);
-        assert_int_equal(pread(f->file, &byte, 1, i * 4096 + 4095), 1);
-        assert_int_equal(byte, i + 1);
-    }
-}
+/* ---- */
 
 static void the_configuration_says_what_it_is(void **state)
 {
-    (void)state;
+    struct fixture *f = *state;
     struct driver *d = &f->driver;
     assert_int_equal(driver_config(d, 0, 4), 0x10421af4);
-    assert_int_equal(driver_read(d, d->device, 4), SIZE / 512);
-    assert_int_equal(driver_read(d, d->device + 4, 4), 0);
+    assert_int_equal(driver_offered(d), FEATURES | F_BLK_SIZE | F_TOPOLOGY | F_WCE);
+    bring_up(f, FEATURES | F_WCE);
+    assert_int_equal(driver_read(d, d->device, 8), SECTORS);
+    assert_int_equal(driver_read(d, d->device + 8, 4), 1 << 20);
     assert_int_equal(driver_read(d, d->device + 12, 4), 254);
     assert_int_equal(driver_read(d, d->device + 20, 4), 512);
+    assert_int_equal(driver_read(d, d->device + 24, 1), 3);
     assert_int_equal(driver_read(d, d->device + 34, 2), QUEUES);
-    assert_int_equal(driver_read(d, d->device + 40, 4), 16);
+    assert_int_equal(driver_read(d, d->device + 36, 4), 1 << 21);
+    assert_int_equal(driver_read(d, d->device + 44, 4), 8);
     assert_int_equal(driver_read(d, d->device + 56, 1), 1);
-    assert_int_equal(request(GET_ID, 0, 20, true), OK);
-    assert_memory_equal(memory(DATA_AT, 20), "a-serial-of-twenty-bytes", 20);
-    assert_int_equal(request(GET_ID, 0, 19, true), IOERR);
+    /* The cache: write-back until the driver says otherwise, and again after a reset. */
+    assert_int_equal(driver_read(d, d->device + 32, 1), 1);
+    driver_write(d, d->device + 32, 1, 0);
+    assert_int_equal(driver_read(d, d->device + 32, 1), 0);
+    driver_write(d, d->device, 8, 1); /* the capacity is not the driver's to write */
+    assert_int_equal(driver_read(d, d->device, 8), SECTORS);
+    bring_up(f, FEATURES | F_WCE);
+    assert_int_equal(driver_read(d, d->device + 32, 1), 1);
+    /* 5.2.5.2: without FLUSH it begins as write-through. */
+    bring_up(f, USUAL | F_WCE);
+    assert_int_equal(driver_read(d, d->device + 32, 1), 0);
+    /* Without CONFIG_WCE it is not to be chosen. */
+    bring_up(f, USUAL | F_FLUSH);
+    driver_write(d, d->device + 32, 1, 0);
+    assert_int_equal(driver_read(d, d->device + 32, 1), 1);
 }
 
-static unsigned range(uint32_t type, uint64_t sector, uint32_t sectors, uint32_t flags)
+static void reads_and_writes(void **state)
 {
-    uint8_t *bytes = memory(DATA_AT, 16);
-    le64_write(bytes, sector);
-    le32_write(bytes + 8, sectors);
-    le32_write(bytes + 12, flags);
-    return request(type, 0, 16, false);
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    for (unsigned i = 0; i < 20; i++) {
+        uint64_t sector = i * 777 % (SECTORS - 64);
+        uint32_t sectors = 1 + i * 3;
+        memset(guest(f, DATA, sectors * 512), 0, sectors * 512);
+        assert_int_equal(request(f, IN, sector, DATA, sectors * 512), OK);
+        assert_true(holds(guest(f, DATA, sectors * 512), sector, sectors));
+        memset(guest(f, DATA, sectors * 512), (int)i, sectors * 512);
+        assert_int_equal(request(f, OUT, sector, DATA, sectors * 512), OK);
+        uint8_t bytes[64 * 512];
+        assert_int_equal(request(f, FLUSH, 0, 0, 0), OK);
+        assert_int_equal(pread(f->fd, bytes, sectors * 512, (off_t)sector * 512), sectors * 512);
+        assert_true(all(bytes, sectors * 512, (uint8_t)i));
+        assert_int_equal(request(f, IN, sector, DATA + MIB(1), sectors * 512), OK);
+        assert_true(all(guest(f, DATA + MIB(1), 512), sectors * 512, (uint8_t)i));
+    }
+    assert_int_equal(f->errors, 0);
 }
 
-static void ranges_are_zeroed_and_given_back(void **state)
+/* Header, data and status in buffers of odd lengths, and none of their own (2.7.4). */
+static void any_layout_of_buffers_will_do(void **state)
 {
-    (void)state;
-    static uint8_t back[1 << 20];
-    struct stat full, less;
-    memset(memory(DATA_AT, sizeof back), 1, sizeof back);
-    assert_int_equal(request(OUT, 0, sizeof back, false), OK);
-    assert_int_equal(request(FLUSH, 0, 0, false), OK);
-    fstat(f->file, &full);
-    assert_int_equal(range(WRITE_ZEROES, 8, 8, 0), OK);
-    assert_int_equal(range(WRITE_ZEROES, 128, 128, 1), OK);
-    assert_int_equal(range(DISCARD, 1024, 512, 0), OK);
-    assert_int_equal(pread(f->file, back, 512 * 1024, 0), 512 * 1024);
-    for (unsigned i = 0; i < 1024; i++)
-        assert_int_equal(back[i * 512], !(i - 8 < 8 || i - 128 < 128));
-    fsync(f->file);
-    fstat(f->file, &less);
-    /* The file system may want a block or two to remember that. */
-    assert_true(less.st_blocks <= full.st_blocks - 128 - 512 + 64);
-    /* What is not asked for properly. */
-    assert_int_equal(range(DISCARD, 0, 8, 1), UNSUPP);
-    assert_int_equal(range(WRITE_ZEROES, 0, 8, 2), UNSUPP);
-    assert_int_equal(range(DISCARD, SIZE / 512 - 4, 8, 0), IOERR);
-    assert_int_equal(range(DISCARD, UINT64_MAX, 1, 0), IOERR);
-    assert_int_equal(range(DISCARD, 0, UINT32_MAX, 0), IOERR);
-    assert_int_equal(request(DISCARD, 0, 0, false), IOERR);
-    assert_int_equal(request(DISCARD, 0, 17, false), IOERR);
-    assert_int_equal(request(DISCARD, 0, 16 * 17, false), IOERR);
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    uint32_t used;
+    uint64_t at = header(f, 0, IN, 3);
+    guest(f, DATA + 4096 + 1024, 1)[0] = UNTOUCHED;
+    const struct driver_buffer in[] = {
+        {at, 5, false},       {at + 5, 11, false},         {DATA, 1, true},
+        {DATA + 1, 99, true}, {DATA + 100, 924 + 1, true}, /* the status is this one's last byte */
+    };
+    driver_ring_add(&f->driver.rings[0], in, 5);
+    driver_kick(&f->driver, 0);
+    assert_true(take(f, 0, &used));
+    assert_int_equal(used, 1025);
+    assert_int_equal(*guest(f, DATA + 1024, 1), OK);
+    assert_true(holds(guest(f, DATA, 1024), 3, 2));
+    /* Header and data together. */
+    at = header(f, 1, OUT, 9);
+    memset(guest(f, at + 16, 512), 0x5a, 512);
+    const struct driver_buffer out[] = {{at, 16 + 512, false}, {DATA, 1, true}};
+    driver_ring_add(&f->driver.rings[0], out, 2);
+    driver_kick(&f->driver, 0);
+    assert_true(take(f, 0, &used));
+    assert_int_equal(used, 1);
+    assert_int_equal(*guest(f, DATA, 1), OK);
+    uint8_t bytes[512];
+    assert_int_equal(pread(f->fd, bytes, 512, 9 * 512), 512);
+    assert_true(all(bytes, 512, 0x5a));
 }
 
-static void what_lies_outside_is_an_error(void **state)
+/* A megabyte in 254 segments through an indirect table. */
+static void long_requests_use_indirect_tables(void **state)
 {
-    (void)state;
-    assert_int_equal(request(IN, SIZE / 512, 512, true), IOERR);
-    assert_int_equal(request(IN, SIZE / 512 - 1, 1024, true), IOERR);
-    assert_int_equal(request(IN, UINT64_MAX, 512, true), IOERR);
-    assert_int_equal(request(IN, (UINT64_MAX >> 9) + 1, 512, true), IOERR);
-    assert_int_equal(request(IN, 0, 100, true), IOERR);
-    assert_int_equal(request(OUT, SIZE / 512, 512, false), IOERR);
-    assert_int_equal(request(OUT, 0, 513, false), IOERR);
-    assert_int_equal(request(99, 0, 512, true), UNSUPP);
-    assert_int_equal(request(IN, SIZE / 512 - 1, 512, true), OK);
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    uint64_t table = MIB(18), at = header(f, 0, IN, 16);
+    unsigned segments = 254;
+    for (unsigned i = 0; i < segments + 2; i++) {
+        uint8_t *entry = guest(f, table + i * 16, 16);
+        bool first = i == 0, last = i == segments + 1;
+        le64_write(entry, first ? at : last ? at + 16 : DATA + (segments - i) * 4096u);
+        le32_write(entry + 8, first ? 16 : last ? 1 : 4096);
+        le16_write(entry + 12, (uint16_t)((first ? 0 : 2) | (last ? 0 : 1)));
+        le16_write(entry + 14, (uint16_t)(i + 1));
+    }
+    driver_ring_descriptor(&f->driver.rings[0], 0, table, (segments + 2) * 16, 4, 0);
+    driver_ring_offer(&f->driver.rings[0], 0);
+    driver_kick(&f->driver, 0);
+    uint32_t used;
+    assert_true(take(f, 0, &used));
+    assert_int_equal(status(f, 0), OK);
+    assert_int_equal(used, segments * 4096 + 1);
+    for (unsigned i = 1; i <= segments; i++)
+        assert_true(holds(guest(f, DATA + (segments - i) * 4096u, 4096), 16 + (i - 1) * 8, 8));
 }
 
-static void a_read_only_disk_refuses_writes(void **state)
+/* Adjacent, overlapping and distant requests at once, on both queues. */
+static void many_requests_at_once(void **state)
 {
-    (void)state;
-    tear_down(NULL);
-    begin(true);
-    uint64_t offered = driver_offered(&f->driver);
-    assert_true(offered & F_RO);
-    assert_false(offered & (F_DISCARD | F_WRITE_ZEROES));
-    live(ALL | F_RO);
-    assert_int_equal(request(OUT, 0, 512, false), IOERR);
-    assert_int_equal(range(DISCARD, 0, 8, 0), UNSUPP);
-    assert_int_equal(request(IN, 0, 512, true), OK);
-    assert_int_equal(request(FLUSH, 0, 0, false), OK);
-}
-
-/* The driver breaks the protocol: a reset is asked for, and mends it. */
-static void broken_requests_need_a_reset(void **state)
-{
-    (void)state;
-    for (unsigned i = 0; i < 3; i++) {
-        unsigned number = prepare(IN, 0);
-        const struct driver_buffer chains[3][2] = {
-            {{HEADER_AT + number * 16, 16, false}, {DATA_AT, 512, false}}, /* no status */
-            {{HEADER_AT + number * 16, 15, false}, {STATUS_AT + number, 1, true}},
-            {{DATA_AT, 512, true}, {STATUS_AT + number, 1, true}}, /* no header */
-        };
-        driver_ring_add(&f->driver.rings[0], chains[i], 2);
-        driver_kick(&f->driver, 0);
-        for (int tries = 0; !(driver_status(&f->driver) & VIRTIO_STATUS_NEEDS_RESET); tries++) {
-            assert_true(tries < PATIENCE_MS);
-            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    for (unsigned round = 0; round < 30; round++) {
+        unsigned count = 40, step = round % 3 == 0 ? 8 : round % 3 == 1 ? 4 : 91;
+        for (unsigned i = 0; i < count; i++) {
+            unsigned queue = round % 5 ? i % QUEUES : 0;
+            offer(f, queue, i, IN, (round * 331 + i * step) % (SECTORS - 8), DATA + i * 4096u,
+                  4096);
         }
-        assert_int_equal(*memory(STATUS_AT + number, 1), NO_STATUS);
-        live(ALL);
-        assert_int_equal(request(IN, 0, 512, true), OK);
+        driver_kick(&f->driver, 0);
+        driver_kick(&f->driver, 1);
+        uint32_t used;
+        for (unsigned i = 0; i < count; i++)
+            assert_true(take(f, round % 5 ? i % QUEUES : 0, &used));
+        for (unsigned i = 0; i < count; i++) {
+            assert_int_equal(status(f, i), OK);
+            assert_true(holds(guest(f, DATA + i * 4096u, 4096),
+                              (round * 331 + i * step) % (SECTORS - 8), 8));
+        }
+    }
+    /* Writes that become one keep their places. */
+    for (unsigned i = 0; i < 30; i++) {
+        memset(guest(f, DATA + i * 4096u, 4096), (int)(100 + i), 4096);
+        offer(f, 0, i, OUT, 1000 + i * 8, DATA + i * 4096u, 4096);
+    }
+    driver_kick(&f->driver, 0);
+    uint32_t used;
+    for (unsigned i = 0; i < 30; i++)
+        assert_true(take(f, 0, &used));
+    assert_int_equal(request(f, FLUSH, 0, 0, 0), OK);
+    for (unsigned i = 0; i < 30; i++) {
+        uint8_t bytes[4096];
+        assert_int_equal(pread(f->fd, bytes, 4096, (1000 + i * 8) * 512), 4096);
+        assert_true(all(bytes, 4096, (uint8_t)(100 + i)));
     }
 }
 
-static void the_hosts_errors_are_the_guests(void **state)
+static void the_driver_is_interrupted(void **state)
 {
-    (void)state;
-    /* The disk believes that it may write, and its descriptor may not. */
-    struct disk *disk;
-    struct virtio_device *device;
-    struct virtio_pci *transport;
-    struct driver_machine machine;
-    char path[] = "/proc/self/fd/XXXXXXXXXX";
-    snprintf(path, sizeof path, "/proc/self/fd/%d", f->file);
-    int reader = open(path, O_RDONLY);
-    assert_int_equal(disk_open_raw(reader, &(struct disk_options){0}, &disk, NULL), 0);
-    const struct virtio_blk_config config = {.disk = disk, .queues = 1};
-    driver_machine_init(&machine);
-    assert_int_equal(virtio_blk_new(machine.mem, &config, &device, NULL), 0);
-    assert_int_equal(virtio_pci_new(machine.host, PCI_SLOT_ANY, device, &transport, NULL), 0);
-    driver_machine_place(&machine);
-    struct driver *d = calloc(1, sizeof *d);
-    driver_init(d, &machine, pci_device_slot(virtio_pci_device(transport)));
-    assert_true(driver_negotiate(d, ALL & driver_offered(d)));
-    assert_true(driver_queue(d, 0, 64, false));
-    driver_live(d);
-    uint8_t *header = mem_at(machine.mem, HEADER_AT, 16, true);
-    le32_write(header, OUT);
-    const struct driver_buffer buffers[] = {
-        {HEADER_AT, 16, false}, {DATA_AT, 512, false}, {STATUS_AT, 1, true}};
-    driver_ring_add(&d->rings[0], buffers, 3);
-    driver_kick(d, 0);
-    uint32_t head, used;
-    int tries = 0;
-    while (!driver_ring_take(&d->rings[0], &head, &used) && ++tries < PATIENCE_MS)
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    assert_int_equal(*(uint8_t *)mem_at(machine.mem, STATUS_AT, 1, false), IOERR);
-    virtio_pci_free(transport);
-    driver_machine_fini(&machine);
-    free(d);
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    assert_int_equal(request(f, IN, 0, DATA, 512), OK);
+    for (int i = 0; i < 1000 && f->machine.messages[1] == 0; i++)
+        nap();
+    assert_int_equal(f->machine.messages[1], 1);
+    assert_int_equal(f->machine.messages[2], 0);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+static void the_serial_is_read(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    memset(guest(f, DATA, 64), UNTOUCHED, 64);
+    assert_int_equal(request(f, GET_ID, 0, DATA, 20), OK);
+    assert_memory_equal(guest(f, DATA, 20), "serial-20-characters", 20);
+    assert_int_equal(*guest(f, DATA + 20, 1), UNTOUCHED);
+    memset(guest(f, DATA, 64), UNTOUCHED, 64);
+    assert_int_equal(request(f, GET_ID, 0, DATA, 6), OK);
+    assert_memory_equal(guest(f, DATA, 7), "serial\xee", 7);
+}
+
+static uint8_t range_request(struct fixture *f, uint32_t type, uint64_t sector, uint32_t sectors,
+                             uint32_t flags)
+{
+    uint8_t *range = guest(f, DATA, 16);
+    le64_write(range, sector);
+    le32_write(range + 8, sectors);
+    le32_write(range + 12, flags);
+    return request(f, type, 0, DATA, 16);
+}
+
+static uint64_t allocated(struct fixture *f)
+{
+    struct stat about;
+    fstat(f->fd, &about);
+    return (uint64_t)about.st_blocks * 512;
+}
+
+static void space_is_given_back(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    uint8_t bytes[4096];
+    fsync(f->fd);
+    uint64_t before = allocated(f);
+    assert_int_equal(range_request(f, DISCARD, 2048, 4096, 0), OK);
+    assert_true(allocated(f) + MIB(1) <= before);
+    assert_int_equal(range_request(f, WRITE_ZEROES, 8192, 2048, 1), OK);
+    assert_true(allocated(f) + MIB(2) <= before);
+    assert_int_equal(range_request(f, WRITE_ZEROES, 1, 3, 0), OK);
+    assert_int_equal(pread(f->fd, bytes, 4096, 0), 4096);
+    assert_true(holds(bytes, 0, 1) && all(bytes + 512, 3 * 512, 0) && holds(bytes + 2048, 4, 4));
+    assert_int_equal(request(f, IN, 8192, DATA, 4096), OK);
+    assert_true(all(guest(f, DATA, 4096), 4096, 0));
+    /* 5.2.6.2: unknown flags, and unmap with a discard, are unsupported. */
+    assert_int_equal(range_request(f, DISCARD, 0, 1, 1), UNSUPP);
+    assert_int_equal(range_request(f, DISCARD, 0, 1, 2), UNSUPP);
+    assert_int_equal(range_request(f, WRITE_ZEROES, 0, 1, 2), UNSUPP);
+    /* Outside the disk, too much, no whole segment, too many. */
+    assert_int_equal(range_request(f, DISCARD, SECTORS, 1, 0), IOERR);
+    assert_int_equal(range_request(f, DISCARD, UINT64_MAX, 2, 0), IOERR);
+    assert_int_equal(range_request(f, WRITE_ZEROES, 0, 1 << 18, 0), IOERR);
+    assert_int_equal(request(f, DISCARD, 0, DATA, 15), IOERR);
+    assert_int_equal(request(f, DISCARD, 0, 0, 0), IOERR);
+    assert_int_equal(request(f, DISCARD, 0, DATA, 33 * 16), IOERR);
+    assert_int_equal(request(f, WRITE_ZEROES, 0, DATA, 32), IOERR);
+    /* One bad segment: nothing is done. */
+    memset(guest(f, DATA, 32), 0, 32);
+    le32_write(guest(f, DATA + 8, 4), 1);
+    le64_write(guest(f, DATA + 16, 8), SECTORS);
+    le32_write(guest(f, DATA + 24, 4), 1);
+    assert_int_equal(request(f, DISCARD, 0, DATA, 32), IOERR);
+    assert_int_equal(pread(f->fd, bytes, 512, 0), 512);
+    assert_true(holds(bytes, 0, 1));
+    assert_int_equal(f->errors, 0);
+    /* Not negotiated, not there. */
+    bring_up(f, USUAL);
+    assert_int_equal(range_request(f, DISCARD, 0, 1, 0), UNSUPP);
+    assert_int_equal(range_request(f, WRITE_ZEROES, 0, 1, 0), UNSUPP);
+}
+
+static void a_read_only_disk_is_not_written_to(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(driver_offered(&f->driver) & (F_RO | F_DISCARD | F_ZEROES), F_RO);
+    bring_up(f, USUAL | F_RO);
+    assert_int_equal(request(f, IN, 5, DATA, 512), OK);
+    assert_true(holds(guest(f, DATA, 512), 5, 1));
+    assert_int_equal(request(f, OUT, 5, DATA + 4096, 512), IOERR);
+    assert_int_equal(range_request(f, DISCARD, 0, 8, 0), UNSUPP);
+    assert_int_equal(request(f, FLUSH, 0, 0, 0), OK);
+    assert_int_equal(f->errors, 0);
+}
+
+static void bad_requests_are_answered(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    static const uint32_t types[] = {2, 3, 5, 10, 14, 15, 16, 26, 0x80000000, UINT32_MAX};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        assert_int_equal(request(f, types[i], 0, DATA, 512), UNSUPP);
+    assert_int_equal(request(f, IN, SECTORS, DATA, 512), IOERR);
+    assert_int_equal(request(f, IN, SECTORS - 1, DATA, 1024), IOERR);
+    assert_int_equal(request(f, IN, UINT64_MAX, DATA, 512), IOERR);
+    assert_int_equal(request(f, IN, UINT64_MAX / 512, DATA, 1024), IOERR);
+    assert_int_equal(request(f, OUT, SECTORS, DATA, 512), IOERR);
+    assert_int_equal(request(f, IN, 0, DATA, 511), IOERR);
+    assert_int_equal(request(f, OUT, 0, DATA, 513), IOERR);
+    assert_int_equal(request(f, IN, 0, 0, 0), OK); /* of nothing */
+    assert_int_equal(request(f, OUT, 0, 0, 0), OK);
+    /* A header that is too short. */
+    uint32_t used;
+    uint64_t at = header(f, 0, IN, 0);
+    const struct driver_buffer stump[] = {{at, 15, false}, {at + 16, 1, true}};
+    driver_ring_add(&f->driver.rings[0], stump, 2);
+    driver_kick(&f->driver, 0);
+    assert_true(take(f, 0, &used));
+    assert_int_equal(status(f, 0), IOERR);
+    const struct driver_buffer none[] = {{at + 16, 1, true}};
+    guest(f, at, 64)[16] = UNTOUCHED;
+    driver_ring_add(&f->driver.rings[0], none, 1);
+    driver_kick(&f->driver, 0);
+    assert_true(take(f, 0, &used));
+    assert_int_equal(status(f, 0), IOERR);
+    assert_int_equal(request(f, IN, 1, DATA, 512), OK);
+    assert_true(holds(guest(f, DATA, 512), 1, 1));
+    assert_int_equal(f->errors, 0);
+}
+
+/* The same 32 MiB a thousand times is more than any disk that we have. */
+static void gigabytes_in_one_request_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    uint64_t table = MIB(18), at = header(f, 0, IN, 0);
+    for (unsigned i = 0; i < 1000; i++) {
+        uint8_t *entry = guest(f, table + i * 16, 16);
+        le64_write(entry, i == 0 ? at : i == 999 ? at + 16 : DATA);
+        le32_write(entry + 8, i == 0 ? 16 : i == 999 ? 1 : 32 << 20);
+        le16_write(entry + 12, (uint16_t)((i ? 2 : 0) | (i == 999 ? 0 : 1)));
+        le16_write(entry + 14, (uint16_t)(i + 1));
+    }
+    driver_ring_descriptor(&f->driver.rings[0], 0, table, 1000 * 16, 4, 0);
+    driver_ring_offer(&f->driver.rings[0], 0);
+    driver_kick(&f->driver, 0);
+    uint32_t used;
+    assert_true(take(f, 0, &used));
+    assert_int_equal(status(f, 0), IOERR);
+}
+
+static bool needs_reset(struct fixture *f)
+{
+    for (int tries = PATIENCE_MS * 5; tries > 0; tries--) {
+        if (driver_status(&f->driver) & VIRTIO_STATUS_NEEDS_RESET)
+            return true;
+        nap();
+    }
+    return false;
+}
+
+static void broken_rings_want_a_reset(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t at = header(f, 0, IN, 0);
+    for (int fault = 0; fault < 7; fault++) {
+        bring_up(f, FEATURES);
+        struct driver_ring *ring = &f->driver.rings[0];
+        switch (fault) {
+        case 0: /* nowhere to put a status */
+            driver_ring_descriptor(ring, 0, at, 16, 0, 0);
+            driver_ring_offer(ring, 0);
+            break;
+        case 1: /* a loop */
+            driver_ring_descriptor(ring, 0, at, 16, 1, 1);
+            driver_ring_descriptor(ring, 1, at, 16, 1, 0);
+            driver_ring_offer(ring, 0);
+            break;
+        case 2: /* memory that is not there */
+            driver_ring_descriptor(ring, 0, at, 16, 1, 1);
+            driver_ring_descriptor(ring, 1, DRIVER_MEMORY - 256, 512, 2, 0);
+            driver_ring_offer(ring, 0);
+            break;
+        case 3: /* readable after writable */
+            driver_ring_descriptor(ring, 0, at + 16, 1, 1 | 2, 1);
+            driver_ring_descriptor(ring, 1, at, 16, 0, 0);
+            driver_ring_offer(ring, 0);
+            break;
+        case 4: driver_ring_offer(ring, 4000); break;
+        case 5: /* the index runs away */
+            for (int i = 0; i < 300; i++)
+                driver_ring_offer(ring, 0);
+            break;
+        default: /* an indirect table that ends in the middle of an entry */
+            driver_ring_descriptor(ring, 0, MIB(18), 40, 4, 0);
+            driver_ring_offer(ring, 0);
+            break;
+        }
+        driver_kick(&f->driver, 0);
+        assert_true(needs_reset(f));
+    }
+    bring_up(f, FEATURES);
+    assert_int_equal(request(f, IN, 77, DATA, 512), OK);
+    assert_true(holds(guest(f, DATA, 512), 77, 1));
+}
+
+/* Whatever was in flight: after the reset nothing moves any more. */
+static void a_reset_waits_for_what_is_in_flight(void **state)
+{
+    struct fixture *f = *state;
+    for (unsigned round = 0; round < 60; round++) {
+        bring_up(f, FEATURES);
+        for (unsigned i = 0; i < 40; i++) {
+            uint32_t type = i % 7 == 6 ? FLUSH : IN;
+            offer(f, i % QUEUES, i, type, i * 97, DATA + i * 65536u, type == IN ? 65536 : 0);
+        }
+        driver_kick(&f->driver, 0);
+        driver_kick(&f->driver, 1);
+        for (unsigned i = 0; i < round % 8; i++)
+            sched_yield();
+        driver_set_status(&f->driver, 0);
+        assert_int_equal(driver_status(&f->driver), 0);
+        memset(guest(f, HEADERS, 4096), 0x77, 4096);
+        memset(guest(f, DATA, 40 * 65536), 0x77, 40 * 65536);
+        if (round % 4 == 0)
+            nap();
+        assert_true(all(guest(f, HEADERS, 4096), 4096, 0x77));
+        assert_true(all(guest(f, DATA, 40 * 65536), 40 * 65536, 0x77));
+    }
+}
+
+static void writes_mark_pages(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    f->machine.mem->dirty_log = true;
+    uint8_t *marks = f->machine.mem->regions[0].marks;
+    assert_int_equal(request(f, IN, 0, DATA, 8192), OK);
+    for (uint64_t page = DATA >> 12; page < (DATA >> 12) + 2; page++)
+        assert_true(marks[page] & MEM_PAGE_DIRTY);
+    assert_false(marks[(DATA >> 12) + 2] & MEM_PAGE_DIRTY);
+    assert_true(marks[HEADERS >> 12] & MEM_PAGE_DIRTY);
+    assert_int_equal(request(f, OUT, 0, DATA + 65536, 512), OK);
+    assert_false(marks[(DATA + 65536) >> 12] & MEM_PAGE_DIRTY);
+}
+
+/* A file that may not grow: the write at its end fails on the host. */
+static void a_host_that_is_full_is_reported(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    assert_int_equal(ftruncate(f->fd, DISK_BYTES - 8192), 0);
+    struct rlimit before, low = {DISK_BYTES - 8192, RLIM_INFINITY};
+    getrlimit(RLIMIT_FSIZE, &before);
+    low.rlim_max = before.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &low), 0);
+    /* Two that are merged: the one that can be done is. */
+    memset(guest(f, DATA, 8192), 0x33, 8192);
+    offer(f, 0, 0, OUT, SECTORS - 24, DATA, 4096);
+    offer(f, 0, 1, OUT, SECTORS - 16, DATA + 4096, 4096);
+    driver_kick(&f->driver, 0);
+    uint32_t used;
+    assert_true(take(f, 0, &used) && take(f, 0, &used));
+    assert_int_equal(status(f, 0), OK);
+    assert_int_equal(status(f, 1), IOERR);
+    assert_int_equal(f->errors, 1);
+    assert_int_equal(f->last_error, EFBIG);
+    setrlimit(RLIMIT_FSIZE, &before);
+    assert_int_equal(request(f, OUT, SECTORS - 16, DATA, 4096), OK);
+    assert_int_equal(request(f, IN, SECTORS - 8, DATA, 4096), OK); /* never written: zeros */
+    assert_true(all(guest(f, DATA, 4096), 4096, 0));
+}
+
+static void write_through_is_answered_too(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, USUAL); /* neither FLUSH nor CONFIG_WCE */
+    memset(guest(f, DATA, 4096), 0x42, 4096);
+    assert_int_equal(request(f, OUT, 8, DATA, 4096), OK);
+    bring_up(f, FEATURES | F_WCE);
+    driver_write(&f->driver, f->driver.device + 32, 1, 0);
+    assert_int_equal(request(f, OUT, 16, DATA, 4096), OK);
+    uint8_t bytes[8192];
+    assert_int_equal(pread(f->fd, bytes, 8192, 8 * 512), 8192);
+    assert_true(all(bytes, 8192, 0x42));
+}
+
+static void limits_hold(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    uint32_t used;
+    uint64_t begin = now_ms();
+    for (unsigned i = 0; i < 40; i++) /* ten at once, then 100 a second */
+        offer(f, 0, i, IN, i * 8, DATA, 512);
+    driver_kick(&f->driver, 0);
+    for (unsigned i = 0; i < 40; i++)
+        assert_true(take(f, 0, &used));
+    assert_in_range(now_ms() - begin, 250, 5000);
+    /* A reset does not wait for the limit. */
+    for (unsigned i = 0; i < 40; i++)
+        offer(f, 0, i, IN, i * 8, DATA, 512);
+    driver_kick(&f->driver, 0);
+    begin = now_ms();
+    driver_set_status(&f->driver, 0);
+    assert_in_range(now_ms() - begin, 0, 200);
+}
+
+static void limits_of_bytes_hold(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    uint64_t begin = now_ms();
+    for (unsigned i = 0; i < 8; i++) /* 512 KiB, of which a tenth of a MiB at once */
+        assert_int_equal(request(f, i & 1 ? OUT : IN, i * 128, DATA, 65536), OK);
+    assert_in_range(now_ms() - begin, 250, 5000);
+}
+
+static void the_bucket_counts(void **state)
+{
+    (void)state;
+    struct blk_limit limit;
+    blk_limit_init(&limit, 1000, 5, 0, 0);
+    uint64_t now = UINT64_C(1000000000000);
+    int at_once = 0;
+    while (blk_limit_wait(&limit, now) == 0 && at_once < 100) {
+        blk_limit_take(&limit, now, 1 << 30);
+        at_once++;
+    }
+    assert_int_equal(at_once, 6);
+    assert_int_equal(blk_limit_wait(&limit, now), 1000000);
+    assert_int_equal(blk_limit_wait(&limit, now + 1000000), 0);
+    blk_limit_fini(&limit);
+    /* One that takes more than there is makes the next wait. */
+    blk_limit_init(&limit, 0, 0, 1000, 1000);
+    blk_limit_take(&limit, now, 10000);
+    assert_int_equal(blk_limit_wait(&limit, now), UINT64_C(9000000000));
+    blk_limit_take(&limit, now, UINT64_MAX);
+    assert_true(blk_limit_wait(&limit, now) > 0);
+    blk_limit_fini(&limit);
+    blk_limit_init(&limit, 0, 0, 0, 0);
+    blk_limit_take(&limit, now, UINT64_MAX);
+    assert_int_equal(blk_limit_wait(&limit, now), 0);
+    blk_limit_fini(&limit);
+}
+
+static void a_stopped_disk_is_left_alone(void **state)
+{
+    struct fixture *f = *state;
+    bring_up(f, FEATURES);
+    for (unsigned i = 0; i < 40; i++)
+        offer(f, 0, i, IN, i * 8, DATA + i * 4096u, 4096);
+    driver_kick(&f->driver, 0);
+    virtio_blk_stop(f->blk);
+    virtio_blk_stop(f->blk);
+    memset(guest(f, DATA, 4096), 0x77, 4096);
+    uint32_t used;
+    while (driver_ring_take(&f->driver.rings[0], &(uint32_t){0}, &used))
+        ;
+    offer(f, 0, 0, IN, 0, DATA, 4096);
+    driver_kick(&f->driver, 0);
+    nap();
+    assert_true(all(guest(f, DATA, 4096), 4096, 0x77));
+    driver_set_status(&f->driver, 0);
+}
+
+static void bad_configurations_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct virtio_blk *blk;
+    struct err err = {0};
+    struct virtio_blk_config config = {.disk = f->disk, .queues = 5};
+    assert_int_equal(virtio_blk_new(f->machine.mem, &config, &blk, &err), -EINVAL);
+    config.queues = 0;
+    assert_int_equal(virtio_blk_new(f->machine.mem, &config, &blk, &err), -EINVAL);
+    config.queues = 1;
+    config.serial = "twenty-one characters";
+    assert_int_equal(virtio_blk_new(f->machine.mem, &config, &blk, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "twenty-one characters"));
+}
+
+/* One queue, one thread, a vCPU beside it: what the ring is told not to do, it does not. */
+static void a_ring_only_reads_and_writes(void **state)
+{
+    struct fixture *f = *state;
+    struct blk_ring *ring;
+    if (blk_ring_new(8, &ring, NULL) < 0)
+        skip();
+    uint8_t bytes[512];
+    const struct iovec iov = {bytes, sizeof bytes};
+    void *tag;
+    int result;
+    assert_true(blk_ring_add(ring, false, f->fd, 512, &iov, 1, f));
+    assert_true(blk_ring_submit(ring));
+    for (int i = 0; i < 10000 && !blk_ring_reap(ring, &tag, &result); i++)
+        nap();
+    assert_ptr_equal(tag, f);
+    assert_int_equal(result, 512);
+    assert_true(holds(bytes, 1, 1));
+    for (int i = 0; i < 8; i++)
+        assert_true(blk_ring_add(ring, false, f->fd, 0, &iov, 1, f));
+    assert_false(blk_ring_add(ring, false, f->fd, 0, &iov, 1, f));
+    assert_true(blk_ring_submit(ring));
+    for (int i = 0; i < 8;)
+        i += blk_ring_reap(ring, &tag, &result);
+    blk_ring_free(ring);
+}
+
+#define WITH(test, setup_) cmocka_unit_test_setup_teardown(test, setup_, teardown)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(what_is_written_is_read_and_lies_in_the_file),
-        TEST(buffers_may_be_cut_anywhere),
-        TEST(many_at_once_all_come_back),
-        TEST(the_configuration_says_what_it_is),
-        TEST(ranges_are_zeroed_and_given_back),
-        TEST(what_lies_outside_is_an_error),
-        TEST(a_read_only_disk_refuses_writes),
-        TEST(broken_requests_need_a_reset),
-        TEST(the_hosts_errors_are_the_guests),
+        WITH(the_configuration_says_what_it_is, setup),
+        WITH(reads_and_writes, setup),
+        WITH(reads_and_writes, setup_calls),
+        WITH(reads_and_writes, setup_direct),
+        WITH(any_layout_of_buffers_will_do, setup),
+        WITH(any_layout_of_buffers_will_do, setup_direct),
+        WITH(long_requests_use_indirect_tables, setup),
+        WITH(long_requests_use_indirect_tables, setup_calls),
+        WITH(many_requests_at_once, setup),
+        WITH(many_requests_at_once, setup_calls),
+        WITH(many_requests_at_once, setup_direct),
+        WITH(the_driver_is_interrupted, setup),
+        WITH(the_serial_is_read, setup),
+        WITH(space_is_given_back, setup),
+        WITH(a_read_only_disk_is_not_written_to, setup_read_only),
+        WITH(bad_requests_are_answered, setup),
+        WITH(bad_requests_are_answered, setup_calls),
+        WITH(gigabytes_in_one_request_are_refused, setup),
+        WITH(broken_rings_want_a_reset, setup),
+        WITH(a_reset_waits_for_what_is_in_flight, setup),
+        WITH(a_reset_waits_for_what_is_in_flight, setup_calls),
+        WITH(a_reset_waits_for_what_is_in_flight, setup_direct),
+        WITH(writes_mark_pages, setup),
+        WITH(a_host_that_is_full_is_reported, setup),
+        WITH(a_host_that_is_full_is_reported, setup_calls),
+        WITH(write_through_is_answered_too, setup),
+        WITH(limits_hold, setup_limited),
+        WITH(limits_of_bytes_hold, setup_limited_bytes),
+        WITH(a_stopped_disk_is_left_alone, setup),
+        WITH(bad_configurations_are_refused, setup),
+        WITH(a_ring_only_reads_and_writes, setup),
+        cmocka_unit_test(the_bucket_counts),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests_name("virtio-blk", tests, NULL, NULL);
 }

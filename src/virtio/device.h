@@ -17,6 +17,7 @@
  *   interrupts         pci.h, leaf locks
  * So a device may call virtio_notify() and virtio_fail() with its mutex held, and must not wait for
  * anything but its own mutex in start(), reset() and queue_notified(): they run on a vCPU's thread.
+ * In reset() it may wait, too, for transfers that the host has begun.
  *
  * A device touches its queues only between start() and reset(). After reset() has returned it
  * holds no chain and no pointer into guest memory; an I/O thread that is in the middle of a

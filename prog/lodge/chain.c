@@ -1,0 +1,62 @@
+#include "chain.h"
+
+#include "base/own.h"
+#include "disk/disk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+struct chain {
+    struct guest_disk *disk;
+    bool busy; /* somebody else has locked one of the files */
+};
+
+static int open_and_keep(void *opaque, const char *path, const char *from, bool write, bool direct)
+{
+    struct chain *chain = opaque;
+    bool writes = !from && !chain->disk->read_only;
+    _cleanup_fd_ int fd = disk_opener_files.open(NULL, path, from, writes, direct);
+    if (fd < 0)
+        return take_fd(&fd);
+    int r = disk_lock(fd, writes);
+    chain->busy |= r == -EBUSY;
+    _cleanup_fd_ int kept = r < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (kept < 0)
+        return r < 0 ? r : -errno;
+    r = guest_disk_add_image(chain->disk, path, kept);
+    if (r < 0)
+        return r;
+    take_fd(&kept);
+    return take_fd(&fd);
+}
+
+int chain_open(struct guest_disk *disk, struct err *err)
+{
+    static const enum disk_format formats[GUEST_DISK_FORMAT_MAX] = {
+        [GUEST_DISK_PROBE] = DISK_FORMAT_PROBE,
+        [GUEST_DISK_RAW] = DISK_FORMAT_RAW,
+        [GUEST_DISK_QCOW2] = DISK_FORMAT_QCOW2,
+    };
+    struct chain chain = {.disk = disk};
+    const struct disk_opener opener = {.open = open_and_keep, .opaque = &chain};
+    const struct disk_options options = {
+        .format = formats[disk->format],
+        .cache = disk->cache == GUEST_DISK_NONE ? DISK_CACHE_NONE : DISK_CACHE_WRITEBACK,
+        .read_only = true,
+        .opener = &opener,
+    };
+    struct disk *opened;
+    int r = disk_open(disk->path, &options, &opened, err);
+    if (r < 0 && chain.busy)
+        return err_set(err, r, "disk '%s' is in use, or an image that it stands on", disk->path);
+    return r < 0 ? r : disk_close(opened);
+}
+
+void chain_close(struct guest_disk *disk)
+{
+    for (unsigned i = 0; i < disk->image_count; i++) {
+        own_close(&disk->images[i].fd);
+        disk->images[i].fd = -1;
+    }
+}

@@ -1,0 +1,546 @@
+/*
+ * lodge disk: makes, shows, resizes, checks and converts virtual disks.
+ */
+#include "disk/disk.h"
+
+#include "base/bytes.h"
+#include "base/own.h"
+#include "conf/guest.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <jansson.h>
+
+enum { STATUS_LEAKS = 3, COPY_BYTES = 2 << 20 };
+
+static volatile sig_atomic_t stop;
+
+static void note_stop(int number)
+{
+    stop = number;
+}
+
+/* What we make is removed again when we are told to stop. */
+static void watch_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < ARRAY_LEN(numbers); i++)
+        sigaction(numbers[i], &(struct sigaction){.sa_handler = note_stop}, NULL);
+}
+
+static int failed(const struct err *err)
+{
+    fprintf(stderr, "lodge: %s\n", err->text);
+    return stop ? 128 + stop : STATUS_FAILED;
+}
+
+static int mistake(const struct err *err)
+{
+    failed(err);
+    return STATUS_MISTAKE;
+}
+
+/* --- what options say --- */
+
+static const char *type_name(enum disk_format format)
+{
+    return format == DISK_FORMAT_RAW ? "raw" : format == DISK_FORMAT_QCOW2 ? "qcow2" : "unknown";
+}
+
+static int parse_type(const struct arguments *arguments, const char *option,
+                      enum disk_format absent, enum disk_format *ret_format, struct err *err)
+{
+    const char *text = arguments_value(arguments, option);
+    *ret_format = absent;
+    if (!text)
+        return 0;
+    for (enum disk_format format = DISK_FORMAT_RAW; format <= DISK_FORMAT_QCOW2; format++)
+        if (!strcmp(text, type_name(format))) {
+            *ret_format = format;
+            return 0;
+        }
+    return err_set(err, -EINVAL, "--%s is raw or qcow2, not '%.32s'", option, text);
+}
+
+static int parse_cluster_size(const struct arguments *arguments, unsigned *ret_bits,
+                              struct err *err)
+{
+    const char *text = arguments_value(arguments, "cluster-size");
+    uint64_t bytes;
+    *ret_bits = 0;
+    if (!text)
+        return 0;
+    int r = guest_parse_size(text, &bytes, err);
+    if (r < 0)
+        return err_prefix(err, r, "--cluster-size");
+    if (bytes & (bytes - 1) || bytes < 512 || bytes > MIB(2))
+        return err_set(err, -EINVAL, "--cluster-size is a power of two from 512 to 2M, not '%.32s'",
+                       text);
+    *ret_bits = (unsigned)__builtin_ctzll(bytes);
+    return 0;
+}
+
+static int want_words(const struct arguments *arguments, unsigned count, struct err *err)
+{
+    return arguments->word_count == count
+               ? 0
+               : err_set(err, -EINVAL, "%s needs %s; see %s --help", arguments->path,
+                         arguments->verb->usage, arguments->path);
+}
+
+/* --- progress --- */
+
+/* A line on the terminal, if there is one, from half a second on, ten times a second. */
+struct bar {
+    const char *what;
+    uint64_t begun, drawn; /* ns */
+    bool there;
+};
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static void bar_draw(void *opaque, uint64_t done, uint64_t all)
+{
+    enum { WIDTH = 40, WAIT = 500000000, EVERY = 100000000 };
+    struct bar *bar = opaque;
+    uint64_t time = now();
+    if (!bar->begun) {
+        bar->begun = time;
+        bar->there = isatty(STDERR_FILENO);
+    }
+    if (!bar->there || !all || time - bar->begun < WAIT || time - bar->drawn < EVERY)
+        return;
+    bar->drawn = time;
+    double part = (double)done / (double)all;
+    int full = (int)(part * WIDTH);
+    fprintf(stderr, "\r%s [%.*s%*s] %3.0f%%", bar->what, full,
+            "########################################", WIDTH - full, "", part * 100);
+}
+
+static void bar_clear(const struct bar *bar)
+{
+    if (bar->drawn)
+        fputs("\r\033[K", stderr);
+}
+
+/* --- create --- */
+
+static int read_create(const struct arguments *arguments, struct disk_create *create,
+                       struct err *err)
+{
+    int r = parse_type(arguments, "type", DISK_FORMAT_QCOW2, &create->format, err);
+    if (r >= 0)
+        r = parse_cluster_size(arguments, &create->cluster_bits, err);
+    if (r >= 0)
+        r = parse_type(arguments, "backing-type", DISK_FORMAT_PROBE, &create->backing_format, err);
+    create->backing = arguments_value(arguments, "backing");
+    create->preallocate = arguments_flag(arguments, "preallocate");
+    if (r < 0)
+        return r;
+    if (create->backing && create->backing_format == DISK_FORMAT_PROBE)
+        return err_set(err, -EINVAL, "--backing needs --backing-type raw or qcow2");
+    bool sized = arguments->word_count == 2;
+    if (!arguments->word_count || (!sized && !create->backing))
+        return err_set(err, -EINVAL, "lodge disk create needs a FILE and a SIZE, like 10G");
+    return sized ? guest_parse_size(arguments->words[1], &create->size, err) : 0;
+}
+
+static int create(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct disk_create create = {0};
+    int r = read_create(arguments, &create, &err);
+    if (r < 0)
+        return mistake(&err);
+    r = disk_create(arguments->words[0], &create, &err);
+    return r < 0 ? failed(&err) : 0;
+}
+
+/* --- info --- */
+
+static int info_json(const char *path, const struct disk_info *info)
+{
+    json_t *object = json_pack("{s:s, s:s, s:I, s:I}", "file", path, "type", info->format, "size",
+                               (json_int_t)info->size, "allocated", (json_int_t)info->allocated);
+    if (info->cluster_bits)
+        json_object_update_new(object, json_pack("{s:i, s:b, s:b, s:i}", "cluster_size",
+                                                 1 << info->cluster_bits, "dirty", (int)info->dirty,
+                                                 "damaged", (int)info->corrupt, "snapshots",
+                                                 (int)info->snapshots));
+    if (info->backing) {
+        json_t *name = json_string(info->backing); /* NULL where it is no UTF-8 */
+        json_object_set_new(object, "backing", name ? name : json_null());
+        if (info->backing_format != DISK_FORMAT_PROBE)
+            json_object_set_new(object, "backing_type",
+                                json_string(type_name(info->backing_format)));
+    }
+    int r = object ? json_dumpf(object, stdout, JSON_INDENT(2)) : -1;
+    json_decref(object);
+    putchar('\n');
+    return r < 0 ? STATUS_FAILED : 0;
+}
+
+/* A name from a file, for a terminal. */
+static void print_name(const char *name)
+{
+    for (; *name; name++)
+        putchar((unsigned char)*name < ' ' || *name == 127 ? '?' : *name);
+}
+
+static void info_table(const struct disk_info *info)
+{
+    printf("%-13s %s\n", "type", info->format);
+    printf("%-13s %" PRIu64 " (%.1f MiB)\n", "size", info->size,
+           (double)info->size / (double)MIB(1));
+    printf("%-13s %" PRIu64 " (%.1f MiB)\n", "on this disk", info->allocated,
+           (double)info->allocated / (double)MIB(1));
+    if (info->cluster_bits)
+        printf("%-13s %d\n%-13s %u\n", "cluster size", 1 << info->cluster_bits, "snapshots",
+               info->snapshots);
+    if (info->dirty || info->corrupt)
+        printf("%-13s %s\n", "state", info->corrupt ? "damaged" : "refcounts are to be mended");
+    if (info->backing) {
+        printf("%-13s ", "backing");
+        print_name(info->backing);
+        printf(" (%s)\n", info->backing_format == DISK_FORMAT_PROBE
+                              ? "its type is not said"
+                              : type_name(info->backing_format));
+    }
+}
+
+static int info(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct disk_options options = {.read_only = true, .alone = true, .unlocked = true};
+    struct disk_info info;
+    struct disk *disk;
+    const char *format = arguments_value(arguments, "format");
+    bool json = format && !strcmp(format, "json");
+    int r = want_words(arguments, 1, &err);
+    if (r >= 0 && format && !json && strcmp(format, "table") != 0)
+        r = err_set(&err, -EINVAL, "--format is table or json, not '%s'", format);
+    if (r >= 0)
+        r = parse_type(arguments, "type", DISK_FORMAT_PROBE, &options.format, &err);
+    if (r < 0)
+        return mistake(&err);
+    if (disk_open(arguments->words[0], &options, &disk, &err) < 0)
+        return failed(&err);
+    r = disk_info(disk, &info);
+    disk_close(disk);
+    if (r < 0) {
+        err_errno(&err, -r, "disk '%s'", arguments->words[0]);
+        return failed(&err);
+    }
+    int status = 0;
+    if (json)
+        status = info_json(arguments->words[0], &info);
+    else
+        info_table(&info);
+    disk_info_free(&info);
+    return status;
+}
+
+/* --- resize --- */
+
+static int new_size(const char *text, uint64_t old, uint64_t *ret_size, struct err *err)
+{
+    int r = guest_parse_size(*text == '+' ? text + 1 : text, ret_size, err);
+    if (r >= 0 && *text == '+' && __builtin_add_overflow(old, *ret_size, ret_size))
+        r = err_set(err, -EINVAL, "size '%s' is too much", text);
+    return r;
+}
+
+static int resize(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct disk_options options = {0};
+    struct disk *disk;
+    uint64_t size;
+    int r = want_words(arguments, 2, &err);
+    if (r >= 0)
+        r = parse_type(arguments, "type", DISK_FORMAT_PROBE, &options.format, &err);
+    if (r >= 0)
+        r = new_size(arguments->words[1], 0, &size, &err);
+    if (r < 0)
+        return mistake(&err);
+    if (disk_open(arguments->words[0], &options, &disk, &err) < 0)
+        return failed(&err);
+    r = new_size(arguments->words[1], disk_size(disk), &size, &err);
+    if (r >= 0 && size < disk_size(disk) && !arguments_flag(arguments, "shrink"))
+        r = err_set(&err, -EINVAL,
+                    "disk '%s' would lose what lies behind %" PRIu64 " bytes; --shrink allows it",
+                    arguments->words[0], size);
+    if (r >= 0)
+        r = disk_resize(disk, size, &err);
+    int closed = disk_close(disk);
+    if (r >= 0 && closed < 0)
+        r = err_errno(&err, -closed, "disk '%s'", arguments->words[0]);
+    return r < 0 ? failed(&err) : 0;
+}
+
+/* --- check --- */
+
+static void report(void *opaque, const char *line)
+{
+    bar_clear(opaque);
+    puts(line);
+}
+
+static int check(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct disk_check found;
+    struct bar bar = {.what = "checking"};
+    struct disk_checker checker = {
+        .repair = arguments_flag(arguments, "repair"),
+        .report = report,
+        .progress = bar_draw,
+        .opaque = &bar,
+    };
+    if (want_words(arguments, 1, &err) < 0)
+        return mistake(&err);
+    int r = disk_check(arguments->words[0], DISK_FORMAT_PROBE, &checker, &found, &err);
+    bar_clear(&bar);
+    if (r < 0)
+        return failed(&err);
+    if (found.repaired)
+        printf("%" PRIu64 " mended\n", found.repaired);
+    if (found.errors || found.leaks)
+        printf("%" PRIu64 " errors, %" PRIu64 " leaked clusters\n", found.errors, found.leaks);
+    else
+        puts("no errors");
+    return found.errors ? STATUS_FAILED : found.leaks ? STATUS_LEAKS : 0;
+}
+
+/* --- convert --- */
+
+static bool all_zero(const uint8_t *bytes, size_t length)
+{
+    return length == 0 || (bytes[0] == 0 && !memcmp(bytes, bytes + 1, length - 1));
+}
+
+/* Whatever is not zero, in pieces that a new cluster or page begins with. */
+static int copy_part(struct disk *to, uint64_t offset, const uint8_t *bytes, size_t length)
+{
+    enum { PIECE = 64 << 10 };
+    int r = 0;
+    for (size_t at = 0; r >= 0 && at < length;) {
+        size_t end = at;
+        while (end < length && !all_zero(bytes + end, min((size_t)PIECE, length - end)))
+            end += min((size_t)PIECE, length - end);
+        if (end > at)
+            r = disk_write(to, offset + at, bytes + at, end - at);
+        at = end + (end < length ? min((size_t)PIECE, length - end) : 0);
+    }
+    return r;
+}
+
+static int copy_next(struct disk *from, struct disk *to, uint64_t offset, uint8_t *buffer,
+                     uint64_t *ret_length)
+{
+    enum disk_extent_kind kind;
+    int r = disk_status(from, offset, disk_size(from) - offset, &kind, ret_length);
+    if (r < 0 || kind != DISK_EXTENT_DATA)
+        return r;
+    *ret_length = min(*ret_length, COPY_BYTES - offset % COPY_BYTES);
+    r = disk_read(from, offset, buffer, *ret_length);
+    return r < 0 ? r : copy_part(to, offset, buffer, *ret_length);
+}
+
+static int copy(struct disk *from, struct disk *to, struct err *err)
+{
+    _cleanup_free_ uint8_t *buffer = aligned_alloc(4096, COPY_BYTES);
+    struct bar bar = {.what = "copying"};
+    uint64_t length = 0;
+    int r = buffer ? 0 : -ENOMEM;
+    for (uint64_t at = 0; r >= 0 && at < disk_size(from); at += length) {
+        bar_draw(&bar, at, disk_size(from));
+        r = stop ? -EINTR : copy_next(from, to, at, buffer, &length);
+    }
+    if (r >= 0)
+        r = disk_flush(to);
+    bar_clear(&bar);
+    return r < 0 ? err_errno(err, -r, "cannot copy") : 0;
+}
+
+static int copy_to(struct disk *from, const char *path, const struct disk_create *create,
+                   struct err *err)
+{
+    struct disk_options options = {.format = create->format};
+    struct disk *to;
+    int r = disk_create(path, create, err);
+    if (r < 0)
+        return r;
+    r = disk_open(path, &options, &to, err);
+    if (r >= 0) {
+        r = copy(from, to, err);
+        int closed = disk_close(to);
+        if (r >= 0 && closed < 0)
+            r = err_errno(err, -closed, "disk '%s'", path);
+    }
+    return r;
+}
+
+/* Under another name until it is whole. */
+static int convert_to(struct disk *from, const char *target, struct disk_create *create,
+                      struct err *err)
+{
+    _cleanup_free_ char *part = NULL;
+    if (access(target, F_OK) == 0)
+        return err_set(err, -EEXIST, "disk '%s' is there already; nothing is overwritten", target);
+    if (asprintf(&part, "%s.part-%d", target, (int)getpid()) < 0)
+        return err_set(err, -ENOMEM, "no memory");
+    create->size = disk_size(from);
+    int r = copy_to(from, part, create, err);
+    if (r >= 0 && renameat2(AT_FDCWD, part, AT_FDCWD, target, RENAME_NOREPLACE) < 0)
+        r = err_errno(err, errno, "disk '%s'", target);
+    if (r < 0)
+        unlink(part);
+    return r;
+}
+
+static int convert(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct disk_options options = {.read_only = true};
+    struct disk_create create = {.preallocate = arguments_flag(arguments, "preallocate")};
+    struct disk *from;
+    int r = want_words(arguments, 2, &err);
+    if (r >= 0)
+        r = parse_type(arguments, "from-type", DISK_FORMAT_PROBE, &options.format, &err);
+    if (r >= 0)
+        r = parse_type(arguments, "type", DISK_FORMAT_QCOW2, &create.format, &err);
+    if (r >= 0)
+        r = parse_cluster_size(arguments, &create.cluster_bits, &err);
+    if (r < 0)
+        return mistake(&err);
+    if (disk_open(arguments->words[0], &options, &from, &err) < 0)
+        return failed(&err);
+    watch_signals();
+    r = convert_to(from, arguments->words[1], &create, &err);
+    disk_close(from);
+    return r < 0 ? failed(&err) : 0;
+}
+
+/* --- rows --- */
+
+static const struct option_row create_options[] = {
+    {"type", 't', "TYPE", "qcow2 or raw (qcow2)"},
+    {"backing", 'b', "FILE", "what it stands on: only changes go into the new disk"},
+    {"backing-type", 'B', "TYPE", "of the backing, qcow2 or raw"},
+    {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"},
+    {"preallocate", 0, NULL, "take all of its space now"},
+    {0},
+};
+
+static const struct verb verb_create = {
+    .name = "create",
+    .summary = "Make an empty disk, or one that stands on another",
+    .usage = "FILE [SIZE]",
+    .details = "Nothing is overwritten. The backing's name is written down as it is given, and is\n"
+               "looked for from the folder of the new disk. Without SIZE the disk is as large as "
+               "its\nbacking.",
+    .example = "lodge disk create --backing base.qcow2 --backing-type qcow2 web.qcow2",
+    .options = create_options,
+    .words_max = 2,
+    .mistake_status = STATUS_MISTAKE,
+    .run = create,
+};
+
+static const struct option_row info_options[] = {
+    {"format", 0, "FORMAT", "table or json (table)"},
+    {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"},
+    {0},
+};
+
+static const struct verb verb_info = {
+    .name = "info",
+    .summary = "Show what a disk is",
+    .usage = "FILE",
+    .details = "Its backing is named, not opened.",
+    .example = "lodge disk info --format json web.qcow2",
+    .options = info_options,
+    .words_max = 1,
+    .mistake_status = STATUS_MISTAKE,
+    .run = info,
+};
+
+static const struct option_row resize_options[] = {
+    {"shrink", 0, NULL, "lose what lies behind the new end"},
+    {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"},
+    {0},
+};
+
+static const struct verb verb_resize = {
+    .name = "resize",
+    .summary = "Make a disk larger or smaller",
+    .usage = "FILE SIZE",
+    .details = "SIZE is the new one, or +SIZE what is added. Nobody may use the disk meanwhile.",
+    .example = "lodge disk resize web.qcow2 +10G",
+    .options = resize_options,
+    .words_max = 2,
+    .mistake_status = STATUS_MISTAKE,
+    .run = resize,
+};
+
+static const struct option_row check_options[] = {
+    {"repair", 'r', NULL, "mend refcounts and flags, give leaked space back"},
+    {0},
+};
+
+static const struct verb verb_check = {
+    .name = "check",
+    .summary = "Look for damage in a qcow2",
+    .usage = "FILE",
+    .details = "Exit status: 0 no errors, 1 errors or it cannot be checked, 3 leaked space only.\n"
+               "Nobody may use the disk meanwhile.",
+    .example = "lodge disk check web.qcow2",
+    .options = check_options,
+    .words_max = 1,
+    .mistake_status = STATUS_MISTAKE,
+    .run = check,
+};
+
+static const struct option_row convert_options[] = {
+    {"type", 't', "TYPE", "of the new disk, qcow2 or raw (qcow2)"},
+    {"from-type", 'T', "TYPE", "of the old one; else its first bytes tell"},
+    {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"},
+    {"preallocate", 0, NULL, "take all of its space now"},
+    {0},
+};
+
+static const struct verb verb_convert = {
+    .name = "convert",
+    .summary = "Copy a disk, with all it stands on, into a new one",
+    .usage = "SOURCE TARGET",
+    .details = "What is zero takes no space. TARGET appears when it is whole; nothing is "
+               "overwritten.",
+    .example = "lodge disk convert --type raw web.qcow2 web.raw",
+    .options = convert_options,
+    .words_max = 2,
+    .mistake_status = STATUS_MISTAKE,
+    .run = convert,
+};
+
+static const struct verb *const children[] = {&verb_create, &verb_info,    &verb_resize,
+                                              &verb_check,  &verb_convert, NULL};
+
+const struct verb verb_disk = {
+    .name = "disk",
+    .summary = "Make, show, check and convert disks",
+    .usage = "",
+    .children = children,
+    .mistake_status = STATUS_MISTAKE,
+};
