@@ -32,7 +32,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX };
+enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX };
 
 /* More than any kernel of the field unpacks to. */
 #define UNPACK_LIMIT GIB(1)
@@ -94,13 +94,15 @@ static int unpack(int in_fd, int out_fd)
     return 0;
 }
 
-static int others_close(const struct guest_conf *conf, int statm_fd, struct err *err)
+static int others_close(const struct guest_conf *conf, const struct session *session,
+                        struct err *err)
 {
     int keep[FDS_MAX];
     size_t count = 0;
     const int named[] = {
         conf->kernel_fd,     conf->initrd_fd,  conf->kvm_fd,      conf->serial_in_fd,
-        conf->serial_out_fd, conf->control_fd, conf->lockstep.fd, statm_fd};
+        conf->serial_out_fd, conf->control_fd, conf->lockstep.fd, conf->listen_fd,
+        session->statm_fd,   session->pagemap_fd};
     for (size_t i = 0; i < ARRAY_LEN(named); i++)
         keep[count++] = named[i];
     for (unsigned i = 0; i < conf->console_count; i++)
@@ -108,6 +110,10 @@ static int others_close(const struct guest_conf *conf, int statm_fd, struct err 
     for (unsigned i = 0; i < conf->disk_count; i++)
         for (unsigned image = 0; image < conf->disks[i].image_count; image++)
             keep[count++] = conf->disks[i].images[image].fd;
+    for (unsigned i = 0; i < conf->restore.count; i++) {
+        keep[count++] = conf->restore.layers[i].state_fd;
+        keep[count++] = conf->restore.layers[i].memory_fd;
+    }
     return privileges_close_others(keep, count, err);
 }
 
@@ -122,6 +128,17 @@ static const enum board_lockstep_role lockstep_role_of[GUEST_LOCKSTEP_MAX] = {
     [GUEST_LOCKSTEP_LEAD] = BOARD_LOCKSTEP_LEAD,
     [GUEST_LOCKSTEP_FOLLOW] = BOARD_LOCKSTEP_FOLLOW,
 };
+
+static void restore_of(const struct guest_conf *conf, struct board_restore *restore)
+{
+    _Static_assert((int)GUEST_LAYERS_MAX == (int)BOARD_LAYERS_MAX, "a chain fits");
+    restore->count = conf->restore.count;
+    restore->same_host = conf->restore.same_host;
+    restore->verify = conf->restore.verify;
+    for (unsigned i = 0; i < restore->count; i++)
+        restore->layers[i] = (struct board_layer){.state_fd = conf->restore.layers[i].state_fd,
+                                                  .memory_fd = conf->restore.layers[i].memory_fd};
+}
 
 static int machine_make(const struct guest_conf *conf, struct disks *disks, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
@@ -148,6 +165,9 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,
                                                .tlb_entries = conf->lockstep.tlb_entries}};
+    struct board_restore restore = {0};
+    restore_of(conf, &restore);
+    config.restore = restore.count ? &restore : NULL;
     int r = disks_open(disks, err);
     if (r >= 0)
         r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
@@ -184,17 +204,18 @@ static int run(int definition_fd)
         return session_error(conf.control_fd, err.text);
     signals_set(conf.control_fd >= 0);
 
-    int statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    struct session session = {.control_fd = conf.control_fd,
+                              .listen_fd = conf.listen_fd,
+                              .statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC),
+                              .pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+                              .exit_on_reset = conf.on_reset == GUEST_ON_RESET_EXIT};
     struct disks disks = {0};
-    r = others_close(&conf, statm_fd, &err);
+    r = others_close(&conf, &session, &err);
     disks_rings(&disks, &conf);
     if (r < 0 || privileges_drop(&err) < 0)
         return session_error(conf.control_fd, err.text);
 
     char why[ENGINE_WHY_MAX];
-    struct session session = {.control_fd = conf.control_fd,
-                              .statm_fd = statm_fd,
-                              .exit_on_reset = conf.on_reset == GUEST_ON_RESET_EXIT};
     if (machine_make(&conf, &disks, &session, why, &err) < 0)
         return session_error(conf.control_fd, err.text);
     int status = session_run(&session);

@@ -17,16 +17,27 @@ enum {
 
 /* Blocks while the owner does not read: it is not going to send requests either. An owner that is
  * gone is noticed by the poll. */
-static void send_message(int control_fd, const struct control_message *message)
+static void send_flags(int fd, const struct control_message *message, int flags)
 {
     uint8_t bytes[CONTROL_MESSAGE_MAX];
     size_t size = control_encode(message, bytes), done = 0;
-    while (control_fd >= 0 && done < size) {
-        ssize_t n = send(control_fd, bytes + done, size - done, MSG_NOSIGNAL);
+    while (fd >= 0 && done < size) {
+        ssize_t n = send(fd, bytes + done, size - done, MSG_NOSIGNAL | flags);
         if (n < 0 && errno != EINTR)
             return;
         done += n > 0 ? (size_t)n : 0;
     }
+}
+
+static void send_message(int control_fd, const struct control_message *message)
+{
+    send_flags(control_fd, message, 0);
+}
+
+/* To who asked. A client that does not read its answers loses them; the machine waits for none. */
+static void reply(const struct session *session, int fd, const struct control_message *message)
+{
+    send_flags(fd, message, fd == session->control_fd ? 0 : MSG_DONTWAIT);
 }
 
 static void send_type(struct session *session, enum control_type type)
@@ -56,7 +67,7 @@ static void end(struct session *session, int status)
     session->status = status;
 }
 
-static void stats_send(struct session *session)
+static void stats_send(struct session *session, int fd)
 {
     struct board_stats stats;
     board_stats(session->board, &stats);
@@ -69,7 +80,7 @@ static void stats_send(struct session *session)
     if (session->statm_fd >= 0 && pread(session->statm_fd, text, sizeof text - 1, 0) > 0 &&
         sscanf(text, "%*u %llu", &pages) == 1)
         message.resident = pages * (uint64_t)sysconf(_SC_PAGESIZE);
-    send_message(session->control_fd, &message);
+    reply(session, fd, &message);
 }
 
 static void guest_reset(struct session *session)
@@ -80,22 +91,166 @@ static void guest_reset(struct session *session)
         end(session, session_error(session->control_fd, err.text));
 }
 
-static void request_handle(struct session *session, const struct control_message *message)
+static void reply_failed(const struct session *session, int fd, const char *text)
+{
+    struct control_message message = {.type = CONTROL_FAILED};
+    snprintf(message.text, sizeof message.text, "%s", text);
+    reply(session, fd, &message);
+}
+
+/* The machine stands while it is written, and goes on if it ran. */
+static void save(struct session *session, int fd, const struct control_message *message,
+                 const int fds[CONTROL_FDS_MAX])
+{
+    struct err err = {0};
+    struct board_saved saved;
+    struct control_message done = {.type = CONTROL_DONE};
+    struct board_save what = {.to = {.state_fd = fds[0], .memory_fd = fds[1]},
+                              .pagemap_fd = session->pagemap_fd,
+                              .changes = message->changes};
+    if (fds[1] < 0) {
+        reply_failed(session, fd, "no files to save to came with the request");
+        return;
+    }
+    _Static_assert((int)CONTROL_ID_SIZE == (int)BOARD_ID_SIZE, "one id");
+    memcpy(what.id, message->id, sizeof what.id);
+    board_pause(session->board);
+    int r = board_save(session->board, &what, &saved, &err);
+    if (!session->paused)
+        board_resume(session->board);
+    if (r < 0) {
+        reply_failed(session, fd, err.text);
+        return;
+    }
+    done.pages = saved.pages;
+    memcpy(done.id, saved.parent, sizeof done.id);
+    reply(session, fd, &done);
+}
+
+/* False where this is no request. */
+static bool simple_request(struct session *session, const struct control_message *message)
 {
     switch (message->type) {
     case CONTROL_POWER_BUTTON: board_power_button(session->board); break;
     case CONTROL_RESET_NOW: guest_reset(session); break;
-    case CONTROL_PAUSE: board_pause(session->board); break;
-    case CONTROL_RESUME: board_resume(session->board); break;
+    case CONTROL_PAUSE:
+        session->paused = true;
+        board_pause(session->board);
+        break;
+    case CONTROL_RESUME:
+        session->paused = false;
+        board_resume(session->board);
+        break;
     case CONTROL_QUIT: end(session, 0); break;
     case CONTROL_CONSOLE_SIZE:
         board_console_size(session->board, message->port, message->cols, message->rows);
         break;
-    case CONTROL_STATS_ASK: stats_send(session); break;
-    default: /* an event, which is ours to send */
+    default: return false;
+    }
+    return true;
+}
+
+static void request_handle(struct session *session, const struct control_message *message)
+{
+    static const int none[CONTROL_FDS_MAX] = {-1, -1};
+    if (simple_request(session, message))
+        return;
+    if (message->type == CONTROL_STATS_ASK)
+        stats_send(session, session->control_fd);
+    else if (message->type == CONTROL_SAVE)
+        save(session, session->control_fd, message, none);
+    else /* an event, which is ours to send */
         end(session,
             session_error(session->control_fd, "a control message in the wrong direction"));
-        break;
+}
+
+/* ---- clients ---- */
+
+static void client_handle(struct session *session, int fd, const struct control_message *message,
+                          const int fds[CONTROL_FDS_MAX])
+{
+    if (message->type == CONTROL_SAVE)
+        save(session, fd, message, fds);
+    else if (message->type == CONTROL_STATS_ASK)
+        stats_send(session, fd);
+    else if (simple_request(session, message))
+        reply(session, fd, &(struct control_message){.type = CONTROL_DONE});
+    else
+        reply_failed(session, fd, "that is no request");
+}
+
+/* Descriptors that came are ours to close, wanted or not. */
+static void take_fds(struct msghdr *header, int fds[CONTROL_FDS_MAX])
+{
+    unsigned count = 0;
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(header); part; part = CMSG_NXTHDR(header, part)) {
+        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t here = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < here; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+            if (count < CONTROL_FDS_MAX)
+                fds[count++] = fd;
+            else
+                close(fd);
+        }
+    }
+}
+
+/* One packet; false where the client is gone, or no client of ours. */
+static bool client_receive(struct session *session, int fd)
+{
+    uint8_t bytes[CONTROL_MESSAGE_MAX];
+    int fds[CONTROL_FDS_MAX] = {-1, -1};
+    union {
+        char space[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {bytes, sizeof bytes};
+    struct msghdr header = {.msg_iov = &iov,
+                            .msg_iovlen = 1,
+                            .msg_control = control.space,
+                            .msg_controllen = sizeof control.space};
+    ssize_t n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
+    if (n <= 0)
+        return false;
+    struct control_message message;
+    struct err err = {0};
+    take_fds(&header, fds);
+    int took = control_decode(bytes, (size_t)n, &message, &err);
+    if (took == n)
+        client_handle(session, fd, &message, fds);
+    else
+        reply_failed(session, fd, took < 0 ? err.text : "half a message");
+    for (unsigned i = 0; i < CONTROL_FDS_MAX; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    return took == n;
+}
+
+static void client_accept(struct session *session)
+{
+    int fd = accept4(session->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (session->client_count == SESSION_CLIENTS_MAX) {
+        reply_failed(session, fd, "too many clients");
+        close(fd);
+        return;
+    }
+    session->clients[session->client_count++] = fd;
+}
+
+static void clients_handle(struct session *session, const struct pollfd *polls, unsigned count)
+{
+    for (unsigned i = count; i-- > 0 && !session->over;) {
+        if (!polls[i].revents || client_receive(session, session->clients[i]))
+            continue;
+        close(session->clients[i]);
+        session->clients[i] = session->clients[--session->client_count];
     }
 }
 
@@ -208,19 +363,27 @@ static void event_handle(struct session *session, const struct board_event *even
 
 int session_run(struct session *session)
 {
+    enum { EVENTS, OWNER, LISTENER, CLIENTS };
     while (!session->over) {
-        struct pollfd polls[] = {
-            {.fd = board_event_fd(session->board), .events = POLLIN},
-            {.fd = session->control_fd, .events = POLLIN},
+        struct pollfd polls[CLIENTS + SESSION_CLIENTS_MAX] = {
+            [EVENTS] = {.fd = board_event_fd(session->board), .events = POLLIN},
+            [OWNER] = {.fd = session->control_fd, .events = POLLIN},
+            [LISTENER] = {.fd = session->listen_fd, .events = POLLIN},
         };
-        if (poll(polls, ARRAY_LEN(polls), -1) < 0)
+        unsigned clients = session->client_count;
+        for (unsigned i = 0; i < clients; i++)
+            polls[CLIENTS + i] = (struct pollfd){.fd = session->clients[i], .events = POLLIN};
+        if (poll(polls, CLIENTS + clients, -1) < 0)
             continue;
-        if (polls[1].revents)
+        if (polls[OWNER].revents)
             control_receive(session);
+        clients_handle(session, polls + CLIENTS, clients);
+        if (polls[LISTENER].revents && !session->over)
+            client_accept(session);
         /* One event a turn: a guest may make them faster than they are told, and the owner wants to
          * be heard, and its leaving noticed, all the same. */
         struct board_event event;
-        if (polls[0].revents && !session->over && board_event_next(session->board, &event))
+        if (polls[EVENTS].revents && !session->over && board_event_next(session->board, &event))
             event_handle(session, &event);
     }
     return session->status;

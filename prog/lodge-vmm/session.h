@@ -1,8 +1,8 @@
 /*
  * session.h: a running machine and its owner: events go out, requests come in (wire/control.h).
  *
- * One thread, the process's main one, waits with poll() for two descriptors, the board's events and
- * the control socket. That is all there is to wait for, so there is no event loop library here.
+ * One thread, the process's main one, waits with poll() for the board's events, the control socket
+ * and a few clients. That is all there is to wait for, so there is no event loop library here.
  *
  * session_run() returns the process's exit status. The process is the machine: it then ends without
  * taking the machine apart, for a thread may be writing to a terminal that stands still.
@@ -12,13 +12,21 @@
 #include "board/board.h"
 #include "wire/control.h"
 
+enum { SESSION_CLIENTS_MAX = 16 };
+
 struct session {
     struct board *board;
     int control_fd; /* -1 = nobody; the machine then runs until the guest ends it */
+    int listen_fd;  /* where clients come in, or -1 */
     int statm_fd;   /* /proc/self/statm, or -1 */
+    int pagemap_fd; /* /proc/self/pagemap, or -1 */
     bool exit_on_reset;
     const char *engine, *why; /* for READY */
 
+    int clients[SESSION_CLIENTS_MAX];
+    unsigned client_count;
+
+    bool paused;   /* somebody asked for it */
     bool panicked; /* since the last reset */
     bool over;
     int status; /* where over */

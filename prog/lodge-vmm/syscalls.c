@@ -23,6 +23,7 @@ static const int plain[] = {
     /* Bytes of the guest's streams, of eventfds and of the control socket. */
     SCMP_SYS(read), SCMP_SYS(write), SCMP_SYS(readv), SCMP_SYS(writev), SCMP_SYS(recvfrom),
     SCMP_SYS(sendto), SCMP_SYS(recvmsg), SCMP_SYS(sendmsg),
+    SCMP_SYS(accept4),    /* clients, at the socket that lodge listens with for us */
     SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
     SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
 

@@ -28,7 +28,7 @@ static bool move_to(struct channel *channel, enum channel_state state)
     return true;
 }
 
-struct channel *channel_new(int fd, struct sink *out, struct sink *errors)
+struct channel *channel_new(int fd, struct sink *out, struct sink *errors, bool takeover)
 {
     struct channel *channel = calloc(1, sizeof *channel);
     if (!channel)
@@ -39,8 +39,9 @@ struct channel *channel_new(int fd, struct sink *out, struct sink *errors)
     if (getrandom(&channel->nonce, sizeof channel->nonce, 0) < 0)
         channel->nonce = (uint64_t)getpid();
     struct agent_message hello = {AGENT_HELLO, 0, .hello = {AGENT_VERSION, channel->nonce}};
-    if (agent_put(&channel->writer, &hello, NULL) < 0) {
-        free(channel);
+    if ((takeover && agent_put_padding(&channel->writer, NULL) < 0) ||
+        agent_put(&channel->writer, &hello, NULL) < 0) {
+        channel_free(channel);
         return NULL;
     }
     return channel;

@@ -48,8 +48,9 @@ struct channel_command {
     uint16_t columns, rows;
 };
 
-/* Malloc'd; says HELLO. NULL without memory. */
-struct channel *channel_new(int fd, struct sink *out, struct sink *errors);
+/* Malloc'd; says HELLO. NULL without memory. `takeover`: somebody else may have died on the channel
+ * in the middle of a frame. */
+struct channel *channel_new(int fd, struct sink *out, struct sink *errors, bool takeover);
 void channel_free(struct channel *channel);
 
 /* READY only. -EMSGSIZE for a command line that is too long. */

@@ -18,8 +18,8 @@
 #include "wire/agent.h"
 
 enum {
-    KEEP_NAMED = 7, /* descriptors of the definition that have names */
-    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX,
+    KEEP_NAMED = 8, /* descriptors of the definition that have names */
+    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX,
     END_MS = 10000, /* an image may have to reach the disk */
 };
 
@@ -125,11 +125,16 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
                           conf->kvm_fd,
                           conf->serial_in_fd,
                           conf->consoles[0].fd,
-                          conf->control_fd};
+                          conf->control_fd,
+                          conf->listen_fd};
     size_t count = KEEP_NAMED;
     for (unsigned i = 0; i < conf->disk_count; i++)
         for (unsigned image = 0; image < conf->disks[i].image_count; image++)
             keep[count++] = conf->disks[i].images[image].fd;
+    for (unsigned i = 0; i < conf->restore.count; i++) {
+        keep[count++] = conf->restore.layers[i].state_fd;
+        keep[count++] = conf->restore.layers[i].memory_fd;
+    }
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         become_vmm(program, argv, keep, count, parent);

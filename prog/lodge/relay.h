@@ -33,6 +33,7 @@ struct relay_plan {
     bool shell;                  /* the command is the shell of an interactive guest: its
                                     powering off is a good end */
     bool agent;                  /* serial: an agent will say when the console listens */
+    bool restored;               /* the guest goes on from a snapshot: it has spoken to others */
     bool raw;                    /* standard input is a terminal to be switched */
     const char *kernel;          /* its path, for messages; borrowed */
     bool reboots;                /* a reset of the guest's machine is not its end */

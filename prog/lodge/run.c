@@ -5,8 +5,11 @@
 #include "base/own.h"
 #include "chain.h"
 #include "conf/guest.h"
+#include "endpoint.h"
+#include "folder.h"
 #include "image/store.h"
 #include "machine.h"
+#include "overlays.h"
 #include "relay.h"
 #include "terminal.h"
 #include "verbs.h"
@@ -48,12 +51,14 @@ struct plan {
     const struct arguments *arguments;
     struct guest_conf conf;
     struct image image;
-    bool has_image;
+    bool has_image, agent;
     struct relay_plan relay;
     const char *argv[AGENT_STRINGS_MAX + 1];
     const char *env[ARGUMENTS_GIVEN_MAX + 1];
     char term[128];
     int kernel, initrd, kvm; /* descriptors */
+    struct endpoint endpoint;
+    struct overlays *overlays; /* of a restored guest */
 };
 
 static int read_file(const char *path, char **ret_text, size_t *ret_length, struct err *err)
@@ -184,6 +189,7 @@ static int apply_image(struct plan *plan, struct err *err)
     if (r < 0)
         return r;
     plan->has_image = true;
+    plan->agent = plan->image.agent;
     _cleanup_free_ char *given = take_ptr(conf->append);
     conf->append = strdup(plan->image.append);
     if (!conf->append || (given && guest_conf_append(conf, given) < 0))
@@ -311,7 +317,7 @@ static int choose_relay(struct plan *plan, struct err *err)
     const struct arguments *arguments = plan->arguments;
     struct relay_plan *relay = &plan->relay;
     bool terminals = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-    bool agent = plan->has_image && plan->image.agent;
+    bool agent = plan->agent;
     const char *workdir = arguments_value(arguments, "workdir");
     relay->shell =
         !arguments->command && agent && terminals && !arguments_flag(arguments, "no-tty");
@@ -328,7 +334,7 @@ static int choose_relay(struct plan *plan, struct err *err)
     if (r >= 0)
         r = collect_command(plan, err);
     /* The agent then starts no shell on a console that nobody looks at. */
-    if (r >= 0 && relay->command && guest_conf_append(&plan->conf, "lodge.console=off") < 0)
+    if (r >= 0 && relay->command && !relay->restored && guest_conf_append(&plan->conf, "lodge.console=off") < 0)
         r = err_set(err, -ENOMEM, "no memory");
     if (r >= 0 && relay->command)
         plan->conf.on_reset = GUEST_ON_RESET_EXIT;
@@ -353,6 +359,88 @@ static int append_name(struct plan *plan, struct err *err)
                                                              : err_set(err, -ENOMEM, "no memory");
 }
 
+/* For those that read the definition from another folder. */
+static bool make_absolute(char **path)
+{
+    char *whole = *path ? realpath(*path, NULL) : NULL;
+    if (*path && !whole)
+        return false;
+    free(*path);
+    *path = whole;
+    return true;
+}
+
+static bool make_paths_absolute(struct guest_conf *conf)
+{
+    bool fine = make_absolute(&conf->kernel) && make_absolute(&conf->initrd);
+    for (unsigned i = 0; i < conf->disk_count; i++)
+        fine = fine && make_absolute(&conf->disks[i].path);
+    return fine;
+}
+
+/* ---- a guest that goes on from a snapshot ---- */
+
+/* Options that a restored guest may have otherwise than the one that was saved. */
+static int restore_options(struct plan *plan, struct err *err)
+{
+    const struct arguments *arguments = plan->arguments;
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
+        if (arguments->given[i].value)
+            r = set_option(plan, arguments->given[i].row->name, arguments->given[i].value, err);
+    if (r >= 0)
+        r = set_on_reset(&plan->conf, arguments_value(arguments, "on-reset"), err);
+    return r;
+}
+
+/* A kernel is needed for a reset only; where it has gone since, that is when it is missed. */
+static void open_if_there(const char *path, int *ret_fd)
+{
+    *ret_fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+}
+
+static int restore_plan(struct plan *plan, struct err *err)
+{
+    struct guest_conf *conf = &plan->conf;
+    struct snapshot_about about;
+    if (plan->arguments->word_count != 1)
+        return err_set(err, -EINVAL, "restore takes the folder of a snapshot");
+    const char *folder = plan->arguments->words[0];
+    int r = folder_read(folder, &about, err);
+    if (r < 0)
+        return r;
+    r = guest_conf_read_json(conf, about.definition, strlen(about.definition), folder, err);
+    if (r >= 0)
+        r = refuse_descriptors(conf, folder, err);
+    plan->agent = about.agent;
+    plan->relay.restored = true;
+    conf->restore.same_host = about.same_host;
+    conf->restore.verify = arguments_flag(plan->arguments, "verify");
+    snapshot_about_free(&about);
+    free(take_ptr(conf->name)); /* the first one may still run under it */
+    if (r >= 0)
+        r = restore_options(plan, err);
+    if (r >= 0)
+        r = folder_open_chain(folder, &conf->restore, err);
+    if (r >= 0)
+        r = guest_conf_check(conf, err);
+    if (r >= 0)
+        r = choose_relay(plan, err);
+    if (r >= 0)
+        r = overlays_make(conf, &plan->overlays, err);
+    for (unsigned i = 0; r >= 0 && i < conf->disk_count; i++)
+        r = chain_open(&conf->disks[i], err);
+    if (r >= 0)
+        r = open_kvm(plan, err);
+    open_if_there(conf->kernel, &plan->kernel);
+    open_if_there(conf->initrd, &plan->initrd);
+    plan->relay.kernel = conf->kernel ? conf->kernel : folder;
+    conf->kernel_fd = plan->kernel;
+    conf->initrd_fd = plan->initrd;
+    conf->kvm_fd = plan->kvm;
+    return r;
+}
+
 static int make_plan(struct plan *plan, struct err *err)
 {
     int r = read_options(plan, err);
@@ -369,10 +457,37 @@ static int make_plan(struct plan *plan, struct err *err)
     return r < 0 ? r : open_all(plan, err);
 }
 
+/* The guest is found by its name, if it has one. */
+static int open_endpoint(struct plan *plan, struct err *err)
+{
+    struct guest_conf *conf = &plan->conf;
+    if (!conf->name)
+        return 0;
+    struct guest_conf plain;
+    _cleanup_free_ char *whole = guest_conf_write_json(conf);
+    guest_conf_init(&plain);
+    int r = whole ? guest_conf_read_json(&plain, whole, strlen(whole), "definition", err)
+                  : err_set(err, -EINVAL, "the definition holds a string that is no UTF-8");
+    if (r < 0)
+        return r;
+    plain.kernel_fd = plain.initrd_fd = plain.kvm_fd = -1;
+    plain.restore.count = 0;
+    for (unsigned i = 0; i < plain.disk_count; i++)
+        guest_disk_forget_images(&plain.disks[i]);
+    _cleanup_free_ char *text = make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent)
+                                                            : NULL;
+    guest_conf_free(&plain);
+    if (!text)
+        return err_errno(err, errno, "the paths of guest '%s'", conf->name);
+    return endpoint_open(&plan->endpoint, conf->name, text, &conf->listen_fd, err);
+}
+
 static int start(struct plan *plan, struct machine *machine, struct err *err)
 {
     char program[4096];
-    int r = make_plan(plan, err);
+    int r = plan->arguments->verb == &verb_restore ? restore_plan(plan, err) : make_plan(plan, err);
+    if (r >= 0)
+        r = open_endpoint(plan, err);
     if (r >= 0)
         r = machine_find_program("lodge-vmm", "LODGE_VMM", program, sizeof program, err);
     return r < 0 ? r : machine_start(machine, program, &plan->conf, err);
@@ -398,6 +513,13 @@ static int run(const struct arguments *arguments)
     own_close(&plan->kernel);
     own_close(&plan->initrd);
     own_close(&plan->kvm);
+    own_close(&plan->conf.listen_fd);
+    for (unsigned i = 0; i < plan->conf.restore.count; i++) {
+        own_close(&plan->conf.restore.layers[i].state_fd);
+        own_close(&plan->conf.restore.layers[i].memory_fd);
+    }
+    endpoint_close(&plan->endpoint);
+    overlays_free(plan->overlays);
     guest_conf_free(&plan->conf);
     image_free(&plan->image);
     free(plan);
@@ -420,6 +542,39 @@ const struct verb verb_run = {
         "could not be executed, 127 when it was not found; 128 + n after signal n.",
     .example = "lodge run --memory 1G -- uname -a",
     .options = options,
+    .words_max = 1,
+    .takes_command = true,
+    .mistake_status = RELAY_FAILED,
+    .run = run,
+};
+
+static const struct option_row restore_options_rows[] = {
+    {"name", 'n', "NAME", "a name for the restored guest, by which it is found"},
+    {"engine", 0, "ENGINE", "auto, kvm or soft"},
+    {"translate", 0, "WHAT", "what the software engine translates: hot, never or always"},
+    {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M"},
+    {"verify", 0, NULL, "hold all memory against its checksums before the guest runs; else that is\n"
+                        "                               done while it does"},
+    {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
+    {"env", 'e', "NAME=VALUE", "environment of the command; may be repeated"},
+    {"workdir", 'w', "FOLDER", "the folder the command starts in"},
+    {"tty", 't', NULL, "give the command a terminal even where ours is none"},
+    {"no-tty", 'T', NULL, "give it none even where ours is one"},
+    {"agent-timeout", 0, "SECONDS",
+     "how long a command waits for the guest's agent (300; 0: ever)"},
+    {"verbose", 'v', NULL, "show the engine, and the guest's kernel messages on standard error"},
+    {0},
+};
+
+const struct verb verb_restore = {
+    .name = "restore",
+    .summary = "Let a guest go on from a snapshot",
+    .usage = "FOLDER [-- COMMAND ARG...]",
+    .details = "The guest goes on where it was written down, as often as you like, several at once\n"
+               "too. It writes to overlays of its disks, which go with it. Standard input and\n"
+               "output, COMMAND and the exit status are as with lodge run.",
+    .example = "lodge restore web.snapshot -- uptime",
+    .options = restore_options_rows,
     .words_max = 1,
     .takes_command = true,
     .mistake_status = RELAY_FAILED,

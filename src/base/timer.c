@@ -11,12 +11,13 @@
 
 struct timers {
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed, idle;
     pthread_t thread;
     struct timer **heap;
     size_t count, room;
     uint64_t base; /* host ns minus guest ns while running; guest ns while paused */
     bool paused, stop;
+    bool firing; /* the thread is inside a callback */
     uint64_t (*clock)(void *opaque); /* driven: no thread, no `base` */
     void *clock_opaque;
 };
@@ -112,7 +113,10 @@ static void *timers_thread(void *opaque)
             pthread_cond_clockwait(&timers->changed, &timers->lock, CLOCK_MONOTONIC, &until);
             continue;
         }
+        timers->firing = true;
         fire_first(timers);
+        timers->firing = false;
+        pthread_cond_broadcast(&timers->idle);
     }
     pthread_mutex_unlock(&timers->lock);
     return NULL;
@@ -126,6 +130,7 @@ static struct timers *timers_make(void)
     timers->base = host_now();
     pthread_mutex_init(&timers->lock, NULL);
     pthread_cond_init(&timers->changed, NULL);
+    pthread_cond_init(&timers->idle, NULL);
     return timers;
 }
 
@@ -145,6 +150,7 @@ struct timers *timers_new(void)
     if (!timers)
         return NULL;
     if (pthread_create(&timers->thread, NULL, timers_thread, timers) != 0) {
+        pthread_cond_destroy(&timers->idle);
         pthread_cond_destroy(&timers->changed);
         pthread_mutex_destroy(&timers->lock);
         free(timers);
@@ -163,6 +169,7 @@ void timers_free(struct timers *timers)
     pthread_mutex_unlock(&timers->lock);
     if (!timers->clock)
         pthread_join(timers->thread, NULL);
+    pthread_cond_destroy(&timers->idle);
     pthread_cond_destroy(&timers->changed);
     pthread_mutex_destroy(&timers->lock);
     free(timers->heap);
@@ -195,6 +202,16 @@ void timers_resume(struct timers *timers)
         timers->paused = false;
         pthread_cond_signal(&timers->changed);
     }
+    pthread_mutex_unlock(&timers->lock);
+}
+
+void timers_settle(struct timers *timers)
+{
+    pthread_mutex_lock(&timers->lock);
+    while (timers->firing)
+        pthread_cond_wait(&timers->idle, &timers->lock);
+    while (timers->paused && timers->count && timers->heap[0]->at <= timers->base)
+        fire_first(timers);
     pthread_mutex_unlock(&timers->lock);
 }
 

@@ -46,6 +46,10 @@ uint64_t timers_now(struct timers *timers);
 void timers_pause(struct timers *timers);
 void timers_resume(struct timers *timers);
 
+/* While paused: runs what was due when the clock stopped, and returns when no callback is under
+ * way. After it nothing of the timers happens until timers_resume(). */
+void timers_settle(struct timers *timers);
+
 /* Sets the clock to `now` (restore of a snapshot). Timers armed in the past fire at once. */
 void timers_set_now(struct timers *timers, uint64_t now);
 

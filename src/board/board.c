@@ -117,7 +117,9 @@ static int engine_make(struct board *board, struct err *err)
                                          .irqchip = board->engine->irqchip,
                                          .io = &board->io,
                                          .apic = chips ? &board->apic_row : NULL,
-                                         .cpuid = board->lockstep ? &cpuid : NULL,
+                                         .cpuid = board->lockstep ? &cpuid
+                                                                  : board_restore_cpuid(board),
+                                         .tsc_khz = board->tsc_khz,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,
                                          .translate = board->translate,
@@ -183,7 +185,8 @@ static int board_fill(struct board *board, const struct board_config *config, st
     if (board->event_fd < 0)
         return err_errno(err, errno, "cannot make an eventfd");
     board_io_init(board);
-    r = memory_fill_measuring(board, &entry, err);
+    r = config->restore ? board_restore_begin(board, config->restore, err)
+                        : memory_fill_measuring(board, &entry, err);
     if (r >= 0)
         r = board_devices_make(board, config, true, err);
     if (r >= 0)
@@ -193,7 +196,7 @@ static int board_fill(struct board *board, const struct board_config *config, st
     if (r < 0)
         return r;
     board_devices_reset(board);
-    return machine_boot(board, &entry, err);
+    return config->restore ? board_restore_end(board, err) : machine_boot(board, &entry, err);
 }
 
 int board_new(const struct board_config *config, struct board **ret_board, struct err *err)
@@ -245,6 +248,7 @@ void board_free(struct board *board)
         return;
     lockstep_stop(board->lockstep);
     threads_end(board);
+    board_history_free(board);
     board_serial_stop(board->serial); /* its thread uses the UART, and that the timers */
     timers_free(board->timers);
     board_devices_free(board);
@@ -276,6 +280,7 @@ int board_start(struct board *board, struct err *err)
         return r;
     board->started = true;
     board_resume(board);
+    board_verify_start(board);
     return 0;
 }
 
@@ -300,23 +305,18 @@ void board_resume(struct board *board)
     pthread_mutex_unlock(&board->lock);
 }
 
-/* Gives all RAM back to the host: it reads as zero again, and nothing of the old guest remains. */
-static void memory_drop(struct mem *mem)
-{
-    for (unsigned i = 0; i < mem->count; i++) {
-        madvise(mem->regions[i].host, mem->regions[i].size, MADV_DONTNEED);
-        mem_written(mem, mem->regions[i].start, mem->regions[i].size);
-    }
-}
-
 int board_reset(struct board *board, struct err *err)
 {
     board_pause(board);
     board_devices_reset(board);
-    memory_drop(board->mem);
+    board_history_free(board);
     board_clock_zero(board);
     struct load_entry entry;
-    int r = memory_fill(board, &entry, err);
+    int r = mem_clear(board->mem);
+    if (r < 0)
+        err_errno(err, -r, "cannot give the guest's memory back");
+    if (r >= 0)
+        r = memory_fill(board, &entry, err);
     if (r >= 0 && board->engine->irqchip == ENGINE_IRQCHIP_ENGINE) {
         /* The interrupt controllers inside the engine have no reset of their own: a new VM is one.
          * Nobody raises a line meanwhile, for all devices are reset and the vCPUs parked. */

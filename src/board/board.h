@@ -19,6 +19,10 @@
  * machine back to its first instruction: devices reset, memory dropped, kernel loaded again from
  * the same descriptors. It works any number of times.
  *
+ * board_save() writes a paused machine down; a machine made with `restore` goes on where that one
+ * was, at its first board_start(), with the same configuration but for descriptors. What is not the
+ * guest's is not in it: streams of consoles, contents of disks.
+ *
  * Who owns what: descriptors stay the caller's, except console ports', which the board closes in
  * board_free(); after a failed board_new() they may be closed. board_free() stops everything and
  * may be called at any time.
@@ -98,9 +102,42 @@ struct board_config {
     unsigned disk_count; /* <= BOARD_DISKS_MAX */
 
     struct board_lockstep lockstep; /* for tests of the engine */
+
+    const struct board_restore *restore; /* NULL: the machine boots its kernel */
 };
 
 enum { BOARD_MEMORY_MIN = 2 << 20 };
+
+/* ---- snapshots (docs/snapshot.md) ---- */
+
+enum { BOARD_ID_SIZE = 16, BOARD_LAYERS_MAX = 16 };
+
+/* One snapshot: the machine's state (board/snapshot.h) and pages of its memory
+ * (board/snapshot_memory.h). Borrowed. */
+struct board_layer {
+    int state_fd, memory_fd;
+};
+
+/* Where a machine goes on that was saved. The first layer is the snapshot itself, each further one
+ * what the one before it says it stands on. */
+struct board_restore {
+    struct board_layer layers[BOARD_LAYERS_MAX];
+    unsigned count;
+    bool same_host; /* the one that it was saved on, not rebooted since: the TSC runs as it did */
+    bool verify;    /* hold all memory against its checksums first; else that is done meanwhile */
+};
+
+struct board_save {
+    struct board_layer to;     /* empty files, opened for reading and writing */
+    int pagemap_fd;            /* /proc/self/pagemap, or -1: slower */
+    uint8_t id[BOARD_ID_SIZE]; /* random: the snapshot's name for those that stand on it */
+    bool changes; /* only what has changed since the last snapshot, or since the one it came from */
+};
+
+struct board_saved {
+    uint64_t pages;                /* written or noted */
+    uint8_t parent[BOARD_ID_SIZE]; /* with `changes`: what it stands on */
+};
 
 enum board_event_kind {
     BOARD_EVENT_NONE,
@@ -137,6 +174,12 @@ void board_resume(struct board *board);
 
 /* Back to the first instruction and running. */
 int board_reset(struct board *board, struct err *err);
+
+/* Saves the machine, which is paused and stays so. -ENOTSUP with an engine that cannot, -EINVAL where
+ * it runs, or where `changes` have nothing to stand on. After an error the files are worth nothing,
+ * and the machine is as before. */
+int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
+               struct err *err);
 
 /* Readable while there are events. */
 int board_event_fd(struct board *board);

@@ -23,7 +23,8 @@ static int device_add(struct board *board, const struct device_ops *ops, void *d
     if (!device)
         return err_set(err, -ENOMEM, "no memory");
     assert(board->device_count < BOARD_DEVICES_MAX);
-    board->devices[board->device_count++] = (struct board_device){.ops = ops, .device = device};
+    board->devices[board->device_count++] =
+        (struct board_device){.name = ops->name, .ops = ops, .device = device};
     return 0;
 }
 
@@ -200,6 +201,11 @@ static void reset_pci(void *pci)
     pci_host_reset(pci);
 }
 
+static void pci_state(void *pci, struct record *record)
+{
+    pci_host_state(pci, record);
+}
+
 static void free_pci(void *pci)
 {
     pci_host_free(pci);
@@ -207,7 +213,11 @@ static void free_pci(void *pci)
 
 static int make_pci(struct board *board, const struct board_config *config, struct err *err)
 {
-    static const struct device_ops ops = {.name = "pci", .reset = reset_pci, .free = free_pci};
+    static const struct device_ops ops = {.name = "pci",
+                                          .reset = reset_pci,
+                                          .free = free_pci,
+                                          .state = pci_state,
+                                          .state_version = 1};
     struct pci_host_config host = {.bus = board->bus,
                                    .ecam_base = MAP_ECAM,
                                    .ecam_size = MAP_ECAM_SIZE,
@@ -260,11 +270,18 @@ static void free_virtio(void *opaque)
     free(virtio);
 }
 
+static void state_virtio(void *opaque, struct record *record)
+{
+    struct board_virtio *virtio = opaque;
+    virtio_pci_state(virtio->transport, record);
+}
+
 /* The transport takes the device over, and it is freed here where there is no transport. The host
  * bridge resets it. */
 static int add_virtio(struct board *board, struct virtio_device *device, struct err *err)
 {
-    static const struct device_ops ops = {.name = "virtio", .free = free_virtio};
+    static const struct device_ops ops = {
+        .name = "virtio", .free = free_virtio, .state = state_virtio, .state_version = 1};
     struct board_virtio *virtio = calloc(1, sizeof *virtio);
     int r = virtio ? virtio_pci_new(board->pci, PCI_SLOT_ANY, device, &virtio->transport, err)
                    : err_set(err, -ENOMEM, "no memory");
@@ -276,6 +293,8 @@ static int add_virtio(struct board *board, struct virtio_device *device, struct 
     virtio->board = board;
     virtio->device = device;
     r = device_add(board, &ops, virtio, err);
+    board->devices[board->device_count - 1].name = device->ops->name;
+    board->virtio[board->virtio_count++] = device;
     if (r >= 0 && board->engine->io_fd && device->ops->notify_fd)
         virtio_pci_observe_notify(virtio->transport, notify_moved, virtio);
     return r;

@@ -12,7 +12,13 @@
 
 #include <x86intrin.h>
 
-enum { ISA_IRQS = 16, TIMER_PIN = 2 };
+enum { ISA_IRQS = 16, TIMER_PIN = 2, TSC_SCALE_SHIFT = 48 };
+
+/* Guest ticks for so many of the host's. */
+static uint64_t tsc_scaled(const struct board *board, uint64_t ticks)
+{
+    return (uint64_t)((unsigned __int128)ticks * board->tsc_scale >> TSC_SCALE_SHIFT);
+}
 
 uint64_t board_tsc(void *opaque)
 {
@@ -21,12 +27,18 @@ uint64_t board_tsc(void *opaque)
         return lockstep_clock(board->lockstep);
     if (!atomic_load_explicit(&board->tsc_runs, memory_order_acquire))
         return atomic_load_explicit(&board->tsc_frozen, memory_order_relaxed);
-    return __rdtsc() - atomic_load_explicit(&board->tsc_base, memory_order_relaxed);
+    uint64_t base = atomic_load_explicit(&board->tsc_base, memory_order_relaxed);
+    if (likely(!board->tsc_scale))
+        return __rdtsc() - base;
+    return atomic_load_explicit(&board->tsc_began, memory_order_relaxed) +
+           tsc_scaled(board, __rdtsc() - base);
 }
 
 uint64_t board_tsc_khz(const struct board *board)
 {
-    return board->lockstep ? LOCKSTEP_TSC_KHZ : cpuid_host_tsc_khz();
+    if (board->lockstep)
+        return LOCKSTEP_TSC_KHZ;
+    return board->tsc_khz ? board->tsc_khz : cpuid_host_tsc_khz();
 }
 
 void board_clock_stop(struct board *board)
@@ -45,7 +57,9 @@ void board_clock_run(struct board *board)
     if (board->lockstep)
         return;
     if (!atomic_load(&board->tsc_runs)) {
-        atomic_store(&board->tsc_base, __rdtsc() - atomic_load(&board->tsc_frozen));
+        atomic_store(&board->tsc_began, board->tsc_frozen);
+        atomic_store(&board->tsc_base,
+                     __rdtsc() - (board->tsc_scale ? 0 : atomic_load(&board->tsc_frozen)));
         atomic_store(&board->tsc_runs, true);
     }
     timers_resume(board->timers);
@@ -54,6 +68,19 @@ void board_clock_run(struct board *board)
 void board_clock_zero(struct board *board)
 {
     atomic_store(&board->tsc_frozen, 0);
+}
+
+void board_clock_set(struct board *board, uint64_t tsc, uint64_t tsc_khz, uint64_t now)
+{
+    uint64_t host = cpuid_host_tsc_khz();
+    uint64_t apart = host > tsc_khz ? host - tsc_khz : tsc_khz - host;
+    board->tsc_khz = tsc_khz;
+    /* Two measurements of one frequency differ by less than this, and clocks of two hosts too. */
+    if (apart > tsc_khz / 2000)
+        board->tsc_scale =
+            (uint64_t)(((unsigned __int128)tsc_khz << TSC_SCALE_SHIFT) / host);
+    atomic_store(&board->tsc_frozen, tsc);
+    timers_set_now(board->timers, now);
 }
 
 static uint64_t tsc_of_vcpu(void *opaque, unsigned vcpu)

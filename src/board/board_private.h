@@ -8,6 +8,7 @@
  *   board_event.c    what the owner is told
  *   board_serial.c   the host's streams behind COM1
  *   board_lockstep.c a history that can be repeated, for tests
+ *   board_snapshot.c saving, restoring
  *
  * Locks, from the outside in: a device's own; `lock` below; nothing under it but the kicking of
  * vCPUs. Interrupt lines take no lock of the board.
@@ -49,6 +50,7 @@ struct board_vcpu {
 };
 
 struct board_device {
+    const char *name; /* its section of a snapshot; several may have one */
     const struct device_ops *ops;
     void *device;
 };
@@ -78,6 +80,8 @@ struct board {
     struct pci_host *pci;
     struct power *power;
     struct virtio_console *console; /* NULL without ports */
+    struct virtio_device *virtio[BOARD_DEVICES_MAX]; /* all that are on the PCI bus */
+    unsigned virtio_count;
     struct virtio_blk *disks[BOARD_DISKS_MAX];
     unsigned disk_count;
     struct serial *com1;
@@ -88,7 +92,14 @@ struct board {
     unsigned tlb_entries; /* for tests of the engine */
     char *command_line;
 
-    /* Guest TSC = host's minus tsc_base while running; tsc_frozen while not. */
+    struct board_history *history; /* owned; NULL until it is saved or was restored */
+
+    /* Guest TSC = host's minus tsc_base while running; tsc_frozen while not. A machine that came
+     * from a host with another frequency keeps it: then tsc_scale is not 0, and the TSC is what it
+     * was when the clock began to run plus the host's ticks since, scaled. */
+    uint64_t tsc_khz; /* 0 = the host's */
+    uint64_t tsc_scale;
+    _Atomic uint64_t tsc_began;
     _Atomic uint64_t tsc_base;
     _Atomic uint64_t tsc_frozen;
     _Atomic bool tsc_runs;
@@ -128,6 +139,19 @@ uint64_t board_tsc_khz(const struct board *board);
 void board_clock_stop(struct board *board);
 void board_clock_run(struct board *board);
 void board_clock_zero(struct board *board); /* while stopped: the TSC as after power-on */
+/* While stopped: TSC and device clock (ns) of a saved machine, whose TSC had this frequency. */
+void board_clock_set(struct board *board, uint64_t tsc, uint64_t tsc_khz, uint64_t now);
+
+/* board_snapshot.c */
+/* Instead of loading a kernel: reads the state, maps the memory, and says what the engine must be
+ * made with. */
+int board_restore_begin(struct board *board, const struct board_restore *restore, struct err *err);
+const struct cpuid *board_restore_cpuid(const struct board *board); /* NULL: the engine's own */
+/* Once devices and vCPUs are there. */
+int board_restore_end(struct board *board, struct err *err);
+void board_verify_start(struct board *board); /* in the background, if that is still to be done */
+/* The memory is another one's from here on; joins what reads it. */
+void board_history_free(struct board *board);
 
 /* board_vcpu.c */
 void board_io_init(struct board *board);

@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 struct bus;
+struct record;
 
 struct bus_ops {
     const char *name;
@@ -68,9 +69,14 @@ struct msi_target {
     void *opaque;
 };
 
-/* One device of a board: the row that reset and free go through. */
+/* One device of a board: the row that reset, snapshots and free go through. */
 struct device_ops {
     const char *name;
     void (*reset)(void *opaque);
     void (*free)(void *opaque);
+    /* Optional: all that the guest could tell the device by, saved or loaded (base/record.h), with
+     * the machine's clock standing. Loading sets timers and raises the interrupt lines that are up;
+     * on a record that fails the device may be anything, and is freed. */
+    void (*state)(void *opaque, struct record *record);
+    unsigned state_version; /* of what state() saves */
 };

@@ -1,6 +1,7 @@
 #include "bus/pci_device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -264,6 +265,25 @@ void pci_host_reset(struct pci_host *host)
     host->reset_control = 0;
     host->stale = true;
     pci_host_move(host);
+}
+
+void pci_host_state(struct pci_host *host, struct record *record)
+{
+    uint32_t address = host->address;
+    uint8_t reset_control = host->reset_control;
+    record_u32(record, &address);
+    record_u8(record, &reset_control);
+    host->address = address & (ADDRESS_ENABLE | 0x00fffffc);
+    host->reset_control = reset_control;
+    for (unsigned slot = 0; slot < PCI_SLOTS && !record->failed; slot++) {
+        record_same(record, host->devices[slot] != NULL, "has other devices");
+        if (host->devices[slot] && !record->failed)
+            pci_device_state(host->devices[slot], record);
+    }
+    if (record->loading) {
+        host->stale = true;
+        pci_host_move(host);
+    }
 }
 
 static bool place(struct pci_window *window, uint64_t size, uint64_t *ret_address)

@@ -98,6 +98,11 @@ void pci_host_free(struct pci_host *host);
  * board then assigns the BARs again. All vCPUs stopped. */
 void pci_host_reset(struct pci_host *host);
 
+/* Saves or loads (base/record.h) the registers of bridge and devices, MSI-X and pins; the devices
+ * must be the same. What lies behind the BARs is their owners'. All vCPUs stopped. */
+struct record;
+void pci_host_state(struct pci_host *host, struct record *record);
+
 /* Address windows that BARs are placed in; a size of 0 is no window. 64-bit BARs that do not fit
  * mmio64 go to mmio32. */
 struct pci_window {

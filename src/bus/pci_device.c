@@ -1,6 +1,7 @@
 #include "bus/pci_device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -288,5 +289,27 @@ void pci_device_reset(struct pci_device *device)
     if (device->msix.vectors)
         pci_msix_reset(device);
     pci_device_update_pin(device);
+    pthread_mutex_unlock(&device->lock);
+}
+
+/* Of configuration space only what the guest may write is taken from a record: the rest is what the
+ * device is. */
+void pci_device_state(struct pci_device *device, struct record *record)
+{
+    uint8_t config[PCI_CONFIG_SIZE];
+    pthread_mutex_lock(&device->lock);
+    record_same(record, le32_read(device->initial + PCI_VENDOR_ID), "has another device there");
+    memcpy(config, device->config, sizeof config);
+    record_bytes(record, config, sizeof config);
+    record_bool(record, &device->pin_level);
+    if (record->loading && !record->failed) {
+        for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
+            device->config[i] = (uint8_t)((device->config[i] & ~device->writable[i]) |
+                                          (config[i] & device->writable[i]));
+        device->bus_master = get(device->config, PCI_COMMAND, 2) & PCI_COMMAND_MASTER;
+    }
+    pci_msix_state(device, record);
+    if (record->loading)
+        pci_device_update_pin(device);
     pthread_mutex_unlock(&device->lock);
 }

@@ -74,6 +74,7 @@ void pci_device_config_write(struct pci_device *device, unsigned offset, unsigne
 /* Where the registers say that the BAR is: 0 = not decoded. */
 uint64_t pci_device_bar_wanted(struct pci_device *device, const struct pci_bar *bar);
 void pci_device_reset(struct pci_device *device);
+void pci_device_state(struct pci_device *device, struct record *record);
 /* Brings the interrupt line to what level, COMMAND and MSI-X say. Under device->lock. */
 void pci_device_update_pin(struct pci_device *device);
 
@@ -86,3 +87,4 @@ uint64_t pci_msix_read(struct pci_device *device, uint64_t offset, unsigned size
 void pci_msix_write(struct pci_device *device, uint64_t offset, unsigned size, uint64_t value);
 void pci_msix_control_written(struct pci_device *device);
 void pci_msix_reset(struct pci_device *device);
+void pci_msix_state(struct pci_device *device, struct record *record);

@@ -6,6 +6,7 @@
 #include "bus/pci_device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -121,6 +122,18 @@ void pci_msix_reset(struct pci_device *device)
     for (unsigned vector = 0; vector < msix->vectors; vector++)
         le32_write(msix->table + vector * ENTRY_SIZE + ENTRY_CONTROL, ENTRY_MASKED);
     pci_msix_control_written(device);
+}
+
+void pci_msix_state(struct pci_device *device, struct record *record)
+{
+    struct pci_msix *msix = &device->msix;
+    record_same(record, msix->vectors, "has another number of vectors");
+    if (!msix->vectors || record->failed)
+        return;
+    record_bytes(record, msix->table, table_size(msix));
+    record_bytes(record, msix->pending, pending_size(msix));
+    if (record->loading)
+        pci_msix_control_written(device);
 }
 
 int pci_msix_add(struct pci_device *device, unsigned bar, uint32_t table, uint32_t pending,

@@ -6,6 +6,7 @@
 #include "chip/apic.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "chip/apic_local.h"
 
 #include <assert.h>
@@ -473,4 +474,24 @@ void apic_free(void *opaque)
     free(apic);
 }
 
-const struct device_ops apic_device = {.name = "apic", .reset = apic_reset, .free = apic_free};
+/* What is in no register page: those are part of the vCPUs' state, which is loaded before. */
+static void apic_state(void *opaque, struct record *record)
+{
+    struct apic *apic = opaque;
+    record_same(record, apic->config.vcpus, "is of a machine with other CPUs");
+    for (unsigned i = 0; i < apic->config.vcpus && !record->failed; i++) {
+        struct local *local = &apic->local[i];
+        local_enter(local);
+        record_u32(record, &local->esr_new);
+        record_bool(record, &local->extint);
+        record_bool(record, &local->lint[0]);
+        record_bool(record, &local->lint[1]);
+        local_leave(local);
+    }
+}
+
+const struct device_ops apic_device = {.name = "apic",
+                                       .reset = apic_reset,
+                                       .free = apic_free,
+                                       .state = apic_state,
+                                       .state_version = 1};

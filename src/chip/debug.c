@@ -1,5 +1,7 @@
 #include "chip/debug.h"
 
+#include "base/record.h"
+
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -55,7 +57,19 @@ const struct bus_ops debug_post_ops = {
     .name = "debug-post", .read = post_read, .write = post_write};
 const struct bus_ops debug_console_ops = {
     .name = "debug-console", .read = console_read, .write = console_write};
-const struct device_ops debug_device = {.name = "debug", .reset = debug_reset, .free = debug_free};
+static void debug_state(void *opaque, struct record *record)
+{
+    struct debug *debug = opaque;
+    uint8_t post = debug->post;
+    record_u8(record, &post);
+    debug->post = post;
+}
+
+const struct device_ops debug_device = {.name = "debug",
+                                        .reset = debug_reset,
+                                        .free = debug_free,
+                                        .state = debug_state,
+                                        .state_version = 1};
 
 void debug_reset(void *opaque)
 {

@@ -11,6 +11,7 @@
  */
 #include "chip/i8042.h"
 
+#include "base/record.h"
 #include "chip/isa.h"
 
 #include <pthread.h>
@@ -217,7 +218,27 @@ const struct bus_ops i8042_data_ops = {
     .name = "i8042-data", .read = data_read, .write = data_write};
 const struct bus_ops i8042_command_ops = {
     .name = "i8042-command", .read = command_read, .write = command_write};
-const struct device_ops i8042_device = {.name = "i8042", .reset = i8042_reset, .free = i8042_free};
+static void i8042_state(void *opaque, struct record *record)
+{
+    struct i8042 *i8042 = opaque;
+    pthread_mutex_lock(&i8042->lock);
+    record_u8(record, &i8042->status);
+    record_u8(record, &i8042->data);
+    record_bytes(record, i8042->ram, sizeof i8042->ram);
+    record_u8(record, &i8042->awaiting);
+    record_bool(record, &i8042->a20);
+    if (record->loading) {
+        i8042->irq = false;
+        update(i8042);
+    }
+    pthread_mutex_unlock(&i8042->lock);
+}
+
+const struct device_ops i8042_device = {.name = "i8042",
+                                        .reset = i8042_reset,
+                                        .free = i8042_free,
+                                        .state = i8042_state,
+                                        .state_version = 1};
 
 void i8042_reset(void *opaque)
 {

@@ -7,6 +7,8 @@
  */
 #include "chip/ioapic.h"
 
+#include "base/record.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -169,8 +171,25 @@ static void ioapic_write(void *opaque, uint64_t offset, unsigned size, uint64_t 
 }
 
 const struct bus_ops ioapic_ops = {.name = "ioapic", .read = ioapic_read, .write = ioapic_write};
-const struct device_ops ioapic_device = {
-    .name = "ioapic", .reset = ioapic_reset, .free = ioapic_free};
+static void ioapic_state(void *opaque, struct record *record)
+{
+    struct ioapic *ioapic = opaque;
+    pthread_mutex_lock(&ioapic->lock);
+    record_u32_below(record, &ioapic->select, 0x100);
+    record_u32(record, &ioapic->id);
+    record_u32(record, &ioapic->lines);
+    for (unsigned pin = 0; pin < IOAPIC_PINS; pin++) {
+        record_u64(record, &ioapic->entry[pin]);
+        ioapic->entry[pin] &= ENTRY_WRITABLE | ENTRY_REMOTE_IRR;
+    }
+    pthread_mutex_unlock(&ioapic->lock);
+}
+
+const struct device_ops ioapic_device = {.name = "ioapic",
+                                         .reset = ioapic_reset,
+                                         .free = ioapic_free,
+                                         .state = ioapic_state,
+                                         .state_version = 1};
 
 void ioapic_reset(void *opaque)
 {

@@ -11,6 +11,7 @@
  */
 #include "chip/pic.h"
 
+#include "base/record.h"
 #include "chip/isa.h"
 
 #include <pthread.h>
@@ -349,7 +350,47 @@ const struct bus_ops pic_master_ops = {
 const struct bus_ops pic_slave_ops = {
     .name = "pic-slave", .read = slave_read, .write = slave_write};
 const struct bus_ops pic_elcr_ops = {.name = "pic-elcr", .read = elcr_read, .write = elcr_write};
-const struct device_ops pic_device = {.name = "pic", .reset = pic_reset, .free = pic_free};
+/* --- state --- */
+
+static void half_state(struct record *record, struct half *half)
+{
+    record_u8(record, &half->lines);
+    record_u8(record, &half->irr);
+    record_u8(record, &half->imr);
+    record_u8(record, &half->isr);
+    record_u8(record, &half->elcr);
+    record_u8_below(record, &half->first, 8);
+    record_u8(record, &half->vector);
+    record_u8_below(record, &half->icw, 5);
+    record_u8(record, &half->icw1);
+    record_bool(record, &half->auto_eoi);
+    record_bool(record, &half->rotate_auto);
+    record_bool(record, &half->nested);
+    record_bool(record, &half->mask_mode);
+    record_bool(record, &half->read_isr);
+    record_bool(record, &half->poll);
+}
+
+static void pic_state(void *opaque, struct record *record)
+{
+    struct pic *pic = opaque;
+    pthread_mutex_lock(&pic->lock);
+    half_state(record, &pic->half[0]);
+    half_state(record, &pic->half[1]);
+    record_bool(record, &pic->slave_out);
+    if (record->loading) {
+        pic->out = false;
+        irq_set(&pic->output, false);
+        update(pic);
+    }
+    pthread_mutex_unlock(&pic->lock);
+}
+
+const struct device_ops pic_device = {.name = "pic",
+                                      .reset = pic_reset,
+                                      .free = pic_free,
+                                      .state = pic_state,
+                                      .state_version = 1};
 
 /* --- life --- */
 

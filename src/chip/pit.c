@@ -10,6 +10,7 @@
 #include "chip/pit.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "chip/isa.h"
 
 #include <pthread.h>
@@ -421,7 +422,50 @@ static void speaker_write(void *opaque, uint64_t offset, unsigned size, uint64_t
 const struct bus_ops pit_ops = {.name = "pit", .read = pit_read, .write = pit_write};
 const struct bus_ops pit_speaker_ops = {
     .name = "pit-speaker", .read = speaker_read, .write = speaker_write};
-const struct device_ops pit_device = {.name = "pit", .reset = pit_reset, .free = pit_free};
+static void channel_state(struct record *record, struct channel *channel)
+{
+    record_u8_below(record, &channel->mode, 6);
+    record_u8_below(record, &channel->access, 4);
+    record_bool(record, &channel->bcd);
+    record_bool(record, &channel->gate);
+    record_bool(record, &channel->loaded);
+    record_bool(record, &channel->running);
+    record_u32_below(record, &channel->count, 65537);
+    record_u64(record, &channel->start);
+    record_u64(record, &channel->held);
+    record_bool(record, &channel->next_valid);
+    record_u32_below(record, &channel->next, 65537);
+    record_u64(record, &channel->next_at);
+    record_bool(record, &channel->write_high);
+    record_bool(record, &channel->read_high);
+    record_u8(record, &channel->write_low);
+    record_bool(record, &channel->count_latched);
+    record_bool(record, &channel->status_latched);
+    record_u16(record, &channel->latch);
+    record_u8(record, &channel->status);
+    /* Counts are divided by. */
+    if (record->loading && ((channel->loaded && !channel->count && channel->mode != 0) ||
+                            (channel->next_valid && !channel->next)))
+        record_fail(record, "has a count that cannot be");
+}
+
+static void pit_state(void *opaque, struct record *record)
+{
+    struct pit *pit = opaque;
+    pthread_mutex_lock(&pit->lock);
+    for (unsigned i = 0; i < CHANNELS; i++)
+        channel_state(record, &pit->channel[i]);
+    record_u8(record, &pit->port61);
+    if (record->loading && !record->failed)
+        interrupt_update(pit, tick_now(pit), 0);
+    pthread_mutex_unlock(&pit->lock);
+}
+
+const struct device_ops pit_device = {.name = "pit",
+                                      .reset = pit_reset,
+                                      .free = pit_free,
+                                      .state = pit_state,
+                                      .state_version = 1};
 
 void pit_reset(void *opaque)
 {

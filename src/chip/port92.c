@@ -1,5 +1,7 @@
 #include "chip/port92.h"
 
+#include "base/record.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -34,8 +36,19 @@ static void port92_write(void *opaque, uint64_t offset, unsigned size, uint64_t 
 }
 
 const struct bus_ops port92_ops = {.name = "port92", .read = port92_read, .write = port92_write};
-const struct device_ops port92_device = {
-    .name = "port92", .reset = port92_reset, .free = port92_free};
+static void port92_state(void *opaque, struct record *record)
+{
+    struct port92 *port92 = opaque;
+    pthread_mutex_lock(&port92->lock);
+    record_u8(record, &port92->value);
+    pthread_mutex_unlock(&port92->lock);
+}
+
+const struct device_ops port92_device = {.name = "port92",
+                                         .reset = port92_reset,
+                                         .free = port92_free,
+                                         .state = port92_state,
+                                         .state_version = 1};
 
 void port92_reset(void *opaque)
 {

@@ -1,6 +1,7 @@
 #include "chip/power.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -205,8 +206,29 @@ void power_reset_write(struct power *power, uint8_t value)
 }
 
 const struct bus_ops power_ops = {.name = "acpi-power", .read = power_read, .write = power_write};
-const struct device_ops power_device = {
-    .name = "acpi-power", .reset = power_reset, .free = power_free};
+static void power_state(void *opaque, struct record *record)
+{
+    struct power *power = opaque;
+    pthread_mutex_lock(&power->lock);
+    record_u16(record, &power->status);
+    record_u16(record, &power->enable);
+    record_u16(record, &power->control);
+    record_u16(record, &power->gpe_status);
+    record_u16(record, &power->gpe_enable);
+    record_u8(record, &power->reset_register);
+    record_u64(record, &power->halves);
+    if (record->loading) {
+        power->sci = false;
+        update(power);
+    }
+    pthread_mutex_unlock(&power->lock);
+}
+
+const struct device_ops power_device = {.name = "acpi-power",
+                                        .reset = power_reset,
+                                        .free = power_free,
+                                        .state = power_state,
+                                        .state_version = 1};
 
 void power_reset(void *opaque)
 {

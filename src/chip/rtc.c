@@ -11,6 +11,7 @@
 #include "chip/rtc.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "chip/isa.h"
 
 #include <pthread.h>
@@ -403,7 +404,42 @@ static void rtc_write(void *rtc, uint64_t offset, unsigned size, uint64_t value)
 }
 
 const struct bus_ops rtc_ops = {.name = "rtc", .read = rtc_read, .write = rtc_write};
-const struct device_ops rtc_device = {.name = "rtc", .reset = rtc_reset, .free = rtc_free};
+/* Times of day that no calendar of the chip's can be moved to would overflow. */
+static void bounded(struct record *record, int64_t *value, int64_t limit)
+{
+    record_i64(record, value);
+    if (record->loading && (*value < -limit || *value > limit)) {
+        *value = 0;
+        record_fail(record, "has a time that cannot be");
+    }
+}
+
+/* The clock goes on with the host's while the guest is a snapshot: it has a battery. */
+static void rtc_state(void *opaque, struct record *record)
+{
+    const int64_t centuries = INT64_C(1) << 40; /* seconds */
+    struct rtc *rtc = opaque;
+    pthread_mutex_lock(&rtc->lock);
+    record_bytes(record, rtc->cmos, sizeof rtc->cmos);
+    record_u8(record, &rtc->index);
+    record_bool(record, &rtc->stopped);
+    bounded(record, &rtc->phase, NSEC_PER_SEC);
+    bounded(record, &rtc->shift, centuries);
+    bounded(record, &rtc->settled, centuries);
+    record_u64(record, &rtc->settled_periods);
+    record_u32_below(record, &rtc->weekday_shift, 7);
+    if (record->loading && !record->failed) {
+        rtc->irq = false;
+        update(rtc);
+    }
+    pthread_mutex_unlock(&rtc->lock);
+}
+
+const struct device_ops rtc_device = {.name = "rtc",
+                                      .reset = rtc_reset,
+                                      .free = rtc_free,
+                                      .state = rtc_state,
+                                      .state_version = 1};
 
 void rtc_reset(void *opaque)
 {

@@ -11,6 +11,7 @@
 #include "chip/serial.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "chip/isa.h"
 
 #include <pthread.h>
@@ -443,8 +444,44 @@ static void serial_write(void *serial, uint64_t offset, unsigned size, uint64_t 
 }
 
 const struct bus_ops serial_ops = {.name = "serial", .read = serial_read, .write = serial_write};
-const struct device_ops serial_device = {
-    .name = "serial", .reset = serial_reset, .free = serial_free};
+/* What waits in the batch belongs to the host's stream, not to the guest: it goes out first. */
+static void serial_state(void *opaque, struct record *record)
+{
+    struct serial *serial = opaque;
+    pthread_mutex_lock(&serial->lock);
+    flush_locked(serial);
+    record_u8(record, &serial->ier);
+    record_u8(record, &serial->fcr);
+    record_u8(record, &serial->lcr);
+    record_u8(record, &serial->mcr);
+    record_u8(record, &serial->msr);
+    record_u8(record, &serial->scratch);
+    record_u16(record, &serial->divisor);
+    record_bool(record, &serial->overrun);
+    record_bool(record, &serial->thre);
+    record_bool(record, &serial->timed_out);
+    record_u32_below(record, &serial->first, SERIAL_FIFO);
+    record_u32_below(record, &serial->count, SERIAL_FIFO + 1);
+    for (unsigned i = 0; i < SERIAL_FIFO; i++) {
+        record_u8(record, &serial->fifo[i].byte);
+        record_bool(record, &serial->fifo[i].broken);
+    }
+    record_u64(record, &serial->timeout_at);
+    if (record->loading) {
+        serial->irq = false;
+        if (serial->timeout_at != UINT64_MAX)
+            timer_arm(&serial->timeout_timer, serial->timeout_at);
+        serial->starved = true; /* whoever reads for us is to be asked once there is room */
+        update(serial);
+    }
+    pthread_mutex_unlock(&serial->lock);
+}
+
+const struct device_ops serial_device = {.name = "serial",
+                                         .reset = serial_reset,
+                                         .free = serial_free,
+                                         .state = serial_state,
+                                         .state_version = 1};
 
 void serial_reset(void *opaque)
 {

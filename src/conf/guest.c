@@ -43,6 +43,7 @@ void guest_conf_init(struct guest_conf *conf)
         .serial_in_fd = -1,
         .serial_out_fd = -1,
         .control_fd = -1,
+        .listen_fd = -1,
         .lockstep.fd = -1,
     };
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
@@ -287,7 +288,7 @@ int guest_conf_check(const struct guest_conf *conf, struct err *err)
         r = guest_check_code_cache(conf->code_cache, err);
     if (r < 0)
         return r;
-    if (!conf->kernel && conf->kernel_fd < 0)
+    if (!conf->kernel && conf->kernel_fd < 0 && !conf->restore.count)
         return err_set(err, -EINVAL,
                        "no kernel; name one with kernel = \"...\" or --kernel, "
                        "or an image");

@@ -40,6 +40,7 @@ enum {
     GUEST_DISKS_MAX = 8,
     GUEST_IMAGES_MAX = 32, /* of one disk: itself, and what stands behind it */
     GUEST_SERIAL_MAX = 20,
+    GUEST_LAYERS_MAX = 16, /* of a chain of snapshots */
     GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
 };
 
@@ -107,6 +108,16 @@ struct guest_lockstep {
     unsigned tlb_entries;  /* "tlb_entries": 4, for translated code, a power of two; 0 = all */
 };
 
+/* Where the guest goes on that was saved (board/board.h): the snapshot first, then what it stands on.
+ */
+struct guest_restore {
+    struct {
+        int state_fd, memory_fd;
+    } layers[GUEST_LAYERS_MAX];
+    unsigned count; /* 0 = it boots */
+    bool same_host, verify;
+};
+
 struct guest_conf {
     char *name; /* NULL = unnamed */
     enum guest_engine engine;
@@ -128,6 +139,8 @@ struct guest_conf {
     int kvm_fd;
     int serial_in_fd, serial_out_fd;
     int control_fd; /* events to lodge, requests from it: wire/control.h */
+    int listen_fd;  /* a listening socket, where others may send requests */
+    struct guest_restore restore;
     /* For tests of the software engine: board/board_lockstep.h. */
     struct guest_lockstep lockstep;
     struct guest_console consoles[GUEST_CONSOLES_MAX];
@@ -164,6 +177,7 @@ int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct e
 /* One more disk: "PATH,ro,format=raw,cache=none,serial=X,iops=N,bps=SIZE", of which all but the
  * path may be missing. */
 int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err);
+void guest_disk_forget_images(struct guest_disk *disk); /* closes nothing */
 /* -E2BIG, -ENOMEM. */
 int guest_disk_add_image(struct guest_disk *disk, const char *name, int fd);
 

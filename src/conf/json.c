@@ -31,6 +31,7 @@ enum kind {
     KIND_FD,
     KIND_CONSOLES,
     KIND_DISKS,
+    KIND_RESTORE,
     KIND_ON_RESET,
     KIND_LOCKSTEP
 };
@@ -57,6 +58,8 @@ static const struct field {
     {"control_fd", KIND_FD, offsetof(struct guest_conf, control_fd)},
     {"consoles", KIND_CONSOLES, 0},
     {"disks", KIND_DISKS, 0},
+    {"listen_fd", KIND_FD, offsetof(struct guest_conf, listen_fd)},
+    {"restore", KIND_RESTORE, 0},
     {"on_reset", KIND_ON_RESET, 0},
     {"lockstep", KIND_LOCKSTEP, 0},
 };
@@ -293,6 +296,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_FD: return get_fd(value, at, why);
     case KIND_CONSOLES: return get_consoles(value, conf, why);
     case KIND_DISKS: return json_get_disks(value, conf, why);
+    case KIND_RESTORE: return json_get_restore(value, conf, why);
     case KIND_ON_RESET: return get_on_reset(value, conf, why);
     case KIND_LOCKSTEP: return get_lockstep(value, conf, why);
     }
@@ -416,6 +420,7 @@ static int put_field(json_t *root, const struct field *field, const struct guest
         fd = *(const int *)at;
         return fd < 0 ? 0 : json_object_set_new(root, field->name, json_integer(fd));
     case KIND_DISKS: return json_put_disks(root, conf);
+    case KIND_RESTORE: return json_put_restore(root, conf);
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
     case KIND_LOCKSTEP: return conf->lockstep.role ? put_lockstep(root, &conf->lockstep) : 0;
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);

@@ -1,5 +1,5 @@
 /*
- * json_disk.h: "disks" of a JSON definition. Private to json.c.
+ * json_disk.h: "disks" and "restore" of a JSON definition. Private to json.c.
  */
 #pragma once
 
@@ -11,3 +11,6 @@
 int json_get_disks(const json_t *value, struct guest_conf *conf, struct err *why);
 /* -1 without memory, or where a string is no UTF-8. */
 int json_put_disks(json_t *root, const struct guest_conf *conf);
+
+int json_get_restore(const json_t *value, struct guest_conf *conf, struct err *why);
+int json_put_restore(json_t *root, const struct guest_conf *conf);

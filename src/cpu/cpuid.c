@@ -12,9 +12,12 @@
 #include "cpu/cpuid.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <assert.h>
 #include <cpuid.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <time.h>
 
 enum cpuid_register { EAX, EBX, ECX, EDX };
@@ -596,6 +599,8 @@ static struct instant now_both(void)
     return best;
 }
 
+enum { TSC_KHZ_MIN = 100000, TSC_KHZ_MAX = 20000000 }; /* 0.1 to 20 GHz */
+
 static uint64_t measured_tsc_khz(void)
 {
     enum { MEASURE_NS = 10000000 };
@@ -606,13 +611,25 @@ static uint64_t measured_tsc_khz(void)
     return (end.tsc - start.tsc) * 1000000 / (end.ns - start.ns);
 }
 
+/* A constant of the process: computed at most once per thread that asks first, with the same answer.
+ */
+static _Atomic uint64_t *known_tsc_khz(void)
+{
+    static _Atomic uint64_t known;
+    return &known;
+}
+
+void cpuid_assume_host_tsc_khz(uint64_t khz)
+{
+    if (khz >= TSC_KHZ_MIN && khz <= TSC_KHZ_MAX)
+        *known_tsc_khz() = khz;
+}
+
 uint64_t cpuid_host_tsc_khz(void)
 {
-    /* The host's frequency is a constant of the process: computed at most once per thread that asks
-     * first, with the same answer. */
-    static _Atomic uint64_t known;
-    if (known)
-        return known;
+    _Atomic uint64_t *known = known_tsc_khz();
+    if (*known)
+        return *known;
     uint64_t khz = 0;
     struct cpuid_leaf tsc = host_leaf(LEAF_TSC, 0);
     struct cpuid_leaf hypervisor = host_leaf(LEAF_KVM_CLOCKS, 0);
@@ -620,8 +637,80 @@ uint64_t cpuid_host_tsc_khz(void)
         khz = hypervisor.eax;
     else if (tsc.eax && tsc.ebx && tsc.ecx)
         khz = (uint64_t)tsc.ecx * tsc.ebx / tsc.eax / 1000;
-    if (khz < 100000 || khz > 20000000) /* 0.1 to 20 GHz: else the leaf means something else */
+    if (khz < TSC_KHZ_MIN || khz > TSC_KHZ_MAX) /* else the leaf means something else */
         khz = measured_tsc_khz();
-    known = khz;
+    *known = khz;
     return khz;
+}
+
+/* ---- snapshots ---- */
+
+void cpuid_record(struct cpuid *cpuid, struct record *record)
+{
+    uint32_t count = cpuid->count;
+    record_u32_below(record, &count, CPUID_LEAVES_MAX + 1);
+    cpuid->count = count;
+    for (unsigned i = 0; i < count; i++) {
+        struct cpuid_leaf *leaf = &cpuid->leaves[i];
+        record_u32(record, &leaf->leaf);
+        record_u32(record, &leaf->subleaf);
+        record_bool(record, &leaf->by_subleaf);
+        record_u32(record, &leaf->eax);
+        record_u32(record, &leaf->ebx);
+        record_u32(record, &leaf->ecx);
+        record_u32(record, &leaf->edx);
+    }
+}
+
+/* Registers whose bits promise something, less those that say how the vCPU is set. */
+static const struct promise {
+    uint32_t leaf, subleaf;
+    enum cpuid_register where;
+    uint32_t ignored;
+    const char *name;
+} promises[] = {
+    {LEAF_FEATURES, 0, ECX, ECX1_OSXSAVE, "1.ecx"},
+    {LEAF_FEATURES, 0, EDX, EDX1_HTT, "1.edx"},
+    {LEAF_EXTENDED, 0, EBX, 0, "7.0.ebx"},
+    {LEAF_EXTENDED, 0, ECX, ECX7_OSPKE, "7.0.ecx"},
+    {LEAF_EXTENDED, 0, EDX, 0, "7.0.edx"},
+    {LEAF_EXTENDED, 1, EAX, 0, "7.1.eax"},
+    {LEAF_EXTENDED, 1, EDX, 0, "7.1.edx"},
+    {LEAF_XSAVE, 0, EAX, 0, "d.0.eax"},
+    {LEAF_XSAVE, 1, EAX, 0, "d.1.eax"},
+    {LEAF_KVM_BITS, 0, EAX, 0, "40000001.eax"},
+    {LEAF_AMD, 0, ECX, 0, "80000001.ecx"},
+    {LEAF_AMD, 0, EDX, 0, "80000001.edx"},
+    {LEAF_TSC_FLAGS, 0, EDX, 0, "80000007.edx"},
+    {LEAF_WIDTHS, 0, EBX, 0, "80000008.ebx"},
+    {LEAF_AMD_MORE, 0, EAX, 0, "80000021.eax"},
+};
+
+static uint32_t promised(const struct cpuid *cpuid, const struct promise *promise)
+{
+    struct cpuid_leaf leaf = cpuid_find(cpuid, promise->leaf, promise->subleaf);
+    const uint32_t registers[] = {leaf.eax, leaf.ebx, leaf.ecx, leaf.edx};
+    /* A leaf that is not there is answered with another one's contents. */
+    uint32_t last = cpuid_find(cpuid, promise->leaf & 0xffff0000, 0).eax;
+    return promise->leaf <= last ? registers[promise->where] & ~promise->ignored : 0;
+}
+
+bool cpuid_covers(const struct cpuid *have, const struct cpuid *wanted, char ret_what[CPUID_WHAT_MAX])
+{
+    for (size_t i = 0; i < ARRAY_LEN(promises); i++) {
+        uint32_t missing = promised(wanted, &promises[i]) & ~promised(have, &promises[i]);
+        if (!missing)
+            continue;
+        snprintf(ret_what, CPUID_WHAT_MAX, "the CPU features of CPUID %s, bits %#" PRIx32,
+                 promises[i].name, missing);
+        return false;
+    }
+    unsigned width = cpuid_find(wanted, LEAF_WIDTHS, 0).eax & 0xff;
+    unsigned wide = cpuid_find(have, LEAF_WIDTHS, 0).eax & 0xff;
+    if (width > wide) {
+        snprintf(ret_what, CPUID_WHAT_MAX, "physical addresses of %u bits (%u are there)", width,
+                 wide);
+        return false;
+    }
+    return true;
 }

@@ -71,6 +71,19 @@ void cpuid_for_vcpu(const struct cpuid *cpuid, unsigned index, unsigned vcpus, u
  * highest basic leaf) or AMD gives (zeroes), by vendor. */
 struct cpuid_leaf cpuid_find(const struct cpuid *cpuid, uint32_t leaf, uint32_t subleaf);
 
+/* Saves or loads the table (base/record.h). */
+struct record;
+void cpuid_record(struct cpuid *cpuid, struct record *record);
+
+/* True where everything that a guest may rely on by `wanted` is in `have`: feature bits, state
+ * components, widths. Else ret_what says what is missing, in one phrase. */
+enum { CPUID_WHAT_MAX = 96 };
+bool cpuid_covers(const struct cpuid *have, const struct cpuid *wanted,
+                  char ret_what[CPUID_WHAT_MAX]);
+
+/* Says what the host's frequency is, before anybody has asked: for one who has measured it. */
+void cpuid_assume_host_tsc_khz(uint64_t khz);
+
 /* Ticks of the host's TSC in a millisecond: from CPUID 0x15/0x16/0x40000010 where given, else
  * measured against CLOCK_MONOTONIC over some milliseconds (once a process). */
 uint64_t cpuid_host_tsc_khz(void);

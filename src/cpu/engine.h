@@ -121,6 +121,7 @@ struct engine_config {
      * the soft engine's deterministic modes. */
     uint64_t (*tsc)(void *opaque);
     void *tsc_opaque;
+    uint64_t tsc_khz; /* its frequency; 0 = the host's */
     /* The software engine's translator. Of code that it holds: `code_cache` bytes at most for the
      * whole VM, but at least 1 MiB for each vCPU; 0 = ENGINE_CODE_CACHE. Decoded blocks may take as
      * much again. */
@@ -146,6 +147,9 @@ struct engine_ops {
 
     int (*vm_new)(const struct engine_config *config, struct engine_vm **ret_vm, struct err *err);
     void (*vm_free)(struct engine_vm *vm); /* after all its vCPUs */
+
+    /* What its vCPUs are told about themselves; known once there is a vCPU. */
+    const struct cpuid *(*vm_cpuid)(struct engine_vm *vm);
 
     int (*vcpu_new)(struct engine_vm *vm, unsigned index, struct engine_vcpu **ret_vcpu,
                     struct err *err);

@@ -1,6 +1,7 @@
 #include "cpu/state.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "cpu/msr.h"
 
 #include <inttypes.h>
@@ -121,4 +122,76 @@ int cpu_state_print(const struct cpu_state *state, char *to, unsigned size)
         state->pending.exception, state->pending.interrupt, state->pending.nmi_pending,
         state->pending.nmi_blocked, state->pending.interrupt_shadow);
     return text.length;
+}
+
+static void segment_record(struct cpu_segment *segment, struct record *record)
+{
+    record_u64(record, &segment->base);
+    record_u32(record, &segment->limit);
+    record_u32(record, &segment->attributes);
+    record_u16(record, &segment->selector);
+}
+
+static void table_record(struct cpu_table *table, struct record *record)
+{
+    record_u64(record, &table->base);
+    record_u16(record, &table->limit);
+}
+
+static void i16_record(int16_t *value, struct record *record)
+{
+    uint16_t bits = (uint16_t)*value;
+    record_u16(record, &bits);
+    *value = (int16_t)bits;
+}
+
+static void pending_record(struct cpu_pending *pending, struct record *record)
+{
+    i16_record(&pending->exception, record);
+    i16_record(&pending->interrupt, record);
+    record_u32(record, &pending->exception_error);
+    record_u64(record, &pending->exception_payload);
+    record_u8_below(record, &pending->exception_has_error, 2);
+    record_u8_below(record, &pending->exception_has_payload, 2);
+    record_u8_below(record, &pending->nmi_pending, 2);
+    record_u8_below(record, &pending->nmi_blocked, 2);
+    record_u8_below(record, &pending->interrupt_shadow, 3);
+    record_u8_below(record, &pending->interrupt_soft, 2);
+}
+
+/* The list of registers grows at its end: those that an older version did not know are 0. */
+static void msrs_record(struct cpu_state *state, struct record *record)
+{
+    uint32_t count = CPU_MSR_MAX;
+    record_u32(record, &count);
+    if (count > CPU_MSR_MAX) {
+        record_fail(record, "has registers of a newer version");
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        record_u64(record, &state->msr[i]);
+}
+
+void cpu_state_record(struct cpu_state *state, struct record *record)
+{
+    uint64_t *const words[] = {&state->rip, &state->rflags, &state->cr0,  &state->cr2,
+                               &state->cr3, &state->cr4,    &state->cr8,  &state->efer,
+                               &state->xcr0, &state->dr[0], &state->dr[1], &state->dr[2],
+                               &state->dr[3], &state->dr6,  &state->dr7};
+    for (unsigned i = 0; i < CPU_GPR_MAX; i++)
+        record_u64(record, &state->gpr[i]);
+    for (unsigned i = 0; i < ARRAY_LEN(words); i++)
+        record_u64(record, words[i]);
+    for (unsigned i = 0; i < CPU_SEG_MAX; i++)
+        segment_record(&state->segment[i], record);
+    segment_record(&state->ldt, record);
+    segment_record(&state->task, record);
+    table_record(&state->gdt, record);
+    table_record(&state->idt, record);
+    msrs_record(state, record);
+    pending_record(&state->pending, record);
+    record_u32_below(record, &state->run_state, CPU_RUN_STATE_MAX);
+    record_u32_below(record, &state->has_apic, 2);
+    record_bytes(record, state->apic, sizeof state->apic);
+    record_bytes(record, state->xsave, sizeof state->xsave);
 }

@@ -156,6 +156,12 @@ struct cpu_state {
  * wait for SIPI. The XSAVE image is the initial one (FCW 0x37f, MXCSR 0x1f80). */
 void cpu_state_reset(struct cpu_state *state, unsigned index);
 
+/* Saves or loads it (base/record.h). Bounds are those of the fields alone: whether a CPU can be in
+ * that state the engine says when it is set. */
+enum { CPU_STATE_VERSION = 1 };
+struct record;
+void cpu_state_record(struct cpu_state *state, struct record *record);
+
 /* One line per register group, for "the guest triple-faulted at ..." reports. Writes at most
  * `size` bytes with the final NUL; returns what snprintf would. */
 int cpu_state_print(const struct cpu_state *state, char *to, unsigned size);

@@ -118,6 +118,42 @@ void mem_note_file(struct mem *mem, uint64_t gpa, uint64_t size)
         __atomic_fetch_or(&region->marks[page], MEM_PAGE_FILE, __ATOMIC_RELAXED);
 }
 
+int mem_map_file(struct mem *mem, uint64_t gpa, uint64_t size, int fd, uint64_t offset)
+{
+    uint8_t *host = at(mem, gpa, size, true, true);
+    if (!host || (gpa | size | offset) % MEM_PAGE_SIZE || size == 0)
+        return -EFAULT;
+    if (mmap(host, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
+             (off_t)offset) == MAP_FAILED)
+        return -errno;
+    madvise(host, size, MADV_DONTDUMP);
+    mem_note_file(mem, gpa, size);
+    return 0;
+}
+
+/* Mapped anew rather than dropped: a private page of a file that is dropped is the file's again. */
+static int region_clear(struct mem_region *region)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(region->host, region->size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+        return -errno;
+    madvise(region->host, region->size, MADV_HUGEPAGE);
+    madvise(region->host, region->size, MADV_DONTDUMP);
+    for (uint64_t page = 0; page < region->size >> MEM_PAGE_SHIFT; page++)
+        __atomic_fetch_and(&region->marks[page], (uint8_t)~MEM_PAGE_FILE, __ATOMIC_RELAXED);
+    return 0;
+}
+
+int mem_clear(struct mem *mem)
+{
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < mem->count; i++) {
+        r = region_clear(&mem->regions[i]);
+        mem_written(mem, mem->regions[i].start, mem->regions[i].size);
+    }
+    return r;
+}
+
 void mem_written(struct mem *mem, uint64_t gpa, uint64_t size)
 {
     const struct mem_region *region = mem_find(mem, gpa);

@@ -1,6 +1,7 @@
 #include "virtio/blk_device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -110,6 +111,30 @@ static int blk_notify_fd(struct virtio_device *device, unsigned queue)
     return of(device)->queues[queue].worker.wake_fd;
 }
 
+static void blk_settle(struct virtio_device *device)
+{
+    for (unsigned i = 0; i < of(device)->queue_count; i++)
+        blk_queue_settle(&of(device)->queues[i]);
+}
+
+/* The disk is another matter: a snapshot says which one it goes with. Its size is looked at here, so
+ * that no driver finds it changed. */
+static void blk_state(struct virtio_device *device, struct record *record)
+{
+    struct virtio_blk *blk = of(device);
+    uint64_t size = disk_size(blk->disk);
+    bool read_only = disk_read_only(blk->disk);
+    uint8_t writeback = (uint8_t)(blk->writeback + 1);
+    record_u64(record, &size);
+    record_bool(record, &read_only);
+    record_u8_below(record, &writeback, 3);
+    if (record->loading && size != disk_size(blk->disk))
+        record_fail(record, "has a disk of another size");
+    if (record->loading && read_only != disk_read_only(blk->disk))
+        record_fail(record, "has a disk that may be written to, or may not, unlike before");
+    blk->writeback = writeback - 1;
+}
+
 static void blk_free(struct virtio_device *device)
 {
     struct virtio_blk *blk = of(device);
@@ -133,6 +158,9 @@ static const struct virtio_device_ops blk_ops = {
     .reset = blk_reset,
     .queue_notified = blk_queue_notify,
     .notify_fd = blk_notify_fd,
+    .settle = blk_settle,
+    .state = blk_state,
+    .state_version = 1,
     .free = blk_free,
 };
 

@@ -134,6 +134,8 @@ void blk_queue_stop(struct blk_queue *queue);
 void blk_queue_fini(struct blk_queue *queue);
 void blk_queue_start(struct blk_queue *queue);
 void blk_queue_reset(struct blk_queue *queue);
+/* Returns when nothing is in flight; while nothing can be popped. */
+void blk_queue_settle(struct blk_queue *queue);
 /* On the vCPU's thread. */
 void blk_queue_notified(struct blk_queue *queue);
 

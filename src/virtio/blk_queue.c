@@ -374,8 +374,7 @@ static uint64_t serve(struct blk_queue *queue)
             virtio_notify(device, queue->index);
             /* While a limit holds us back, time wakes us, not the driver. */
             if (!more && wait == 0 && peek_free(queue) && room(queue))
-                more = queue_notifications_start(ring) && device->dma_allowed &&
-                       !(device->status & VIRTIO_STATUS_NEEDS_RESET);
+                more = queue_notifications_start(ring) && virtio_may_pop(device);
         }
         more = more || await(queue);
     }
@@ -503,6 +502,16 @@ void blk_queue_reset(struct blk_queue *queue)
 {
     pthread_mutex_lock(&queue->mutex);
     queue->live = false;
+    if (queue->in_flight > 0)
+        worker_wake(&queue->worker);
+    while (queue->in_flight > 0)
+        pthread_cond_wait(&queue->idle, &queue->mutex);
+    pthread_mutex_unlock(&queue->mutex);
+}
+
+void blk_queue_settle(struct blk_queue *queue)
+{
+    pthread_mutex_lock(&queue->mutex);
     if (queue->in_flight > 0)
         worker_wake(&queue->worker);
     while (queue->in_flight > 0)

@@ -7,6 +7,7 @@
 #include "virtio/console_device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -41,7 +42,7 @@ static struct virtio_console *of(struct virtio_device *device)
 /* One pass over everything; true where more waits. Under the mutex. */
 static bool serve(struct virtio_console *console)
 {
-    if (!console->live)
+    if (!console->live || console->device.held)
         return false;
     bool more = console_control_receive(console);
     for (unsigned i = 0; i < console->port_count; i++) {
@@ -172,7 +173,7 @@ static void console_queue_notified(struct virtio_device *device, unsigned queue)
     struct console_port *port = transmitter(console, queue);
     bool wake = true;
     if (port && pthread_mutex_trylock(&console->mutex) == 0) {
-        if (console->live)
+        if (console->live && !device->held)
             wake = console_port_transmit(console, port) || port->wants_output || port->pending ||
                    opening_changed(console, port);
         pthread_mutex_unlock(&console->mutex);
@@ -184,6 +185,24 @@ static void console_queue_notified(struct virtio_device *device, unsigned queue)
 static int console_notify_fd(struct virtio_device *device, unsigned queue)
 {
     return of(device)->worker.wake_fd;
+}
+
+static void console_settle(struct virtio_device *device)
+{
+    /* A pass is over when the mutex is free. What is held then waits for the host's socket, and is
+     * part of the state. */
+    pthread_mutex_lock(&of(device)->mutex);
+    pthread_mutex_unlock(&of(device)->mutex);
+}
+
+static void console_state(struct virtio_device *device, struct record *record)
+{
+    struct virtio_console *console = of(device);
+    pthread_mutex_lock(&console->mutex);
+    record_same(record, console->port_count, "has another number of console ports");
+    for (unsigned i = 0; i < console->port_count && !record->failed; i++)
+        console_port_state(console, &console->ports[i], record);
+    pthread_mutex_unlock(&console->mutex);
 }
 
 static void console_free(struct virtio_device *device)
@@ -210,6 +229,9 @@ static const struct virtio_device_ops console_ops = {
     .reset = console_reset,
     .queue_notified = console_queue_notified,
     .notify_fd = console_notify_fd,
+    .settle = console_settle,
+    .state = console_state,
+    .state_version = 1,
     .free = console_free,
 };
 

@@ -88,6 +88,9 @@ void console_port_hung_up(struct console_port *port);
 bool console_port_host_open(const struct console_port *port);
 void console_port_emergency(struct console_port *port, uint8_t byte);
 void console_port_reset(struct console_port *port);
+struct record;
+void console_port_state(struct virtio_console *console, struct console_port *port,
+                        struct record *record);
 
 /* console_control.c. */
 bool console_control_receive(struct virtio_console *console);

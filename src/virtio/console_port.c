@@ -1,5 +1,7 @@
 #include "virtio/console_device.h"
 
+#include "base/record.h"
+
 #include <errno.h>
 #include <sys/socket.h>
 
@@ -180,4 +182,32 @@ void console_port_reset(struct console_port *port)
     port->pending = 0;
     port->wants_input = port->wants_output = false;
     port->transmit_held = false;
+}
+
+void console_port_state(struct virtio_console *console, struct console_port *port,
+                        struct record *record)
+{
+    struct queue *queue = &console->device.queues[console_transmit_queue(port)];
+    record_bytes(record, port->name, sizeof port->name - 1);
+    record_bool(record, &port->guest_ready);
+    record_bool(record, &port->guest_open);
+    record_u32_below(record, &port->pending, CONSOLE_SAY_END);
+    record_bool(record, &port->transmit_held);
+    record_u64(record, &port->transmit_done);
+    if (!record->loading || record->failed)
+        return;
+    /* The host's end is another one: the driver hears how that is. */
+    if (port->guest_ready)
+        port->pending |= CONSOLE_SAY_OPEN;
+    if (!port->transmit_held)
+        return;
+    /* It was popped last, so it is the next one again. */
+    port->transmit_held = false;
+    queue_unpop(queue);
+    if (queue_pop(queue, &port->transmit) != 1 ||
+        port->transmit_done > port->transmit.readable_bytes) {
+        record_fail(record, "has a console that writes what is not there");
+        return;
+    }
+    port->transmit_held = true;
 }

@@ -1,6 +1,7 @@
 #include "virtio/device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -45,9 +46,14 @@ static bool is_live(const struct virtio_device *device)
            VIRTIO_STATUS_DRIVER_OK;
 }
 
+bool virtio_may_pop(const struct virtio_device *device)
+{
+    return is_live(device) && device->dma_allowed && !device->held;
+}
+
 int virtio_pop(struct virtio_device *device, unsigned queue, struct queue_chain *ret_chain)
 {
-    if (!is_live(device) || !device->dma_allowed)
+    if (!virtio_may_pop(device))
         return 0;
     int r = queue_pop(&device->queues[queue], ret_chain);
     if (r < 0) {
@@ -135,4 +141,63 @@ void virtio_queue_notified(struct virtio_device *device, unsigned queue)
 {
     if (queue < device->queue_count && is_live(device))
         device->ops->queue_notified(device, queue);
+}
+
+/* ---- snapshots ---- */
+
+void virtio_hold(struct virtio_device *device)
+{
+    device->held = true;
+    device->ops->settle(device);
+}
+
+void virtio_release(struct virtio_device *device)
+{
+    device->held = false;
+    /* What was notified meanwhile, or while it was another machine, is still there. */
+    for (unsigned i = 0; i < device->queue_count; i++)
+        virtio_queue_notified(device, i);
+}
+
+static void start_loaded(struct virtio_device *device, struct record *record, uint8_t status)
+{
+    if (device->features & ~device->offered) {
+        record_fail(record, "has features that this host's device lacks");
+        return;
+    }
+    device->status = status;
+    if (status & VIRTIO_STATUS_DRIVER_OK)
+        device->ops->start(device);
+}
+
+/* The device's own part has a version of its own. */
+static void own_state(struct virtio_device *device, struct record *record)
+{
+    unsigned outer = record->version;
+    uint32_t own = device->ops->state_version;
+    record_u32(record, &own);
+    if (own > device->ops->state_version)
+        record_fail(record, "is from a newer version");
+    record->version = own;
+    if (device->ops->state)
+        device->ops->state(device, record);
+    record->version = outer;
+}
+
+void virtio_state(struct virtio_device *device, struct record *record)
+{
+    uint8_t status = device->status, generation = device->config_generation;
+    record_same(record, device->ops->id, "is a device of another kind");
+    record_same(record, device->queue_count, "has another number of queues");
+    record_u64(record, &device->features);
+    record_u8(record, &status);
+    record_u8(record, &generation);
+    for (unsigned i = 0; i < device->queue_count && !record->failed; i++)
+        queue_state(&device->queues[i], record);
+    if (record->loading && !record->failed) {
+        device->config_generation = generation;
+        start_loaded(device, record, status);
+    }
+    if (!record->failed)
+        own_state(device, record);
 }

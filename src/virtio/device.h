@@ -58,6 +58,7 @@ enum virtio_status {
 #define VIRTIO_F_VERSION_1     (UINT64_C(1) << 32)
 
 struct virtio_device;
+struct record;
 
 struct virtio_device_ops {
     const char *name;
@@ -74,6 +75,13 @@ struct virtio_device_ops {
     void (*queue_notified)(struct virtio_device *device, unsigned queue);
     /* An eventfd that does the same as queue_notified(), or -1. May be NULL. */
     int (*notify_fd)(struct virtio_device *device, unsigned queue);
+    /* Returns when no chain is popped that has not been pushed, and nothing of the device touches
+     * guest memory; nothing more is popped meanwhile. May wait for the host. */
+    void (*settle)(struct virtio_device *device);
+    /* Saves or loads what is the device's own (base/record.h), held; NULL: there is nothing.
+     * Loading comes after start(), if the driver was that far. */
+    void (*state)(struct virtio_device *device, struct record *record);
+    unsigned state_version;
     void (*free)(struct virtio_device *device); /* everything; joins its threads */
 };
 
@@ -96,6 +104,7 @@ struct virtio_device {
     _Atomic uint8_t status;
     _Atomic uint8_t config_generation;
     _Atomic bool dma_allowed; /* the transport's bus lets us reach memory */
+    _Atomic bool held;        /* virtio_hold() */
 };
 
 /* For devices: fills the common part. `features` are the device's own bits. */
@@ -118,6 +127,16 @@ void virtio_config_changed(struct virtio_device *device);
 /* The driver broke the protocol: DEVICE_NEEDS_RESET and a configuration interrupt (2.1.2). No
  * chain is popped any more until the driver has reset the device. */
 void virtio_fail(struct virtio_device *device);
+
+/* True while chains may be popped: the device is live, held by nobody and let into memory. */
+bool virtio_may_pop(const struct virtio_device *device);
+
+/* While the machine's state is saved or loaded, with its vCPUs stopped: virtio_hold() returns when
+ * the device stands still with nothing under way, virtio_release() lets it go on. */
+void virtio_hold(struct virtio_device *device);
+void virtio_release(struct virtio_device *device);
+/* Saves or loads all but what the transport keeps. While it is held. */
+void virtio_state(struct virtio_device *device, struct record *record);
 
 /* For transports. */
 void virtio_attach(struct virtio_device *device, const struct virtio_transport_ops *ops,

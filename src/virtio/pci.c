@@ -1,6 +1,7 @@
 #include "virtio/pci.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -511,5 +512,36 @@ void virtio_pci_observe_notify(struct virtio_pci *transport,
     transport->notify_opaque = opaque;
     if (moved)
         moved(opaque, virtio_pci_notify_address(transport, 0));
+    pthread_mutex_unlock(&transport->lock);
+}
+
+static void vector_state(struct virtio_pci *transport, struct record *record,
+                         _Atomic uint16_t *vector)
+{
+    uint16_t value = *vector;
+    record_u16(record, &value);
+    if (record->loading)
+        *vector = legal_vector(transport, value);
+}
+
+void virtio_pci_state(struct virtio_pci *transport, struct record *record)
+{
+    struct virtio_device *device = transport->device;
+    pthread_mutex_lock(&transport->lock);
+    record_u32(record, &transport->device_feature_select);
+    record_u32(record, &transport->driver_feature_select);
+    record_u64(record, &transport->driver_features);
+    record_u16(record, &transport->queue_select);
+    vector_state(transport, record, &transport->config_vector);
+    record_same(record, device->queue_count, "has another number of queues");
+    for (unsigned i = 0; i < device->queue_count; i++)
+        vector_state(transport, record, &transport->queue_vectors[i]);
+    pthread_mutex_lock(&transport->isr_lock);
+    record_u8(record, &transport->isr); /* the pin is the PCI device's own state */
+    pthread_mutex_unlock(&transport->isr_lock);
+    if (record->loading)
+        device->dma_allowed = pci_bus_master(transport->pci);
+    if (!record->failed)
+        virtio_state(device, record);
     pthread_mutex_unlock(&transport->lock);
 }

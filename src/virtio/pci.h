@@ -38,6 +38,7 @@ enum {
 };
 
 struct virtio_pci;
+struct record;
 
 int virtio_pci_new(struct pci_host *host, int slot, struct virtio_device *device,
                    struct virtio_pci **ret_transport, struct err *err);
@@ -53,3 +54,6 @@ uint64_t virtio_pci_notify_address(struct virtio_pci *transport, unsigned queue)
  * thread, with the move lock of the host bridge held. */
 void virtio_pci_observe_notify(struct virtio_pci *transport,
                                void (*moved)(void *opaque, uint64_t base), void *opaque);
+
+/* Saves or loads (base/record.h) the transport's registers and the device, which is held. */
+void virtio_pci_state(struct virtio_pci *transport, struct record *record);

@@ -13,6 +13,7 @@
 #include "virtio/queue.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -276,6 +277,27 @@ bool queue_notifications_start(struct queue *queue)
     else
         atomic_thread_fence(memory_order_seq_cst);
     return queue_pending(queue);
+}
+
+void queue_state(struct queue *queue, struct record *record)
+{
+    record_u16(record, &queue->size);
+    record_u64(record, &queue->descriptors);
+    record_u64(record, &queue->available);
+    record_u64(record, &queue->used);
+    record_bool(record, &queue->indirect);
+    record_bool(record, &queue->event_index);
+    record_bool(record, &queue->ready);
+    record_bool(record, &queue->broken);
+    record_u16(record, &queue->next_available);
+    record_u16(record, &queue->next_used);
+    record_u16(record, &queue->signalled);
+    record_bool(record, &queue->notifications_off);
+    if (!record->loading || !queue->ready)
+        return;
+    queue->ready = false;
+    if (record->failed || queue_enable(queue) < 0)
+        record_fail(record, "has a queue that lies nowhere");
 }
 
 /* The part of buffers[first .. first + count) after `offset` bytes, as at most `room` iovecs. */

@@ -102,6 +102,11 @@ void queue_notifications_stop(struct queue *queue);
  * no notification will come. */
 bool queue_notifications_start(struct queue *queue);
 
+struct record;
+/* Saves or loads what driver and device have set; the rings' contents are memory. A loaded queue
+ * that says it is ready must lie in memory, or the record fails. */
+void queue_state(struct queue *queue, struct record *record);
+
 /* Copies between the chain's readable (writable) bytes from `offset` on and a buffer. Returns how
  * many bytes were copied: less than `size` where the chain is shorter. */
 size_t queue_chain_read(const struct queue_chain *chain, uint64_t offset, void *to, size_t size);

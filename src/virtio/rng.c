@@ -92,6 +92,13 @@ static int rng_notify_fd(struct virtio_device *device, unsigned queue)
     return of(device)->worker.wake_fd;
 }
 
+static void rng_settle(struct virtio_device *device)
+{
+    /* Chains are served whole under the mutex. */
+    pthread_mutex_lock(&of(device)->mutex);
+    pthread_mutex_unlock(&of(device)->mutex);
+}
+
 static void rng_free(struct virtio_device *device)
 {
     struct rng *rng = of(device);
@@ -109,6 +116,8 @@ static const struct virtio_device_ops rng_ops = {
     .reset = rng_reset,
     .queue_notified = rng_queue_notified,
     .notify_fd = rng_notify_fd,
+    .settle = rng_settle,
+    .state_version = 1,
     .free = rng_free,
 };
 

@@ -22,6 +22,8 @@ static const struct layout {
     {CONTROL_PANICKED, 0, false},
     {CONTROL_ERROR, 0, true},
     {CONTROL_STATS, 24, false},
+    {CONTROL_DONE, 8 + CONTROL_ID_SIZE, false},
+    {CONTROL_FAILED, 0, true},
     {CONTROL_POWER_BUTTON, 0, false},
     {CONTROL_RESET_NOW, 0, false},
     {CONTROL_PAUSE, 0, false},
@@ -29,6 +31,7 @@ static const struct layout {
     {CONTROL_QUIT, 0, false},
     {CONTROL_CONSOLE_SIZE, 8, false},
     {CONTROL_STATS_ASK, 0, false},
+    {CONTROL_SAVE, CONTROL_ID_SIZE + 1, false},
 };
 
 static const struct layout *layout_find(unsigned type)
@@ -55,6 +58,14 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
         le64_write(to, message->instructions);
         le64_write(to + 8, message->resident);
         le64_write(to + 16, message->guest_resident);
+        break;
+    case CONTROL_DONE:
+        le64_write(to, message->pages);
+        memcpy(to + 8, message->id, CONTROL_ID_SIZE);
+        break;
+    case CONTROL_SAVE:
+        memcpy(to, message->id, CONTROL_ID_SIZE);
+        to[CONTROL_ID_SIZE] = message->changes;
         break;
     case CONTROL_CONSOLE_SIZE:
         le32_write(to, message->port);
@@ -83,6 +94,14 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
         message->resident = le64_read(from + 8);
         message->guest_resident = le64_read(from + 16);
         return true;
+    case CONTROL_DONE:
+        message->pages = le64_read(from);
+        memcpy(message->id, from + 8, CONTROL_ID_SIZE);
+        return true;
+    case CONTROL_SAVE:
+        memcpy(message->id, from, CONTROL_ID_SIZE);
+        message->changes = from[CONTROL_ID_SIZE];
+        return from[CONTROL_ID_SIZE] <= 1;
     case CONTROL_CONSOLE_SIZE:
         message->port = le32_read(from);
         message->cols = le16_read(from + 4);

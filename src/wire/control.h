@@ -13,7 +13,8 @@
  *   RESET           the guest reset the machine; with on_reset = reboot it starts anew, and READY
  *                   is not sent again
  *   PANICKED        the guest's kernel said so through the panic port
- *   STATS           the answer to STATS
+ *   STATS           the answer to STATS_ASK
+ *   DONE, FAILED    the answer to every other request of a client, and to SAVE of anybody
  * Events after which the process ends, with this exit status:
  *   RESET           0 with on_reset = exit, CONTROL_EXIT_PANIC if PANICKED came before
  *   POWER_OFF       0, CONTROL_EXIT_PANIC if PANICKED came before
@@ -24,7 +25,15 @@
  *                   where a vCPU cannot go on
  *
  * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME, QUIT (ends at once, status
- * 0), CONSOLE_SIZE, STATS_ASK. When the socket is closed the owner is gone: the VMM ends at once.
+ * 0), CONSOLE_SIZE, STATS_ASK, SAVE. When the socket is closed the owner is gone: the VMM ends at
+ * once.
+ *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS): its
+ *                   state, its memory (board/board.h). It stands meanwhile, and after it does what it
+ *                   did before. DONE then says how many pages that were, and the parent's id
+ *
+ * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
+ * stay together), anybody whom its file lets in may connect and send requests. Each is answered; a
+ * client hears of no events, and its leaving means nothing.
  *
  * Encoding and decoding are pure; any thread. Errors: -EBADMSG for bytes that break these rules.
  */
@@ -42,6 +51,8 @@ enum {
     CONTROL_MESSAGE_MAX = CONTROL_HEADER_SIZE + CONTROL_PAYLOAD_MAX,
     CONTROL_TEXT_MAX = 4096, /* bytes of text, without a final NUL */
     CONTROL_NAME_MAX = 16,
+    CONTROL_ID_SIZE = 16,
+    CONTROL_FDS_MAX = 2, /* that come with one message */
 
     CONTROL_EXIT_PANIC = 124,
     CONTROL_EXIT_FAILED = 125,
@@ -57,6 +68,8 @@ enum control_type {
     CONTROL_PANICKED,
     CONTROL_ERROR,
     CONTROL_STATS,
+    CONTROL_DONE,
+    CONTROL_FAILED,
 
     CONTROL_POWER_BUTTON = 64,
     CONTROL_RESET_NOW,
@@ -65,6 +78,7 @@ enum control_type {
     CONTROL_QUIT,
     CONTROL_CONSOLE_SIZE,
     CONTROL_STATS_ASK,
+    CONTROL_SAVE,
 };
 
 struct control_message {
@@ -78,7 +92,10 @@ struct control_message {
     uint64_t instructions;   /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
     uint64_t resident;       /* STATS: bytes of the process, guest memory included */
     uint64_t guest_resident; /* STATS: bytes of guest memory that are resident */
-    char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR */
+    uint8_t id[CONTROL_ID_SIZE]; /* SAVE: of the new snapshot; DONE: of what it stands on */
+    bool changes;                /* SAVE: only those since the last one */
+    uint64_t pages;              /* DONE, after SAVE */
+    char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED */
 };
 
 /* Writes the whole message and returns its size. A text that is too long is cut. */

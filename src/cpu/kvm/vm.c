@@ -234,11 +234,17 @@ static void vcpu_notify(struct engine_vcpu *vcpu)
     (void)vcpu;
 }
 
+static const struct cpuid *vm_cpuid(struct engine_vm *vm)
+{
+    return &vm->cpuid;
+}
+
 const struct engine_ops engine_kvm = {
     .name = "kvm",
     .irqchip = ENGINE_IRQCHIP_ENGINE,
     .vm_new = vm_new,
     .vm_free = vm_free,
+    .vm_cpuid = vm_cpuid,
     .vcpu_new = kvm_vcpu_new,
     .vcpu_free = kvm_vcpu_free,
     .vcpu_get_state = kvm_vcpu_get_state,

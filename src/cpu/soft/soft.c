@@ -59,7 +59,7 @@ static int soft_vm_new(const struct engine_config *config, struct engine_vm **re
         vm->apic = *config->apic;
         vm->has_apic = true;
     }
-    vm->tsc_khz = cpuid_host_tsc_khz();
+    vm->tsc_khz = config->tsc_khz ? config->tsc_khz : cpuid_host_tsc_khz();
     vm->tsc_start = __rdtsc();
     if (config->cpuid)
         vm->cpuid = *config->cpuid;
@@ -203,6 +203,11 @@ static void soft_vcpu_signal(struct engine_vcpu *vcpu, enum engine_signal signal
 _Static_assert(ENGINE_SIGNAL_NMI == 0 && ENGINE_SIGNAL_INIT == 1 && ENGINE_SIGNAL_SIPI == 2,
                "bits of soft_vcpu.signals");
 
+static const struct cpuid *soft_vm_cpuid(struct engine_vm *vm)
+{
+    return &vm_of(vm)->cpuid;
+}
+
 /* Translated code counts only where it is asked to: that costs a loop dear. */
 static uint64_t soft_vcpu_instructions(struct engine_vcpu *vcpu)
 {
@@ -259,6 +264,7 @@ const struct engine_ops engine_soft = {
     .irqchip = ENGINE_IRQCHIP_BOARD,
     .vm_new = soft_vm_new,
     .vm_free = soft_vm_free,
+    .vm_cpuid = soft_vm_cpuid,
     .vcpu_new = soft_vcpu_new,
     .vcpu_free = soft_vcpu_free,
     .vcpu_get_state = soft_vcpu_get_state,

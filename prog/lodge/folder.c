@@ -1,0 +1,261 @@
+#include "folder.h"
+
+#include "base/bytes.h"
+#include "base/own.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { FORMAT = 1, BOOT_ID_MAX = 64, TEXT_MAX = 2 << 20 };
+
+static const char *const names[CONTROL_FDS_MAX] = {"state", "memory"};
+
+void snapshot_about_free(struct snapshot_about *about)
+{
+    free(about->parent);
+    free(about->definition);
+    *about = (struct snapshot_about){0};
+}
+
+static void boot_id(char ret_id[BOOT_ID_MAX])
+{
+    _cleanup_fd_ int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, ret_id, BOOT_ID_MAX - 1);
+    ret_id[max(n, (ssize_t)0)] = '\0';
+    ret_id[strcspn(ret_id, "\n")] = '\0';
+}
+
+static void id_text(const uint8_t id[CONTROL_ID_SIZE], char ret_text[2 * CONTROL_ID_SIZE + 1])
+{
+    for (unsigned i = 0; i < CONTROL_ID_SIZE; i++)
+        snprintf(ret_text + 2 * i, 3, "%02x", id[i]);
+}
+
+static bool id_parse(const char *text, uint8_t ret_id[CONTROL_ID_SIZE])
+{
+    if (strlen(text) != 2 * CONTROL_ID_SIZE ||
+        strspn(text, "0123456789abcdef") != 2 * CONTROL_ID_SIZE)
+        return false;
+    for (unsigned i = 0; i < CONTROL_ID_SIZE; i++) {
+        char byte[3] = {text[2 * i], text[2 * i + 1], '\0'};
+        ret_id[i] = (uint8_t)strtoul(byte, NULL, 16);
+    }
+    return true;
+}
+
+char *folder_describe(const struct guest_conf *conf, bool agent)
+{
+    _cleanup_free_ char *definition = guest_conf_write_json(conf);
+    char *text;
+    if (!definition ||
+        asprintf(&text, "{\"agent\": %s, \"guest\": %s}", agent ? "true" : "false", definition) < 0)
+        return NULL;
+    return text;
+}
+
+int folder_described(const char *text, struct snapshot_about *ret_about, struct err *err)
+{
+    struct snapshot_about about = {0};
+    json_t *definition, *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    int agent = 0, r = 0;
+    if (!root || json_unpack(root, "{s:b, s:o}", "agent", &agent, "guest", &definition) < 0)
+        r = err_set(err, -EBADMSG, "the guest's definition is damaged");
+    else if (!(about.definition = json_dumps(definition, JSON_COMPACT)))
+        r = err_set(err, -ENOMEM, "no memory");
+    about.agent = agent != 0;
+    json_decref(root);
+    if (r >= 0)
+        *ret_about = about;
+    return r;
+}
+
+int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX],
+                struct err *err)
+{
+    if (mkdir(path, 0700) < 0)
+        return err_errno(err, errno, "folder '%s'", path);
+    _cleanup_fd_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int r = folder < 0 ? -errno : 0;
+    for (unsigned i = 0; r >= 0 && i < CONTROL_FDS_MAX; i++) {
+        ret_files[i] = openat(folder, names[i], O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        r = ret_files[i] < 0 ? -errno : 0;
+    }
+    if (r < 0) {
+        folder_remove(path, folder);
+        return err_errno(err, -r, "folder '%s'", path);
+    }
+    *ret_folder = take_fd(&folder);
+    return 0;
+}
+
+void folder_remove(const char *path, int folder)
+{
+    for (unsigned i = 0; folder >= 0 && i < CONTROL_FDS_MAX; i++)
+        unlinkat(folder, names[i], 0);
+    rmdir(path);
+}
+
+static json_t *about_json(const struct snapshot_about *about, struct err *err)
+{
+    char id[2 * CONTROL_ID_SIZE + 1], boot[BOOT_ID_MAX];
+    json_error_t place;
+    json_t *definition = json_loads(about->definition, 0, &place);
+    if (!definition) {
+        err_set(err, -EINVAL, "the guest's definition: %s", place.text);
+        return NULL;
+    }
+    id_text(about->id, id);
+    boot_id(boot);
+    json_t *root = json_pack("{s:i, s:s, s:s, s:s, s:b, s:o}", "format", FORMAT, "lodge",
+                             LODGE_VERSION, "id", id, "boot", boot, "agent", about->agent, "guest",
+                             definition);
+    if (root && about->parent &&
+        json_object_set_new(root, "parent", json_string(about->parent)) < 0) {
+        json_decref(root);
+        root = NULL;
+    }
+    if (!root)
+        err_set(err, -ENOMEM, "no memory, or a name that is no UTF-8");
+    return root;
+}
+
+static int write_about(int folder, const struct snapshot_about *about, struct err *err)
+{
+    json_t *root = about_json(about, err);
+    if (!root)
+        return -EINVAL;
+    _cleanup_free_ char *text = json_dumps(root, JSON_INDENT(2));
+    json_decref(root);
+    _cleanup_fd_ int fd =
+        openat(folder, "guest.json.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    size_t length = text ? strlen(text) : 0;
+    if (!text || fd < 0 || write(fd, text, length) != (ssize_t)length || fsync(fd) < 0 ||
+        renameat(folder, "guest.json.new", folder, "guest.json") < 0 || fsync(folder) < 0)
+        return err_errno(err, errno, "guest.json");
+    return 0;
+}
+
+int folder_finish(const char *path, int folder, const int files[CONTROL_FDS_MAX],
+                  const struct snapshot_about *about, struct err *err)
+{
+    for (unsigned i = 0; i < CONTROL_FDS_MAX; i++)
+        if (fsync(files[i]) < 0)
+            return err_errno(err, errno, "snapshot '%s': %s", path, names[i]);
+    int r = write_about(folder, about, err);
+    return r < 0 ? err_prefix(err, r, "snapshot '%s'", path) : 0;
+}
+
+/* ---- reading ---- */
+
+static int read_text(const char *path, char **ret_text, struct err *err)
+{
+    _cleanup_free_ char *file = NULL;
+    struct stat status;
+    if (asprintf(&file, "%s/guest.json", path) < 0)
+        return err_set(err, -ENOMEM, "no memory");
+    _cleanup_fd_ int fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return err_set(err, -ENOENT, "'%s' is no snapshot: it has no guest.json", path);
+    if (fd < 0 || fstat(fd, &status) < 0)
+        return err_errno(err, errno, "'%s'", file);
+    size_t size = (size_t)min(status.st_size, (off_t)TEXT_MAX), have = 0;
+    _cleanup_free_ char *text = calloc(1, size + 1);
+    for (ssize_t n = 1; text && have < size && n > 0; have += n > 0 ? (size_t)n : 0)
+        n = read(fd, text + have, size - have);
+    if (!text || have < size)
+        return err_set(err, -EIO, "'%s' cannot be read", file);
+    *ret_text = take_ptr(text);
+    return 0;
+}
+
+static int parse_about(const json_t *root, struct snapshot_about *about, struct err *err)
+{
+    const char *id, *boot, *parent = json_string_value(json_object_get(root, "parent"));
+    char now[BOOT_ID_MAX];
+    json_t *definition;
+    int format = 0, agent = 0;
+    if (json_unpack((json_t *)root, "{s:i}", "format", &format) < 0 || format < 1)
+        return err_set(err, -EBADMSG, "its guest.json is none");
+    if (format > FORMAT)
+        return err_set(err, -ENOTSUP,
+                       "it was made by a newer version: its format is %d, this one reads %d",
+                       format, FORMAT);
+    if (json_unpack((json_t *)root, "{s:s, s:s, s:b, s:o}", "id", &id, "boot", &boot, "agent",
+                    &agent, "guest", &definition) < 0 ||
+        !id_parse(id, about->id) || !json_is_object(definition))
+        return err_set(err, -EBADMSG, "its guest.json lacks something");
+    boot_id(now);
+    about->same_host = *boot && !strcmp(boot, now);
+    about->agent = agent != 0;
+    about->definition = json_dumps(definition, JSON_COMPACT);
+    about->parent = parent ? strdup(parent) : NULL;
+    return about->definition && !about->parent == !parent ? 0
+                                                          : err_set(err, -ENOMEM, "no memory");
+}
+
+int folder_read(const char *path, struct snapshot_about *ret_about, struct err *err)
+{
+    struct snapshot_about about = {0};
+    _cleanup_free_ char *text = NULL;
+    json_error_t place;
+    int r = read_text(path, &text, err);
+    if (r < 0)
+        return r;
+    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &place);
+    r = root ? parse_about(root, &about, err)
+             : err_set(err, -EBADMSG, "its guest.json is damaged: %s", place.text);
+    json_decref(root);
+    if (r < 0) {
+        snapshot_about_free(&about);
+        return err_prefix(err, r, "snapshot '%s'", path);
+    }
+    *ret_about = about;
+    return 0;
+}
+
+static int open_layer(const char *path, struct guest_restore *restore, struct err *err)
+{
+    int files[CONTROL_FDS_MAX] = {-1, -1};
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < CONTROL_FDS_MAX; i++) {
+        _cleanup_free_ char *file = NULL;
+        if (asprintf(&file, "%s/%s", path, names[i]) < 0)
+            return err_set(err, -ENOMEM, "no memory");
+        files[i] = open(file, O_RDONLY | O_CLOEXEC);
+        if (files[i] < 0)
+            r = err_errno(err, errno, "snapshot '%s': %s", path, names[i]);
+    }
+    restore->layers[restore->count].state_fd = files[0];
+    restore->layers[restore->count].memory_fd = files[1];
+    restore->count++;
+    return r;
+}
+
+int folder_open_chain(const char *path, struct guest_restore *restore, struct err *err)
+{
+    _cleanup_free_ char *at = strdup(path);
+    int r = at ? 0 : err_set(err, -ENOMEM, "no memory");
+    while (r >= 0) {
+        struct snapshot_about about;
+        if (restore->count == GUEST_LAYERS_MAX)
+            return err_set(err, -ELOOP, "snapshot '%s': more than %d stand on each other", path,
+                           GUEST_LAYERS_MAX);
+        r = folder_read(at, &about, err);
+        if (r < 0)
+            return r;
+        r = open_layer(at, restore, err);
+        _cleanup_free_ char *parent = take_ptr(about.parent);
+        snapshot_about_free(&about);
+        if (r < 0 || !parent)
+            return r;
+        _cleanup_free_ char *here = take_ptr(at);
+        if (*parent == '/')
+            at = take_ptr(parent);
+        else if (asprintf(&at, "%s/%s", here, parent) < 0)
+            return err_set(err, -ENOMEM, "no memory");
+    }
+    return r;
+}

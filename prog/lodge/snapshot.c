@@ -1,0 +1,205 @@
+/*
+ * lodge pause, resume, snapshot: what is done to a guest that runs under a name.
+ */
+#include "base/bytes.h"
+#include "base/own.h"
+#include "endpoint.h"
+#include "folder.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+static int fail(const struct err *err)
+{
+    fprintf(stderr, "lodge: %s\n", err->text);
+    return STATUS_FAILED;
+}
+
+/* ---- pause, resume ---- */
+
+static int ask_simple(const struct arguments *arguments, enum control_type type)
+{
+    struct err err = {0};
+    struct control_message reply;
+    if (arguments->word_count != 1) {
+        fprintf(stderr, "lodge: %s takes the name of a guest\n", arguments->verb->name);
+        return STATUS_MISTAKE;
+    }
+    _cleanup_fd_ int fd = endpoint_connect(arguments->words[0], &err);
+    if (fd < 0 ||
+        endpoint_ask(fd, &(struct control_message){.type = type}, NULL, 0, &reply, &err) < 0)
+        return fail(&err);
+    return 0;
+}
+
+static int pause_guest(const struct arguments *arguments)
+{
+    return ask_simple(arguments, CONTROL_PAUSE);
+}
+
+static int resume_guest(const struct arguments *arguments)
+{
+    return ask_simple(arguments, CONTROL_RESUME);
+}
+
+const struct verb verb_pause = {
+    .name = "pause",
+    .summary = "Stop a guest where it is",
+    .usage = "GUEST",
+    .details = "The guest's processors and clocks stand still until lodge resume; it does not notice.",
+    .example = "lodge pause web",
+    .words_max = 1,
+    .mistake_status = STATUS_MISTAKE,
+    .run = pause_guest,
+};
+
+const struct verb verb_resume = {
+    .name = "resume",
+    .summary = "Let a paused guest go on",
+    .usage = "GUEST",
+    .example = "lodge resume web",
+    .words_max = 1,
+    .mistake_status = STATUS_MISTAKE,
+    .run = resume_guest,
+};
+
+/* ---- snapshot ---- */
+
+struct taking {
+    const char *name, *path, *base;
+    bool stop;
+    int guest, folder;          /* descriptors */
+    int files[CONTROL_FDS_MAX];
+    struct snapshot_about about;
+};
+
+/* A guest that goes on writing to its disks leaves a snapshot whose memory does not fit them. */
+static int check_disks(const struct taking *taking, struct err *err)
+{
+    struct guest_conf conf;
+    guest_conf_init(&conf);
+    int r = guest_conf_read_json(&conf, taking->about.definition, strlen(taking->about.definition),
+                                 "definition", err);
+    for (unsigned i = 0; r >= 0 && !taking->stop && i < conf.disk_count; i++)
+        if (!conf.disks[i].read_only)
+            r = err_set(err, -EINVAL,
+                        "guest '%s' writes to disk '%s', which would go on without the snapshot; "
+                        "end the guest with it: --stop",
+                        taking->name, conf.disks[i].path);
+    guest_conf_free(&conf);
+    return r;
+}
+
+/* The folder of the base as seen from the new one, so that both may move together. */
+static int link_base(struct taking *taking, struct err *err)
+{
+    struct snapshot_about base;
+    char here[PATH_MAX], there[PATH_MAX];
+    int r = folder_read(taking->base, &base, err);
+    if (r < 0)
+        return r;
+    bool same = !memcmp(base.id, taking->about.id, sizeof base.id);
+    snapshot_about_free(&base);
+    if (!same)
+        return err_set(err, -EINVAL,
+                       "'%s' is not the snapshot that guest '%s' was last saved to, or came from",
+                       taking->base, taking->name);
+    if (!realpath(taking->path, here) || !realpath(taking->base, there))
+        return err_errno(err, errno, "'%s'", taking->base);
+    char *slash = strrchr(here, '/'), *other = strrchr(there, '/');
+    bool beside = (size_t)(slash - here) == (size_t)(other - there) &&
+                  !strncmp(here, there, (size_t)(slash - here));
+    r = beside ? asprintf(&taking->about.parent, "../%s", other + 1)
+               : asprintf(&taking->about.parent, "%s", there);
+    return r < 0 ? err_set(err, -ENOMEM, "no memory") : 0;
+}
+
+static int save(struct taking *taking, struct err *err)
+{
+    struct control_message request = {.type = CONTROL_SAVE, .changes = taking->base != NULL};
+    struct control_message reply, quit = {.type = CONTROL_QUIT};
+    const struct control_message pause = {.type = CONTROL_PAUSE};
+    if (getrandom(request.id, sizeof request.id, 0) != sizeof request.id)
+        return err_errno(err, errno, "random bytes");
+    int r = taking->stop ? endpoint_ask(taking->guest, &pause, NULL, 0, &reply, err) : 0;
+    if (r >= 0)
+        r = endpoint_ask(taking->guest, &request, taking->files, CONTROL_FDS_MAX, &reply, err);
+    if (r < 0)
+        return err_prefix(err, r, "guest '%s'", taking->name);
+    memcpy(taking->about.id, reply.id, sizeof reply.id); /* of the parent, for a moment */
+    r = taking->base ? link_base(taking, err) : 0;
+    memcpy(taking->about.id, request.id, sizeof request.id);
+    if (r >= 0)
+        r = folder_finish(taking->path, taking->folder, taking->files, &taking->about, err);
+    if (r >= 0 && taking->stop)
+        endpoint_ask(taking->guest, &quit, NULL, 0, &reply, NULL);
+    return r;
+}
+
+static int read_guest(struct taking *taking, struct err *err)
+{
+    _cleanup_free_ char *text = NULL;
+    int r = endpoint_definition(taking->name, &text, err);
+    return r < 0 ? r : folder_described(text, &taking->about, err);
+}
+
+static int take(struct taking *taking, struct err *err)
+{
+    taking->guest = endpoint_connect(taking->name, err);
+    int r = taking->guest < 0 ? taking->guest : read_guest(taking, err);
+    if (r >= 0)
+        r = check_disks(taking, err);
+    if (r >= 0)
+        r = folder_make(taking->path, &taking->folder, taking->files, err);
+    if (r < 0)
+        return r;
+    r = save(taking, err);
+    if (r < 0)
+        folder_remove(taking->path, taking->folder);
+    return r;
+}
+
+static int snapshot(const struct arguments *arguments)
+{
+    struct err err = {0};
+    struct taking taking = {.guest = -1, .folder = -1, .files = {-1, -1}};
+    if (arguments->word_count != 2) {
+        fputs("lodge: snapshot takes the name of a guest and a folder to make\n", stderr);
+        return STATUS_MISTAKE;
+    }
+    taking.name = arguments->words[0];
+    taking.path = arguments->words[1];
+    taking.base = arguments_value(arguments, "base");
+    taking.stop = arguments_flag(arguments, "stop");
+    int r = take(&taking, &err);
+    snapshot_about_free(&taking.about);
+    own_close(&taking.guest);
+    own_close(&taking.folder);
+    for (unsigned i = 0; i < CONTROL_FDS_MAX; i++)
+        own_close(&taking.files[i]);
+    return r < 0 ? fail(&err) : 0;
+}
+
+static const struct option_row snapshot_options[] = {
+    {"base", 'b', "FOLDER", "write only what has changed since that snapshot, which must be the\n"
+                            "                               last one of this guest, or the one it came from"},
+    {"stop", 's', NULL, "end the guest with it"},
+    {0},
+};
+
+const struct verb verb_snapshot = {
+    .name = "snapshot",
+    .summary = "Write a running guest to a folder",
+    .usage = "GUEST FOLDER",
+    .details = "The guest stands while it is written, and goes on. lodge restore brings it back as\n"
+               "often as you like. Disks are named, not copied.",
+    .example = "lodge snapshot web web.snapshot",
+    .options = snapshot_options,
+    .words_max = 2,
+    .mistake_status = STATUS_MISTAKE,
+    .run = snapshot,
+};

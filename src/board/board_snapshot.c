@@ -1,0 +1,479 @@
+/*
+ * Saving a machine and going on where one was saved.
+ *
+ * The order matters. To save: vCPUs are parked, the clock stands; what was due on it runs; each
+ * virtio device finishes what it has begun and begins nothing; now nobody changes the machine. To
+ * restore: memory first, for queues lie in it; then the clock, for timers are set by it; then the
+ * vCPUs with their local APICs, for devices raise lines as they are loaded; then devices in the order
+ * of their making, interrupt controllers first.
+ */
+#include "board/board_private.h"
+#include "board/snapshot.h"
+#include "board/snapshot_memory.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+enum { MACHINE_VERSION = 1, CPUID_VERSION = 1, MEMORY_VERSION = 1 };
+
+struct board_history {
+    bool has_id; /* `id` names the snapshot that memory was last compared with */
+    uint8_t id[BOARD_ID_SIZE];
+    bool logged; /* the dirty log runs since then; else the pages are still those of a file */
+
+    /* From a restore: */
+    bool has_cpuid;
+    struct cpuid cpuid;
+    struct snapshot_reader state; /* of the first layer, until all of it is loaded */
+    uint64_t tsc, tsc_khz, clock;
+    struct page_map maps[BOARD_LAYERS_MAX];
+    int memory_fds[BOARD_LAYERS_MAX];
+    unsigned layers;
+
+    bool unverified, has_verifier;
+    _Atomic bool verify_stop;
+    pthread_t verifier;
+};
+
+/* ---- what both ways share ---- */
+
+struct machine {
+    uint32_t cpus;
+    uint64_t memory;
+    uint64_t tsc, tsc_khz, clock;
+    uint8_t id[BOARD_ID_SIZE], parent[BOARD_ID_SIZE];
+    bool has_parent;
+};
+
+static void machine_record(struct machine *machine, struct record *record)
+{
+    record_u32(record, &machine->cpus);
+    record_u64(record, &machine->memory);
+    record_u64(record, &machine->tsc);
+    record_u64(record, &machine->tsc_khz);
+    record_u64(record, &machine->clock);
+    record_bytes(record, machine->id, sizeof machine->id);
+    record_bytes(record, machine->parent, sizeof machine->parent);
+    record_bool(record, &machine->has_parent);
+}
+
+/* "rtc", "virtio-blk", "virtio-blk.1": the name, and which of those that have it. */
+static void section_name(const struct board *board, unsigned index,
+                         char ret_name[SNAPSHOT_NAME_MAX + 1])
+{
+    const char *name = board->devices[index].name;
+    unsigned same = 0;
+    for (unsigned i = 0; i < index; i++)
+        same += !strcmp(board->devices[i].name, name);
+    if (same)
+        snprintf(ret_name, SNAPSHOT_NAME_MAX + 1, "%s.%u", name, same);
+    else
+        snprintf(ret_name, SNAPSHOT_NAME_MAX + 1, "%s", name);
+}
+
+static struct board_history *history_of(struct board *board)
+{
+    if (!board->history)
+        board->history = calloc(1, sizeof *board->history);
+    return board->history;
+}
+
+void board_history_free(struct board *board)
+{
+    struct board_history *history = take_ptr(board->history);
+    if (!history)
+        return;
+    if (history->has_verifier) {
+        history->verify_stop = true;
+        pthread_join(history->verifier, NULL);
+    }
+    for (unsigned i = 0; i < history->layers; i++)
+        page_map_free(&history->maps[i]);
+    snapshot_reader_free(&history->state);
+    free(history);
+}
+
+/* ---- saving ---- */
+
+static int save_vcpus(struct board *board, struct snapshot_writer *writer, struct err *err)
+{
+    _cleanup_free_ struct cpu_state *state = malloc(sizeof *state);
+    if (!state)
+        return err_set(err, -ENOMEM, "no memory for a vCPU's state");
+    for (unsigned i = 0; i < board->cpus; i++) {
+        char name[SNAPSHOT_NAME_MAX + 1];
+        snprintf(name, sizeof name, "vcpu%u", i);
+        int r = board->engine->vcpu_get_state(board->vcpus[i].vcpu, state, err);
+        if (r < 0)
+            return err_prefix(err, r, "vCPU %u", i);
+        cpu_state_record(state, snapshot_begin(writer, name, CPU_STATE_VERSION));
+        snapshot_end(writer);
+    }
+    return 0;
+}
+
+static void save_devices(struct board *board, struct snapshot_writer *writer)
+{
+    for (unsigned i = 0; i < board->device_count; i++) {
+        const struct board_device *device = &board->devices[i];
+        char name[SNAPSHOT_NAME_MAX + 1];
+        if (!device->ops->state)
+            continue;
+        section_name(board, i, name);
+        device->ops->state(device->device,
+                           snapshot_begin(writer, name, device->ops->state_version));
+        snapshot_end(writer);
+    }
+}
+
+static void save_machine(struct board *board, const struct board_save *save,
+                         const struct board_saved *saved, struct snapshot_writer *writer)
+{
+    struct machine machine = {.cpus = board->cpus,
+                              .memory = mem_size(board->mem),
+                              .tsc = board_tsc(board),
+                              .tsc_khz = board_tsc_khz(board),
+                              .clock = timers_now(board->timers),
+                              .has_parent = save->changes};
+    memcpy(machine.id, save->id, sizeof machine.id);
+    memcpy(machine.parent, saved->parent, sizeof machine.parent);
+    machine_record(&machine, snapshot_begin(writer, "machine", MACHINE_VERSION));
+    snapshot_end(writer);
+    struct cpuid cpuid = *board->engine->vm_cpuid(board->vm);
+    cpuid_record(&cpuid, snapshot_begin(writer, "cpuid", CPUID_VERSION));
+    snapshot_end(writer);
+}
+
+static void marks_clear(struct mem *mem)
+{
+    for (unsigned i = 0; i < mem->count; i++)
+        for (uint64_t page = 0; page < mem->regions[i].size >> MEM_PAGE_SHIFT; page++)
+            __atomic_fetch_and(&mem->regions[i].marks[page], (uint8_t)~MEM_PAGE_DIRTY,
+                               __ATOMIC_RELAXED);
+}
+
+/* Which pages differ from what the last snapshot holds. */
+static int choose_pages(struct board *board, const struct board_save *save,
+                        enum pages_which *ret_which, struct board_saved *saved, struct err *err)
+{
+    const struct board_history *history = board->history;
+    *ret_which = PAGES_ALL;
+    if (!save->changes)
+        return 0;
+    if (!history || !history->has_id)
+        return err_set(err, -EINVAL, "there is no snapshot of this machine that changes could stand "
+                                     "on; take a whole one first");
+    memcpy(saved->parent, history->id, sizeof saved->parent);
+    *ret_which = history->logged ? PAGES_MARKED : PAGES_PRIVATE;
+    return history->logged ? board->engine->dirty_sync(board->vm, err) : 0;
+}
+
+static int save_all(struct board *board, const struct board_save *save, struct page_map *map,
+                    struct snapshot_writer *writer, struct board_saved *saved, struct err *err)
+{
+    enum pages_which which;
+    int r = choose_pages(board, save, &which, saved, err);
+    if (r >= 0)
+        r = save_vcpus(board, writer, err);
+    if (r < 0)
+        return r;
+    save_machine(board, save, saved, writer);
+    save_devices(board, writer);
+    r = pages_save(board->mem, save->to.memory_fd, save->pagemap_fd, which, map, err);
+    if (r < 0)
+        return r;
+    saved->pages = page_map_count(map);
+    page_map_state(map, snapshot_begin(writer, "memory", MEMORY_VERSION));
+    snapshot_end(writer);
+    return snapshot_write(writer, save->to.state_fd, err);
+}
+
+/* From now on changes are what is written after this snapshot. */
+static int remember(struct board *board, const struct board_save *save, struct err *err)
+{
+    struct board_history *history = history_of(board);
+    if (!history)
+        return err_set(err, -ENOMEM, "no memory");
+    marks_clear(board->mem);
+    int r = board->engine->dirty_start(board->vm, err);
+    history->logged = history->has_id = r >= 0;
+    memcpy(history->id, save->id, sizeof history->id);
+    return r;
+}
+
+int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
+               struct err *err)
+{
+    struct snapshot_writer writer;
+    struct page_map map;
+    struct board_saved saved = {0};
+    if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || board->lockstep)
+        return err_set(err, -ENOTSUP, "a machine under engine '%s' cannot be saved yet",
+                       board->engine->name);
+    pthread_mutex_lock(&board->lock);
+    bool stands = board->run != BOARD_RUNNING &&
+                  (!board->started || board->parked_count == board->cpus);
+    pthread_mutex_unlock(&board->lock);
+    if (!stands)
+        return err_set(err, -EINVAL, "a machine is saved while it is paused");
+    int r = page_map_init(&map, board->mem, err);
+    if (r < 0)
+        return r;
+    timers_settle(board->timers);
+    for (unsigned i = 0; i < board->virtio_count; i++)
+        virtio_hold(board->virtio[i]);
+    snapshot_writer_init(&writer);
+    r = save_all(board, save, &map, &writer, &saved, err);
+    snapshot_writer_free(&writer);
+    page_map_free(&map);
+    if (r >= 0)
+        r = remember(board, save, err);
+    for (unsigned i = 0; i < board->virtio_count; i++)
+        virtio_release(board->virtio[i]);
+    if (r >= 0)
+        *ret_saved = saved;
+    return r;
+}
+
+/* ---- restoring ---- */
+
+static int load_machine(const struct board *board, struct snapshot_reader *reader,
+                        struct machine *ret_machine, struct err *err)
+{
+    struct record record;
+    struct machine machine = {0};
+    int r = snapshot_find(reader, "machine", MACHINE_VERSION, &record, err);
+    if (r < 0)
+        return r;
+    machine_record(&machine, &record);
+    r = snapshot_loaded("machine", &record, err);
+    if (r < 0)
+        return r;
+    if (machine.cpus != board->cpus || machine.memory != mem_size(board->mem))
+        return err_set(err, -EINVAL,
+                       "the snapshot is of a machine with %" PRIu32 " CPUs and %" PRIu64
+                       " MiB of memory, this one has %u and %" PRIu64,
+                       machine.cpus, machine.memory >> 20, board->cpus, mem_size(board->mem) >> 20);
+    if (machine.tsc_khz < 1000 || machine.tsc_khz > 100000000)
+        return err_set(err, -EBADMSG, "the snapshot's TSC has a frequency that cannot be");
+    *ret_machine = machine;
+    return 0;
+}
+
+static int load_map(struct board *board, struct snapshot_reader *reader, struct err *err)
+{
+    struct board_history *history = board->history;
+    struct page_map *map = &history->maps[history->layers];
+    struct record record;
+    int r = snapshot_find(reader, "memory", MEMORY_VERSION, &record, err);
+    if (r >= 0)
+        r = page_map_init(map, board->mem, err);
+    if (r < 0)
+        return r;
+    history->layers++;
+    page_map_state(map, &record);
+    return snapshot_loaded("memory", &record, err);
+}
+
+static int load_cpuid(struct board *board, struct snapshot_reader *reader, struct err *err)
+{
+    struct board_history *history = board->history;
+    struct record record;
+    int r = snapshot_find(reader, "cpuid", CPUID_VERSION, &record, err);
+    if (r < 0)
+        return r;
+    cpuid_record(&history->cpuid, &record);
+    history->has_cpuid = true;
+    return snapshot_loaded("cpuid", &record, err);
+}
+
+/* The chain: each layer's parent is the next one's name, and the last has none. */
+static int check_link(const struct machine *above, const struct machine *below, unsigned layer,
+                      struct err *err)
+{
+    if (!above->has_parent)
+        return err_set(err, -EINVAL, "snapshot %u of the chain stands on nothing, but %u follows",
+                       layer, layer + 1);
+    if (memcmp(above->parent, below->id, sizeof below->id) != 0)
+        return err_set(err, -EBADMSG, "snapshot %u of the chain is not the one that %u stands on",
+                       layer + 1, layer);
+    return 0;
+}
+
+static int read_layers(struct board *board, const struct board_restore *restore, struct err *err)
+{
+    struct board_history *history = board->history;
+    struct machine machine, above = {0};
+    for (unsigned i = 0; i < restore->count; i++) {
+        struct snapshot_reader reader = {0};
+        int r = snapshot_read(restore->layers[i].state_fd, &reader, err);
+        if (r >= 0)
+            r = load_machine(board, &reader, &machine, err);
+        if (r >= 0 && i > 0)
+            r = check_link(&above, &machine, i, err);
+        if (r >= 0)
+            r = load_map(board, &reader, err);
+        history->memory_fds[i] = restore->layers[i].memory_fd;
+        if (r >= 0 && i == 0) {
+            history->state = reader;
+            reader = (struct snapshot_reader){0};
+            history->tsc = machine.tsc;
+            history->tsc_khz = machine.tsc_khz;
+            history->clock = machine.clock;
+            memcpy(history->id, machine.id, sizeof history->id);
+            r = load_cpuid(board, &history->state, err);
+        }
+        snapshot_reader_free(&reader);
+        if (r < 0)
+            return i ? err_prefix(err, r, "snapshot %u of the chain", i + 1) : r;
+        above = machine;
+    }
+    return above.has_parent
+               ? err_set(err, -EINVAL, "the snapshot stands on another one, which is missing")
+               : 0;
+}
+
+/* What the guest may rely on must be there. */
+static int check_cpuid(const struct board *board, struct err *err)
+{
+    char what[CPUID_WHAT_MAX];
+    struct cpuid have;
+    cpuid_model(&have, CPUID_SOFT, NULL, board->cpus, board->history->tsc_khz);
+    if (cpuid_covers(&have, &board->history->cpuid, what))
+        return 0;
+    return err_set(err, -ENOTSUP, "the snapshot's guest may rely on %s, which engine '%s' lacks here",
+                   what, board->engine->name);
+}
+
+static int map_layers(struct board *board, struct err *err)
+{
+    const struct board_history *history = board->history;
+    int r = 0;
+    for (unsigned i = history->layers; r >= 0 && i-- > 0;)
+        r = pages_map(board->mem, history->memory_fds[i], &history->maps[i],
+                      i + 1 == history->layers, err);
+    return r;
+}
+
+int board_restore_begin(struct board *board, const struct board_restore *restore, struct err *err)
+{
+    if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || board->lockstep)
+        return err_set(err, -ENOTSUP, "a snapshot cannot be restored under engine '%s' yet",
+                       board->engine->name);
+    if (restore->count < 1 || restore->count > BOARD_LAYERS_MAX)
+        return err_set(err, -EINVAL, "a chain of snapshots has 1 to %d, not %u", BOARD_LAYERS_MAX,
+                       restore->count);
+    struct board_history *history = history_of(board);
+    if (!history)
+        return err_set(err, -ENOMEM, "no memory for a snapshot");
+    int r = read_layers(board, restore, err);
+    if (r < 0)
+        return r;
+    if (restore->same_host)
+        cpuid_assume_host_tsc_khz(history->tsc_khz);
+    r = check_cpuid(board, err);
+    if (r >= 0)
+        r = map_layers(board, err);
+    for (unsigned i = 0; r >= 0 && restore->verify && i < history->layers; i++)
+        r = pages_verify(history->memory_fds[i], &history->maps[i], NULL, err);
+    if (r < 0)
+        return r;
+    history->unverified = !restore->verify;
+    history->has_id = true;
+    board_clock_set(board, history->tsc, history->tsc_khz, history->clock);
+    return 0;
+}
+
+const struct cpuid *board_restore_cpuid(const struct board *board)
+{
+    return board->history && board->history->has_cpuid ? &board->history->cpuid : NULL;
+}
+
+static int load_vcpus(struct board *board, struct err *err)
+{
+    _cleanup_free_ struct cpu_state *state = malloc(sizeof *state);
+    if (!state)
+        return err_set(err, -ENOMEM, "no memory for a vCPU's state");
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < board->cpus; i++) {
+        char name[SNAPSHOT_NAME_MAX + 1];
+        struct record record;
+        snprintf(name, sizeof name, "vcpu%u", i);
+        r = snapshot_find(&board->history->state, name, CPU_STATE_VERSION, &record, err);
+        if (r < 0)
+            break;
+        memset(state, 0, sizeof *state);
+        cpu_state_record(state, &record);
+        r = snapshot_loaded(name, &record, err);
+        if (r >= 0 && (r = board->engine->vcpu_set_state(board->vcpus[i].vcpu, state, err)) < 0)
+            err_prefix(err, r, "the snapshot's vCPU %u", i);
+    }
+    return r;
+}
+
+static int load_devices(struct board *board, struct err *err)
+{
+    for (unsigned i = 0; i < board->device_count; i++) {
+        const struct board_device *device = &board->devices[i];
+        char name[SNAPSHOT_NAME_MAX + 1];
+        struct record record;
+        if (!device->ops->state)
+            continue;
+        section_name(board, i, name);
+        int r = snapshot_find(&board->history->state, name, device->ops->state_version, &record,
+                              err);
+        if (r < 0)
+            return r;
+        device->ops->state(device->device, &record);
+        r = snapshot_loaded(name, &record, err);
+        if (r < 0)
+            return r;
+    }
+    return snapshot_all_used(&board->history->state, err);
+}
+
+int board_restore_end(struct board *board, struct err *err)
+{
+    for (unsigned i = 0; i < board->virtio_count; i++)
+        virtio_hold(board->virtio[i]);
+    int r = load_vcpus(board, err);
+    if (r >= 0)
+        r = load_devices(board, err);
+    snapshot_reader_free(&board->history->state);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < board->virtio_count; i++)
+        virtio_release(board->virtio[i]);
+    return 0;
+}
+
+/* ---- verifying, beside the running guest ---- */
+
+static void *verify_main(void *opaque)
+{
+    struct board *board = opaque;
+    struct board_history *history = board->history;
+    struct err err = {0};
+    pthread_setname_np(pthread_self(), "verify");
+    for (unsigned i = 0; i < history->layers; i++) {
+        int r = pages_verify(history->memory_fds[i], &history->maps[i], &history->verify_stop, &err);
+        if (r == -ECANCELED)
+            return NULL;
+        if (r < 0) {
+            board_tell_final(board, BOARD_EVENT_ERROR, 0, err.text);
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+void board_verify_start(struct board *board)
+{
+    struct board_history *history = board->history;
+    if (!history || !history->unverified)
+        return;
+    history->unverified = false;
+    history->has_verifier = pthread_create(&history->verifier, NULL, verify_main, board) == 0;
+    if (!history->has_verifier) /* then here: late is better than never */
+        verify_main(board);
+}

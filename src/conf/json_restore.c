@@ -1,0 +1,62 @@
+/* Where a guest goes on that was saved: {"layers": [{"state_fd": 7, "memory_fd": 8}], "same_host":
+ * true, "verify": false}. Filled by lodge alone. */
+#include "conf/json_disk.h"
+
+#include "conf/private.h"
+
+#include <errno.h>
+#include <limits.h>
+
+static int get_fd(const json_t *object, const char *name, int *ret_fd)
+{
+    const json_t *value = json_object_get(object, name);
+    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+        json_integer_value(value) > INT_MAX)
+        return -EINVAL;
+    *ret_fd = (int)json_integer_value(value);
+    return 0;
+}
+
+int json_get_restore(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    struct guest_restore restore = {.same_host = json_is_true(json_object_get(value, "same_host")),
+                                    .verify = json_is_true(json_object_get(value, "verify"))};
+    const json_t *layers = json_object_get(value, "layers");
+    size_t count = json_array_size(layers);
+    if (!json_is_object(value) || json_object_size(value) != 3 || count < 1 ||
+        count > GUEST_LAYERS_MAX)
+        return err_set(why, -EINVAL, "it has layers (1 to %d), same_host and verify",
+                       GUEST_LAYERS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        const json_t *layer = json_array_get(layers, i);
+        if (get_fd(layer, "state_fd", &restore.layers[i].state_fd) < 0 ||
+            get_fd(layer, "memory_fd", &restore.layers[i].memory_fd) < 0)
+            return err_set(why, -EINVAL, "a layer has a state_fd and a memory_fd");
+    }
+    restore.count = (unsigned)count;
+    conf->restore = restore;
+    return 0;
+}
+
+int json_put_restore(json_t *root, const struct guest_conf *conf)
+{
+    const struct guest_restore *restore = &conf->restore;
+    if (!restore->count)
+        return 0;
+    json_t *object = json_object(), *layers = json_array();
+    int r = json_object_set_new(root, "restore", object); /* takes it over */
+    if (r >= 0)
+        r = json_object_set_new(object, "layers", layers);
+    for (unsigned i = 0; r >= 0 && i < restore->count; i++) {
+        json_t *layer = json_object();
+        r = json_array_append_new(layers, layer);
+        if (r >= 0)
+            r = json_object_set_new(layer, "state_fd", json_integer(restore->layers[i].state_fd));
+        if (r >= 0)
+            r = json_object_set_new(layer, "memory_fd",
+                                    json_integer(restore->layers[i].memory_fd));
+    }
+    if (r >= 0)
+        r = json_object_set_new(object, "same_host", json_boolean(restore->same_host));
+    return r < 0 ? r : json_object_set_new(object, "verify", json_boolean(restore->verify));
+}
