@@ -32,7 +32,10 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DEFINITION_FD = 3, FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX };
+enum {
+    DEFINITION_FD = 3,
+    FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX
+};
 
 /* More than any kernel of the field unpacks to. */
 #define UNPACK_LIMIT GIB(1)
@@ -99,10 +102,10 @@ static int others_close(const struct guest_conf *conf, const struct session *ses
 {
     int keep[FDS_MAX];
     size_t count = 0;
-    const int named[] = {
-        conf->kernel_fd,     conf->initrd_fd,  conf->kvm_fd,      conf->serial_in_fd,
-        conf->serial_out_fd, conf->control_fd, conf->lockstep.fd, conf->listen_fd,
-        session->statm_fd,   session->pagemap_fd};
+    const int named[] = {conf->kernel_fd,    conf->initrd_fd,     conf->kvm_fd,
+                         conf->serial_in_fd, conf->serial_out_fd, conf->control_fd,
+                         conf->lockstep.fd,  conf->listen_fd,     session->statm_fd,
+                         session->pagemap_fd};
     for (size_t i = 0; i < ARRAY_LEN(named); i++)
         keep[count++] = named[i];
     for (unsigned i = 0; i < conf->console_count; i++)

@@ -40,8 +40,8 @@ static int open_folder(bool make, struct err *err)
     if (fd < 0 || fstat(fd, &about) < 0)
         return err_errno(err, errno, "folder '%s'", path);
     if (about.st_uid != geteuid() || about.st_mode & 022)
-        return err_set(err, -EPERM, "folder '%s' belongs to somebody else, or others may write to it",
-                       path);
+        return err_set(err, -EPERM,
+                       "folder '%s' belongs to somebody else, or others may write to it", path);
     return take_fd(&fd);
 }
 
@@ -146,8 +146,8 @@ int endpoint_connect(const char *name, struct err *err)
     if (folder < 0 || address_of(folder, name, &address) < 0 ||
         connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return err_set(err, -ENOENT,
-                       "no guest named '%s' runs; lodge run --name %s starts one that is found", name,
-                       name);
+                       "no guest named '%s' runs; lodge run --name %s starts one that is found",
+                       name, name);
     return take_fd(&fd);
 }
 

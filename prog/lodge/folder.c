@@ -72,8 +72,7 @@ int folder_described(const char *text, struct snapshot_about *ret_about, struct 
     return r;
 }
 
-int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX],
-                struct err *err)
+int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX], struct err *err)
 {
     if (mkdir(path, 0700) < 0)
         return err_errno(err, errno, "folder '%s'", path);
@@ -109,9 +108,9 @@ static json_t *about_json(const struct snapshot_about *about, struct err *err)
     }
     id_text(about->id, id);
     boot_id(boot);
-    json_t *root = json_pack("{s:i, s:s, s:s, s:s, s:b, s:o}", "format", FORMAT, "lodge",
-                             LODGE_VERSION, "id", id, "boot", boot, "agent", about->agent, "guest",
-                             definition);
+    json_t *root =
+        json_pack("{s:i, s:s, s:s, s:s, s:b, s:o}", "format", FORMAT, "lodge", LODGE_VERSION, "id",
+                  id, "boot", boot, "agent", about->agent, "guest", definition);
     if (root && about->parent &&
         json_object_set_new(root, "parent", json_string(about->parent)) < 0) {
         json_decref(root);
@@ -192,8 +191,7 @@ static int parse_about(const json_t *root, struct snapshot_about *about, struct 
     about->agent = agent != 0;
     about->definition = json_dumps(definition, JSON_COMPACT);
     about->parent = parent ? strdup(parent) : NULL;
-    return about->definition && !about->parent == !parent ? 0
-                                                          : err_set(err, -ENOMEM, "no memory");
+    return about->definition && !about->parent == !parent ? 0 : err_set(err, -ENOMEM, "no memory");
 }
 
 int folder_read(const char *path, struct snapshot_about *ret_about, struct err *err)

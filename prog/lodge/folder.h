@@ -32,8 +32,7 @@ char *folder_describe(const struct guest_conf *conf, bool agent);
 int folder_described(const char *text, struct snapshot_about *ret_about, struct err *err);
 
 /* Makes the folder, which must not be there, and its two files. */
-int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX],
-                struct err *err);
+int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX], struct err *err);
 /* All is on the disk, and the folder is a snapshot. */
 int folder_finish(const char *path, int folder, const int files[CONTROL_FDS_MAX],
                   const struct snapshot_about *about, struct err *err);

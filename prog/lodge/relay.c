@@ -519,8 +519,8 @@ static int begin(struct relay *relay, struct err *err)
     relay->input_open = true;
     relay->started = now_ms();
     if (relay->plan->command || relay->plan->agent) {
-        relay->channel = channel_new(relay->machine->agent, &relay->out, &relay->errors,
-                                     relay->plan->restored);
+        relay->channel =
+            channel_new(relay->machine->agent, &relay->out, &relay->errors, relay->plan->restored);
         if (!relay->channel)
             return err_set(err, -ENOMEM, "no memory");
     }

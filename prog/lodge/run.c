@@ -334,7 +334,8 @@ static int choose_relay(struct plan *plan, struct err *err)
     if (r >= 0)
         r = collect_command(plan, err);
     /* The agent then starts no shell on a console that nobody looks at. */
-    if (r >= 0 && relay->command && !relay->restored && guest_conf_append(&plan->conf, "lodge.console=off") < 0)
+    if (r >= 0 && relay->command && !relay->restored &&
+        guest_conf_append(&plan->conf, "lodge.console=off") < 0)
         r = err_set(err, -ENOMEM, "no memory");
     if (r >= 0 && relay->command)
         plan->conf.on_reset = GUEST_ON_RESET_EXIT;
@@ -474,8 +475,8 @@ static int open_endpoint(struct plan *plan, struct err *err)
     plain.restore.count = 0;
     for (unsigned i = 0; i < plain.disk_count; i++)
         guest_disk_forget_images(&plain.disks[i]);
-    _cleanup_free_ char *text = make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent)
-                                                            : NULL;
+    _cleanup_free_ char *text =
+        make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent) : NULL;
     guest_conf_free(&plain);
     if (!text)
         return err_errno(err, errno, "the paths of guest '%s'", conf->name);
@@ -553,8 +554,9 @@ static const struct option_row restore_options_rows[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft"},
     {"translate", 0, "WHAT", "what the software engine translates: hot, never or always"},
     {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M"},
-    {"verify", 0, NULL, "hold all memory against its checksums before the guest runs; else that is\n"
-                        "                               done while it does"},
+    {"verify", 0, NULL,
+     "hold all memory against its checksums before the guest runs; else that is\n"
+     "                               done while it does"},
     {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
     {"env", 'e', "NAME=VALUE", "environment of the command; may be repeated"},
     {"workdir", 'w', "FOLDER", "the folder the command starts in"},
@@ -570,9 +572,10 @@ const struct verb verb_restore = {
     .name = "restore",
     .summary = "Let a guest go on from a snapshot",
     .usage = "FOLDER [-- COMMAND ARG...]",
-    .details = "The guest goes on where it was written down, as often as you like, several at once\n"
-               "too. It writes to overlays of its disks, which go with it. Standard input and\n"
-               "output, COMMAND and the exit status are as with lodge run.",
+    .details =
+        "The guest goes on where it was written down, as often as you like, several at once\n"
+        "too. It writes to overlays of its disks, which go with it. Standard input and\n"
+        "output, COMMAND and the exit status are as with lodge run.",
     .example = "lodge restore web.snapshot -- uptime",
     .options = restore_options_rows,
     .words_max = 1,

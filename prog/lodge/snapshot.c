@@ -50,7 +50,8 @@ const struct verb verb_pause = {
     .name = "pause",
     .summary = "Stop a guest where it is",
     .usage = "GUEST",
-    .details = "The guest's processors and clocks stand still until lodge resume; it does not notice.",
+    .details =
+        "The guest's processors and clocks stand still until lodge resume; it does not notice.",
     .example = "lodge pause web",
     .words_max = 1,
     .mistake_status = STATUS_MISTAKE,
@@ -72,7 +73,7 @@ const struct verb verb_resume = {
 struct taking {
     const char *name, *path, *base;
     bool stop;
-    int guest, folder;          /* descriptors */
+    int guest, folder; /* descriptors */
     int files[CONTROL_FDS_MAX];
     struct snapshot_about about;
 };
@@ -185,8 +186,9 @@ static int snapshot(const struct arguments *arguments)
 }
 
 static const struct option_row snapshot_options[] = {
-    {"base", 'b', "FOLDER", "write only what has changed since that snapshot, which must be the\n"
-                            "                               last one of this guest, or the one it came from"},
+    {"base", 'b', "FOLDER",
+     "write only what has changed since that snapshot, which must be the\n"
+     "                               last one of this guest, or the one it came from"},
     {"stop", 's', NULL, "end the guest with it"},
     {0},
 };
@@ -195,8 +197,9 @@ const struct verb verb_snapshot = {
     .name = "snapshot",
     .summary = "Write a running guest to a folder",
     .usage = "GUEST FOLDER",
-    .details = "The guest stands while it is written, and goes on. lodge restore brings it back as\n"
-               "often as you like. Disks are named, not copied.",
+    .details =
+        "The guest stands while it is written, and goes on. lodge restore brings it back as\n"
+        "often as you like. Disks are named, not copied.",
     .example = "lodge snapshot web web.snapshot",
     .options = snapshot_options,
     .words_max = 2,

@@ -1,9 +1,9 @@
 /*
  * record.h: state as bytes, for snapshots and migration.
  *
- * A `struct record` is a stretch of bytes that is being written or read. Whoever has state describes
- * it once, in one function that is called for both ways: each record_*() call appends the value of
- * the variable when saving and sets it when loading, so that the two cannot disagree.
+ * A `struct record` is a stretch of bytes that is being written or read. Whoever has state
+ * describes it once, in one function that is called for both ways: each record_*() call appends the
+ * value of the variable when saving and sets it when loading, so that the two cannot disagree.
  *
  *     static void channel_state(struct record *record, struct channel *channel)
  *     {
@@ -19,8 +19,8 @@
  * read behind the end, mark the record as failed; from then on loading sets nothing but zeros, so
  * that a caller need look once, at the end.
  *
- * `version` is that of the layout, 1 or more: the one that is being saved, or the one that the bytes
- * were saved with. A layout grows at its end only, with `if (record->version >= 2)`.
+ * `version` is that of the layout, 1 or more: the one that is being saved, or the one that the
+ * bytes were saved with. A layout grows at its end only, with `if (record->version >= 2)`.
  *
  * Threads: one at a time. Saving needs memory: where there is none the record has failed, too.
  */

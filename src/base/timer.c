@@ -17,7 +17,7 @@ struct timers {
     size_t count, room;
     uint64_t base; /* host ns minus guest ns while running; guest ns while paused */
     bool paused, stop;
-    bool firing; /* the thread is inside a callback */
+    bool firing;                     /* the thread is inside a callback */
     uint64_t (*clock)(void *opaque); /* driven: no thread, no `base` */
     void *clock_opaque;
 };

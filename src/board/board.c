@@ -117,8 +117,8 @@ static int engine_make(struct board *board, struct err *err)
                                          .irqchip = board->engine->irqchip,
                                          .io = &board->io,
                                          .apic = chips ? &board->apic_row : NULL,
-                                         .cpuid = board->lockstep ? &cpuid
-                                                                  : board_restore_cpuid(board),
+                                         .cpuid =
+                                             board->lockstep ? &cpuid : board_restore_cpuid(board),
                                          .tsc_khz = board->tsc_khz,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,

@@ -175,9 +175,9 @@ void board_resume(struct board *board);
 /* Back to the first instruction and running. */
 int board_reset(struct board *board, struct err *err);
 
-/* Saves the machine, which is paused and stays so. -ENOTSUP with an engine that cannot, -EINVAL where
- * it runs, or where `changes` have nothing to stand on. After an error the files are worth nothing,
- * and the machine is as before. */
+/* Saves the machine, which is paused and stays so. -ENOTSUP with an engine that cannot, -EINVAL
+ * where it runs, or where `changes` have nothing to stand on. After an error the files are worth
+ * nothing, and the machine is as before. */
 int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
                struct err *err);
 

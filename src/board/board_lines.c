@@ -77,8 +77,7 @@ void board_clock_set(struct board *board, uint64_t tsc, uint64_t tsc_khz, uint64
     board->tsc_khz = tsc_khz;
     /* Two measurements of one frequency differ by less than this, and clocks of two hosts too. */
     if (apart > tsc_khz / 2000)
-        board->tsc_scale =
-            (uint64_t)(((unsigned __int128)tsc_khz << TSC_SCALE_SHIFT) / host);
+        board->tsc_scale = (uint64_t)(((unsigned __int128)tsc_khz << TSC_SCALE_SHIFT) / host);
     atomic_store(&board->tsc_frozen, tsc);
     timers_set_now(board->timers, now);
 }

@@ -79,7 +79,7 @@ struct board {
     /* Always: */
     struct pci_host *pci;
     struct power *power;
-    struct virtio_console *console; /* NULL without ports */
+    struct virtio_console *console;                  /* NULL without ports */
     struct virtio_device *virtio[BOARD_DEVICES_MAX]; /* all that are on the PCI bus */
     unsigned virtio_count;
     struct virtio_blk *disks[BOARD_DISKS_MAX];

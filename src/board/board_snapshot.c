@@ -4,8 +4,8 @@
  * The order matters. To save: vCPUs are parked, the clock stands; what was due on it runs; each
  * virtio device finishes what it has begun and begins nothing; now nobody changes the machine. To
  * restore: memory first, for queues lie in it; then the clock, for timers are set by it; then the
- * vCPUs with their local APICs, for devices raise lines as they are loaded; then devices in the order
- * of their making, interrupt controllers first.
+ * vCPUs with their local APICs, for devices raise lines as they are loaded; then devices in the
+ * order of their making, interrupt controllers first.
  */
 #include "board/board_private.h"
 #include "board/snapshot.h"
@@ -161,8 +161,9 @@ static int choose_pages(struct board *board, const struct board_save *save,
     if (!save->changes)
         return 0;
     if (!history || !history->has_id)
-        return err_set(err, -EINVAL, "there is no snapshot of this machine that changes could stand "
-                                     "on; take a whole one first");
+        return err_set(err, -EINVAL,
+                       "there is no snapshot of this machine that changes could stand "
+                       "on; take a whole one first");
     memcpy(saved->parent, history->id, sizeof saved->parent);
     *ret_which = history->logged ? PAGES_MARKED : PAGES_PRIVATE;
     return history->logged ? board->engine->dirty_sync(board->vm, err) : 0;
@@ -211,8 +212,8 @@ int board_save(struct board *board, const struct board_save *save, struct board_
         return err_set(err, -ENOTSUP, "a machine under engine '%s' cannot be saved yet",
                        board->engine->name);
     pthread_mutex_lock(&board->lock);
-    bool stands = board->run != BOARD_RUNNING &&
-                  (!board->started || board->parked_count == board->cpus);
+    bool stands =
+        board->run != BOARD_RUNNING && (!board->started || board->parked_count == board->cpus);
     pthread_mutex_unlock(&board->lock);
     if (!stands)
         return err_set(err, -EINVAL, "a machine is saved while it is paused");
@@ -341,8 +342,9 @@ static int check_cpuid(const struct board *board, struct err *err)
     cpuid_model(&have, CPUID_SOFT, NULL, board->cpus, board->history->tsc_khz);
     if (cpuid_covers(&have, &board->history->cpuid, what))
         return 0;
-    return err_set(err, -ENOTSUP, "the snapshot's guest may rely on %s, which engine '%s' lacks here",
-                   what, board->engine->name);
+    return err_set(err, -ENOTSUP,
+                   "the snapshot's guest may rely on %s, which engine '%s' lacks here", what,
+                   board->engine->name);
 }
 
 static int map_layers(struct board *board, struct err *err)
@@ -420,8 +422,8 @@ static int load_devices(struct board *board, struct err *err)
         if (!device->ops->state)
             continue;
         section_name(board, i, name);
-        int r = snapshot_find(&board->history->state, name, device->ops->state_version, &record,
-                              err);
+        int r =
+            snapshot_find(&board->history->state, name, device->ops->state_version, &record, err);
         if (r < 0)
             return r;
         device->ops->state(device->device, &record);
@@ -456,7 +458,8 @@ static void *verify_main(void *opaque)
     struct err err = {0};
     pthread_setname_np(pthread_self(), "verify");
     for (unsigned i = 0; i < history->layers; i++) {
-        int r = pages_verify(history->memory_fds[i], &history->maps[i], &history->verify_stop, &err);
+        int r =
+            pages_verify(history->memory_fds[i], &history->maps[i], &history->verify_stop, &err);
         if (r == -ECANCELED)
             return NULL;
         if (r < 0) {

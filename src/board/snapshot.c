@@ -115,7 +115,8 @@ static int check_header(const uint8_t *bytes, uint64_t size, struct err *err)
     uint64_t whole = le64_read(bytes + AT_SIZE);
     if (whole != size)
         return err_set(err, -EBADMSG,
-                       "the snapshot's state is cut off: %" PRIu64 " of %" PRIu64 " bytes are there",
+                       "the snapshot's state is cut off: %" PRIu64 " of %" PRIu64
+                       " bytes are there",
                        size, whole);
     if (crc32c(0, bytes + HEADER_SIZE, size - HEADER_SIZE) != le32_read(bytes + AT_BODY))
         return bad(err, "is damaged: its contents do not match their checksum");

@@ -2,12 +2,12 @@
  * snapshot.h: the file that holds a machine's state, but for its memory. docs/snapshot.md has the
  * format byte by byte.
  *
- * A file is a header, then sections, each with a name and a version of its own. Names are looked up,
- * so their order means nothing, and a section that nobody asks for is an error of its own: a device
- * that is not here.
+ * A file is a header, then sections, each with a name and a version of its own. Names are looked
+ * up, so their order means nothing, and a section that nobody asks for is an error of its own: a
+ * device that is not here.
  *
- * Reading takes the whole file in, holds it against its checksum and against what it says of its own
- * lengths, and believes nothing else: a section's contents are for its reader to bound
+ * Reading takes the whole file in, holds it against its checksum and against what it says of its
+ * own lengths, and believes nothing else: a section's contents are for its reader to bound
  * (base/record.h). Errors: -EBADMSG with the reason; -ENOTSUP where a newer version wrote it.
  *
  *     snapshot_writer_init(&writer);

@@ -10,9 +10,9 @@
 
 enum {
     CHUNK_BYTES = PAGES_CHUNK * MEM_PAGE_SIZE,
-    GAP_MAX = 32,          /* pages: zeros in between that are mapped with what is around them */
-    RUN_MIN = 16,          /* pages: shorter ones of a later file are copied */
-    MAPPINGS_MAX = 16384,  /* of one restore; the kernel's limit is 65530 a process */
+    GAP_MAX = 32,         /* pages: zeros in between that are mapped with what is around them */
+    RUN_MIN = 16,         /* pages: shorter ones of a later file are copied */
+    MAPPINGS_MAX = 16384, /* of one restore; the kernel's limit is 65530 a process */
 };
 
 /* proc(5), pagemap. */
@@ -148,8 +148,7 @@ static int save_pages(const struct saver *saver, uint64_t page, uint64_t count,
     int r = 0;
     for (uint64_t i = 0; r >= 0 && i <= count; i++) {
         bool wanted = i < count && is_wanted(saver, page + i, entries[i]);
-        bool zero =
-            wanted && is_zero(saver->region->host + ((page + i) << MEM_PAGE_SHIFT));
+        bool zero = wanted && is_zero(saver->region->host + ((page + i) << MEM_PAGE_SHIFT));
         if (wanted && (!zero || saver->which != PAGES_ALL))
             note(saver, page + i);
         if (wanted && !zero) {

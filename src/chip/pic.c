@@ -386,11 +386,8 @@ static void pic_state(void *opaque, struct record *record)
     pthread_mutex_unlock(&pic->lock);
 }
 
-const struct device_ops pic_device = {.name = "pic",
-                                      .reset = pic_reset,
-                                      .free = pic_free,
-                                      .state = pic_state,
-                                      .state_version = 1};
+const struct device_ops pic_device = {
+    .name = "pic", .reset = pic_reset, .free = pic_free, .state = pic_state, .state_version = 1};
 
 /* --- life --- */
 

@@ -461,11 +461,8 @@ static void pit_state(void *opaque, struct record *record)
     pthread_mutex_unlock(&pit->lock);
 }
 
-const struct device_ops pit_device = {.name = "pit",
-                                      .reset = pit_reset,
-                                      .free = pit_free,
-                                      .state = pit_state,
-                                      .state_version = 1};
+const struct device_ops pit_device = {
+    .name = "pit", .reset = pit_reset, .free = pit_free, .state = pit_state, .state_version = 1};
 
 void pit_reset(void *opaque)
 {

@@ -435,11 +435,8 @@ static void rtc_state(void *opaque, struct record *record)
     pthread_mutex_unlock(&rtc->lock);
 }
 
-const struct device_ops rtc_device = {.name = "rtc",
-                                      .reset = rtc_reset,
-                                      .free = rtc_free,
-                                      .state = rtc_state,
-                                      .state_version = 1};
+const struct device_ops rtc_device = {
+    .name = "rtc", .reset = rtc_reset, .free = rtc_free, .state = rtc_state, .state_version = 1};
 
 void rtc_reset(void *opaque)
 {

@@ -40,7 +40,7 @@ enum {
     GUEST_DISKS_MAX = 8,
     GUEST_IMAGES_MAX = 32, /* of one disk: itself, and what stands behind it */
     GUEST_SERIAL_MAX = 20,
-    GUEST_LAYERS_MAX = 16, /* of a chain of snapshots */
+    GUEST_LAYERS_MAX = 16,    /* of a chain of snapshots */
     GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
 };
 
@@ -108,7 +108,8 @@ struct guest_lockstep {
     unsigned tlb_entries;  /* "tlb_entries": 4, for translated code, a power of two; 0 = all */
 };
 
-/* Where the guest goes on that was saved (board/board.h): the snapshot first, then what it stands on.
+/* Where the guest goes on that was saved (board/board.h): the snapshot first, then what it stands
+ * on.
  */
 struct guest_restore {
     struct {

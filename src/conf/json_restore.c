@@ -53,8 +53,7 @@ int json_put_restore(json_t *root, const struct guest_conf *conf)
         if (r >= 0)
             r = json_object_set_new(layer, "state_fd", json_integer(restore->layers[i].state_fd));
         if (r >= 0)
-            r = json_object_set_new(layer, "memory_fd",
-                                    json_integer(restore->layers[i].memory_fd));
+            r = json_object_set_new(layer, "memory_fd", json_integer(restore->layers[i].memory_fd));
     }
     if (r >= 0)
         r = json_object_set_new(object, "same_host", json_boolean(restore->same_host));

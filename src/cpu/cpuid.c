@@ -611,7 +611,8 @@ static uint64_t measured_tsc_khz(void)
     return (end.tsc - start.tsc) * 1000000 / (end.ns - start.ns);
 }
 
-/* A constant of the process: computed at most once per thread that asks first, with the same answer.
+/* A constant of the process: computed at most once per thread that asks first, with the same
+ * answer.
  */
 static _Atomic uint64_t *known_tsc_khz(void)
 {
@@ -695,7 +696,8 @@ static uint32_t promised(const struct cpuid *cpuid, const struct promise *promis
     return promise->leaf <= last ? registers[promise->where] & ~promise->ignored : 0;
 }
 
-bool cpuid_covers(const struct cpuid *have, const struct cpuid *wanted, char ret_what[CPUID_WHAT_MAX])
+bool cpuid_covers(const struct cpuid *have, const struct cpuid *wanted,
+                  char ret_what[CPUID_WHAT_MAX])
 {
     for (size_t i = 0; i < ARRAY_LEN(promises); i++) {
         uint32_t missing = promised(wanted, &promises[i]) & ~promised(have, &promises[i]);

@@ -174,10 +174,10 @@ static void msrs_record(struct cpu_state *state, struct record *record)
 
 void cpu_state_record(struct cpu_state *state, struct record *record)
 {
-    uint64_t *const words[] = {&state->rip, &state->rflags, &state->cr0,  &state->cr2,
-                               &state->cr3, &state->cr4,    &state->cr8,  &state->efer,
-                               &state->xcr0, &state->dr[0], &state->dr[1], &state->dr[2],
-                               &state->dr[3], &state->dr6,  &state->dr7};
+    uint64_t *const words[] = {&state->rip,   &state->rflags, &state->cr0,   &state->cr2,
+                               &state->cr3,   &state->cr4,    &state->cr8,   &state->efer,
+                               &state->xcr0,  &state->dr[0],  &state->dr[1], &state->dr[2],
+                               &state->dr[3], &state->dr6,    &state->dr7};
     for (unsigned i = 0; i < CPU_GPR_MAX; i++)
         record_u64(record, &state->gpr[i]);
     for (unsigned i = 0; i < ARRAY_LEN(words); i++)

@@ -82,8 +82,8 @@ void mem_written(struct mem *mem, uint64_t gpa, uint64_t size);
  * written to. */
 void mem_note_file(struct mem *mem, uint64_t gpa, uint64_t size);
 
-/* Makes [gpa, gpa + size), whole pages of one region, private pages of the file from `offset` on, and
- * notes them. The file must be as long, and stay so. -errno. */
+/* Makes [gpa, gpa + size), whole pages of one region, private pages of the file from `offset` on,
+ * and notes them. The file must be as long, and stay so. -errno. */
 int mem_map_file(struct mem *mem, uint64_t gpa, uint64_t size, int fd, uint64_t offset);
 
 /* All memory is zero again and given back to the host, and no page is a file's. With the guest's

@@ -117,8 +117,8 @@ static void blk_settle(struct virtio_device *device)
         blk_queue_settle(&of(device)->queues[i]);
 }
 
-/* The disk is another matter: a snapshot says which one it goes with. Its size is looked at here, so
- * that no driver finds it changed. */
+/* The disk is another matter: a snapshot says which one it goes with. Its size is looked at here,
+ * so that no driver finds it changed. */
 static void blk_state(struct virtio_device *device, struct record *record)
 {
     struct virtio_blk *blk = of(device);

@@ -27,9 +27,9 @@
  * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME, QUIT (ends at once, status
  * 0), CONSOLE_SIZE, STATS_ASK, SAVE. When the socket is closed the owner is gone: the VMM ends at
  * once.
- *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS): its
- *                   state, its memory (board/board.h). It stands meanwhile, and after it does what it
- *                   did before. DONE then says how many pages that were, and the parent's id
+ *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS):
+ * its state, its memory (board/board.h). It stands meanwhile, and after it does what it did before.
+ * DONE then says how many pages that were, and the parent's id
  *
  * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
  * stay together), anybody whom its file lets in may connect and send requests. Each is answered; a
@@ -89,9 +89,9 @@ struct control_message {
     bool open;                     /* CONSOLE_OPENED */
     uint16_t cols, rows;           /* CONSOLE_SIZE */
     uint32_t code;                 /* DEBUG_EXIT: the exit status */
-    uint64_t instructions;   /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
-    uint64_t resident;       /* STATS: bytes of the process, guest memory included */
-    uint64_t guest_resident; /* STATS: bytes of guest memory that are resident */
+    uint64_t instructions;       /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
+    uint64_t resident;           /* STATS: bytes of the process, guest memory included */
+    uint64_t guest_resident;     /* STATS: bytes of guest memory that are resident */
     uint8_t id[CONTROL_ID_SIZE]; /* SAVE: of the new snapshot; DONE: of what it stands on */
     bool changes;                /* SAVE: only those since the last one */
     uint64_t pages;              /* DONE, after SAVE */
