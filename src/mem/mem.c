@@ -10,7 +10,10 @@
 
 struct mem *mem_new(void)
 {
-    return calloc(1, sizeof(struct mem));
+    struct mem *mem = calloc(1, sizeof *mem);
+    if (mem)
+        pthread_mutex_init(&mem->advice, NULL);
+    return mem;
 }
 
 void mem_free(struct mem *mem)
@@ -21,6 +24,7 @@ void mem_free(struct mem *mem)
         munmap(mem->regions[i].host, mem->regions[i].size);
         munmap(mem->regions[i].marks, mem->regions[i].size >> MEM_PAGE_SHIFT);
     }
+    pthread_mutex_destroy(&mem->advice);
     free(mem);
 }
 
@@ -49,7 +53,6 @@ int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, stru
         return err_errno(err, number, "cannot map page marks for guest memory");
     }
     /* Advice only: a kernel without it costs speed or a larger core file, not correctness. */
-    madvise(host, size, MADV_HUGEPAGE);
     madvise(host, size, MADV_DONTDUMP);
 
     for (unsigned i = mem->count; i > slot; i--)
@@ -57,6 +60,7 @@ int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, stru
     mem->regions[slot] = (struct mem_region){
         .start = start, .size = size, .host = host, .marks = marks, .read_only = read_only};
     mem->count++;
+    mem_offer_huge(mem, slot, true);
     return 0;
 }
 
@@ -131,29 +135,6 @@ int mem_map_file(struct mem *mem, uint64_t gpa, uint64_t size, int fd, uint64_t 
     return 0;
 }
 
-/* Mapped anew rather than dropped: a private page of a file that is dropped is the file's again. */
-static int region_clear(struct mem_region *region)
-{
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    if (mmap(region->host, region->size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
-        return -errno;
-    madvise(region->host, region->size, MADV_HUGEPAGE);
-    madvise(region->host, region->size, MADV_DONTDUMP);
-    for (uint64_t page = 0; page < region->size >> MEM_PAGE_SHIFT; page++)
-        __atomic_fetch_and(&region->marks[page], (uint8_t)~MEM_PAGE_FILE, __ATOMIC_RELAXED);
-    return 0;
-}
-
-int mem_clear(struct mem *mem)
-{
-    int r = 0;
-    for (unsigned i = 0; r >= 0 && i < mem->count; i++) {
-        r = region_clear(&mem->regions[i]);
-        mem_written(mem, mem->regions[i].start, mem->regions[i].size);
-    }
-    return r;
-}
-
 void mem_written(struct mem *mem, uint64_t gpa, uint64_t size)
 {
     const struct mem_region *region = mem_find(mem, gpa);
@@ -180,6 +161,81 @@ void mem_observe_code(struct mem *mem, void (*written)(void *opaque, uint64_t gp
 {
     mem->code_written = written;
     mem->code_opaque = opaque;
+}
+
+int mem_discard(struct mem *mem, uint64_t gpa, uint64_t size)
+{
+    uint8_t *host = mem_at(mem, gpa, size, true);
+    if (!host)
+        return -EFAULT;
+    uint64_t start = align_up(gpa, MEM_PAGE_SIZE), end = align_down(gpa + size, MEM_PAGE_SIZE);
+    if (start >= end)
+        return 0;
+    if (madvise(host + (start - gpa), end - start, MADV_DONTNEED) < 0)
+        return 0;
+    mem_written(mem, start, end - start);
+    if (mem->discarded)
+        mem->discarded(mem->discard_opaque, start, end - start);
+    return 0;
+}
+
+void mem_observe_discard(struct mem *mem,
+                         void (*discarded)(void *opaque, uint64_t gpa, uint64_t size), void *opaque)
+{
+    mem->discarded = discarded;
+    mem->discard_opaque = opaque;
+}
+
+/* Advice again: a kernel without huge pages refuses it. */
+static void advise_huge(const struct mem *mem, const struct mem_region *region)
+{
+    bool huge = region->huge && !mem->keep_small;
+    madvise(region->host, region->size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+}
+
+void mem_offer_huge(struct mem *mem, unsigned index, bool huge)
+{
+    pthread_mutex_lock(&mem->advice);
+    mem->regions[index].huge = huge;
+    advise_huge(mem, &mem->regions[index]);
+    pthread_mutex_unlock(&mem->advice);
+}
+
+void mem_keep_small(struct mem *mem, bool small)
+{
+    pthread_mutex_lock(&mem->advice);
+    if (mem->keep_small != small) {
+        mem->keep_small = small;
+        for (unsigned i = 0; i < mem->count; i++)
+            advise_huge(mem, &mem->regions[i]);
+    }
+    pthread_mutex_unlock(&mem->advice);
+}
+
+/* Mapped anew rather than dropped: a private page of a file that is dropped is the file's again. */
+static int region_clear(struct mem *mem, struct mem_region *region)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(region->host, region->size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+        return -errno;
+    madvise(region->host, region->size, MADV_DONTDUMP);
+    for (uint64_t page = 0; page < region->size >> MEM_PAGE_SHIFT; page++)
+        __atomic_fetch_and(&region->marks[page], (uint8_t)~MEM_PAGE_FILE, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&mem->advice);
+    advise_huge(mem, region);
+    pthread_mutex_unlock(&mem->advice);
+    mem_written(mem, region->start, region->size);
+    if (mem->discarded)
+        mem->discarded(mem->discard_opaque, region->start, region->size);
+    return 0;
+}
+
+int mem_clear(struct mem *mem)
+{
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < mem->count; i++)
+        r = region_clear(mem, &mem->regions[i]);
+    return r;
 }
 
 uint64_t mem_size(const struct mem *mem)

@@ -25,6 +25,7 @@
 
 #include "base/err.h"
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -47,6 +48,7 @@ struct mem_region {
     uint8_t *host;  /* where `start` is in this process */
     uint8_t *marks; /* one byte a page, enum mem_page_mark */
     bool read_only; /* the guest's writes are dropped; mem_write() refuses */
+    bool huge;      /* offered to huge pages, where keep_small allows it */
 };
 
 struct mem {
@@ -55,6 +57,10 @@ struct mem {
     _Atomic bool dirty_log; /* writers set MEM_PAGE_DIRTY while this is true */
     void (*code_written)(void *opaque, uint64_t gpa, uint64_t size);
     void *code_opaque;
+    void (*discarded)(void *opaque, uint64_t gpa, uint64_t size);
+    void *discard_opaque;
+    pthread_mutex_t advice; /* `huge` and `keep_small` change together with what the host knows */
+    bool keep_small;
 };
 
 struct mem *mem_new(void);
@@ -97,6 +103,23 @@ void *mem_at_load(const struct mem *mem, uint64_t gpa, uint64_t size);
  * the bytes have changed. */
 void mem_observe_code(struct mem *mem, void (*written)(void *opaque, uint64_t gpa, uint64_t size),
                       void *opaque);
+
+/* Gives the whole pages of [gpa, gpa + size) back to the host. They stay the guest's and read as
+ * zeroes until they are written to; those of mem_note_file() read as the file again. Pages that the
+ * range covers in part are left alone, and all where the host refuses (locked memory). -EFAULT
+ * where the range may not be written. Any thread, vCPUs may run. */
+int mem_discard(struct mem *mem, uint64_t gpa, uint64_t size);
+/* The one observer of mem_discard(), called after it on its thread. */
+void mem_observe_discard(struct mem *mem,
+                         void (*discarded)(void *opaque, uint64_t gpa, uint64_t size),
+                         void *opaque);
+
+/* Huge pages for the region of that index, or none. An engine that knows better than mem_add() when
+ * they pay calls it; any thread. */
+void mem_offer_huge(struct mem *mem, unsigned index, bool huge);
+/* While `small`, no region gets huge pages, whatever was offered: one byte that the guest touches
+ * would bring back 2 MiB of single pages that were discarded. Any thread. */
+void mem_keep_small(struct mem *mem, bool small);
 
 /* Total bytes of all regions that are not read-only. */
 uint64_t mem_size(const struct mem *mem);

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -110,6 +111,50 @@ static void file_pages_are_noted_whole(void **state)
     mem_free(mem);
 }
 
+static bool resident(const struct mem *mem, uint64_t gpa)
+{
+    unsigned char page;
+    assert_int_equal(mincore(mem_at(mem, gpa, MEM_PAGE_SIZE, false), MEM_PAGE_SIZE, &page), 0);
+    return page & 1;
+}
+
+static void what_is_discarded_is_the_hosts_again(void **state)
+{
+    (void)state;
+    enum { PAGES = 16 };
+    struct mem *mem = two_regions();
+    struct seen discarded = {0}, code = {0};
+    mem_observe_discard(mem, see, &discarded);
+    mem_observe_code(mem, see, &code);
+    mem_keep_small(mem, true);
+    uint8_t *bytes = mem_at(mem, 0, PAGES * MEM_PAGE_SIZE, true);
+    memset(bytes, 0xaa, PAGES * MEM_PAGE_SIZE);
+    mem->dirty_log = true;
+    mem->regions[0].marks[5] |= MEM_PAGE_CODE;
+
+    /* From the middle of page 3 to the middle of page 8: only 4 to 7 are whole. */
+    assert_int_equal(mem_discard(mem, 3 * MEM_PAGE_SIZE + 1, 5 * MEM_PAGE_SIZE), 0);
+    for (unsigned i = 0; i < PAGES; i++) {
+        bool gone = i >= 4 && i < 8;
+        assert_int_equal(resident(mem, i * MEM_PAGE_SIZE), !gone);
+        assert_int_equal(mem->regions[0].marks[i] & MEM_PAGE_DIRTY, gone ? MEM_PAGE_DIRTY : 0);
+    }
+    for (unsigned i = 0; i < PAGES; i++)
+        assert_int_equal(bytes[i * MEM_PAGE_SIZE + 17], i >= 4 && i < 8 ? 0 : 0xaa);
+    assert_int_equal(discarded.calls, 1);
+    assert_int_equal(discarded.gpa, 4 * MEM_PAGE_SIZE);
+    assert_int_equal(discarded.size, 4 * MEM_PAGE_SIZE);
+    assert_int_equal(code.calls, 1);
+
+    assert_int_equal(mem_discard(mem, 100, MEM_PAGE_SIZE), 0); /* no page is whole */
+    assert_int_equal(bytes[200], 0xaa);
+    assert_int_equal(mem_discard(mem, MIB(2) - MEM_PAGE_SIZE, 2 * MEM_PAGE_SIZE), -EFAULT);
+    assert_int_equal(mem_discard(mem, UINT64_MAX - 8191, 8192), -EFAULT);
+    assert_int_equal(discarded.calls, 1);
+    assert_int_equal(bytes[MIB(2) - 1], 0);
+    mem_free(mem);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -118,6 +163,7 @@ int main(void)
         cmocka_unit_test(read_only_memory_is_not_written),
         cmocka_unit_test(writes_are_logged_and_observed),
         cmocka_unit_test(file_pages_are_noted_whole),
+        cmocka_unit_test(what_is_discarded_is_the_hosts_again),
     };
     return cmocka_run_group_tests_name("mem", tests, NULL, NULL);
 }

@@ -21,6 +21,21 @@ void populate_own(void *start, size_t size, bool writing)
     madvise(start, size, writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 }
 
+/* What went back whole to the host is as untouched as ever; a stretch that did in part is not: the
+ * rest of it would bring all of it back. */
+static void discarded(void *opaque, uint64_t gpa, uint64_t size)
+{
+    struct soft_vm *vm = opaque;
+    const struct mem_region *region = mem_find(vm->mem, gpa);
+    unsigned index = (unsigned)(region - vm->mem->regions);
+    uint64_t end = (gpa - region->start + size) >> STRETCH_SHIFT;
+    for (uint64_t i = align_up(gpa - region->start, STRETCH) >> STRETCH_SHIFT; i < end; i++) {
+        uint64_t bit = UINT64_C(1) << i % 64;
+        if (__atomic_fetch_and(&vm->populated[index][i / 64], ~bit, __ATOMIC_RELAXED) & bit)
+            __atomic_sub_fetch(&vm->populated_count[index], 1, __ATOMIC_RELAXED);
+    }
+}
+
 int populate_vm_init(struct soft_vm *vm, struct err *err)
 {
     for (unsigned i = 0; i < vm->mem->count; i++) {
@@ -28,13 +43,15 @@ int populate_vm_init(struct soft_vm *vm, struct err *err)
         vm->populated[i] = calloc(stretches(region) / 64 + 1, sizeof *vm->populated[i]);
         if (!vm->populated[i])
             return err_set(err, -ENOMEM, "no memory to note what the guest has touched");
-        madvise(region->host, region->size, MADV_NOHUGEPAGE);
+        mem_offer_huge(vm->mem, i, false);
     }
+    mem_observe_discard(vm->mem, discarded, vm);
     return 0;
 }
 
 void populate_vm_fini(struct soft_vm *vm)
 {
+    mem_observe_discard(vm->mem, NULL, NULL);
     for (unsigned i = 0; i < MEM_REGIONS_MAX; i++)
         free(vm->populated[i]);
 }
@@ -64,5 +81,5 @@ void populate(struct soft_vm *vm, unsigned index, uint64_t offset, bool writing)
     madvise(region->host + start, size, MADV_POPULATE_WRITE);
     if (__atomic_add_fetch(&vm->populated_count[index], 1, __ATOMIC_RELAXED) ==
         stretches(region) / 4 + 1)
-        madvise(region->host, region->size, MADV_HUGEPAGE);
+        mem_offer_huge(vm->mem, index, true);
 }
