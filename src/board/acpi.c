@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "board/acpi_dsdt.h"
+#include "chip/watchdog.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -19,7 +20,7 @@ enum {
     FACS_SIZE = 64,
     FADT_SIZE = 276,
     TABLE_ALIGN = 64,
-    TABLES_MAX = 3, /* what the XSDT lists */
+    TABLES_MAX = 4, /* what the XSDT lists */
 };
 
 /* The area while it is being filled; addresses are the guest's. */
@@ -31,7 +32,7 @@ struct area {
 static uint8_t *area_take(struct area *area, size_t size, uint64_t *ret_at)
 {
     size_t at = align_up(area->used, TABLE_ALIGN);
-    assert(range_fits(at, size, ACPI_AREA_SIZE));
+    assert(range_fits(at, size, ACPI_GENERATION - ACPI_AREA_START));
     area->used = at + size;
     *ret_at = ACPI_AREA_START + at;
     return area->bytes + at;
@@ -122,6 +123,8 @@ static uint64_t fadt_build(struct area *area, const struct acpi_config *config, 
     table[88] = 4;
     table[89] = 2;
     table[91] = 4;
+    le32_write(table + 80, config->gpe0);
+    table[92] = 4;               /* GPE0: 16 events */
     le16_write(table + 96, 101); /* C2 and C3 are not there: latencies past the limits */
     le16_write(table + 98, 1001);
     table[108] = config->rtc_century;
@@ -135,6 +138,7 @@ static uint64_t fadt_build(struct area *area, const struct acpi_config *config, 
     gas_port(table + 148, config->pm1_event, 4);
     gas_port(table + 172, config->pm1_control, 2);
     gas_port(table + 208, config->pm_timer, 4);
+    gas_port(table + 220, config->gpe0, 4);
     memcpy(table + 268, "LODGE\0\0\0", 8);
     table_end(table);
     return at;
@@ -195,6 +199,49 @@ static uint64_t mcfg_build(struct area *area, const struct acpi_config *config)
     return at;
 }
 
+/* "Hardware Watchdog Timers Design Specification", Microsoft, 2006. What to do is a list of
+ * accesses to registers; here each action is one. */
+static uint64_t wdat_build(struct area *area, const struct acpi_config *config)
+{
+    enum { TIMER = 32, ENTRY = 24, ENABLED = 1, NO_PCI = 0xff };
+    enum { READ_VALUE, READ_COUNT, WRITE_VALUE, WRITE_COUNT };
+    static const struct {
+        uint8_t action, instruction, at, value;
+    } entries[] = {
+        {1, WRITE_VALUE, WATCHDOG_COUNT, 1},    /* reset, the word for a ping */
+        {4, READ_COUNT, WATCHDOG_COUNT, 0},     /* query the count */
+        {5, READ_COUNT, WATCHDOG_PERIOD, 0},    /* query the period */
+        {6, WRITE_COUNT, WATCHDOG_PERIOD, 0},   /* set the period */
+        {8, READ_VALUE, WATCHDOG_RUNNING, 1},   /* does it run? */
+        {9, WRITE_VALUE, WATCHDOG_RUNNING, 1},  /* run */
+        {10, READ_VALUE, WATCHDOG_RUNNING, 0},  /* does it stand? */
+        {11, WRITE_VALUE, WATCHDOG_RUNNING, 0}, /* stop */
+        {32, READ_VALUE, WATCHDOG_EXPIRED, 1},  /* was it the reason of this boot? */
+        {33, WRITE_VALUE, WATCHDOG_EXPIRED, 1}, /* forget that */
+    };
+    uint64_t at;
+    uint8_t *table =
+        table_begin(area, "WDAT", 1, HEADER_SIZE + TIMER + ENTRY * ARRAY_LEN(entries), &at);
+    le32_write(table + 36, TIMER);
+    le16_write(table + 40, NO_PCI);
+    table[42] = table[43] = table[44] = NO_PCI;
+    le32_write(table + 48, WATCHDOG_TICK_MS);
+    le32_write(table + 52, WATCHDOG_PERIOD_MAX);
+    le32_write(table + 56, WATCHDOG_PERIOD_MIN);
+    table[60] = ENABLED;
+    le32_write(table + 64, ARRAY_LEN(entries));
+    uint8_t *entry = table + HEADER_SIZE + TIMER;
+    for (size_t i = 0; i < ARRAY_LEN(entries); i++, entry += ENTRY) {
+        entry[0] = entries[i].action;
+        entry[1] = entries[i].instruction;
+        gas_port(entry + 4, (uint16_t)(config->watchdog + entries[i].at), 4);
+        le32_write(entry + 16, entries[i].value);
+        le32_write(entry + 20, UINT32_MAX);
+    }
+    table_end(table);
+    return at;
+}
+
 static uint64_t xsdt_build(struct area *area, const uint64_t *tables, size_t count)
 {
     uint64_t at;
@@ -233,8 +280,11 @@ int acpi_build(struct mem *mem, const struct acpi_config *config, uint64_t *ret_
         fadt_build(&area, config, dsdt, facs),
         madt_build(&area, config),
         mcfg_build(&area, config),
+        config->watchdog ? wdat_build(&area, config) : 0,
     };
-    rsdp_fill(rsdp, xsdt_build(&area, tables, TABLES_MAX));
+    rsdp_fill(rsdp, xsdt_build(&area, tables, config->watchdog ? TABLES_MAX : TABLES_MAX - 1));
+    memcpy(area.bytes + (ACPI_GENERATION - ACPI_AREA_START), config->generation,
+           ACPI_GENERATION_SIZE);
     mem_written(mem, ACPI_AREA_START, ACPI_AREA_SIZE);
     *ret_rsdp = at;
     return 0;

@@ -4,10 +4,14 @@
  *   RSDP -> XSDT -> FADT -> DSDT, FACS     power: S5, fixed power button, reset register, PM timer
  *                -> MADT                   local APICs, I/O APIC, how ISA interrupts reach it
  *                -> MCFG                   PCI configuration space in memory (ECAM)
+ *                -> WDAT                   the watchdog, where there is one
  *
  * All of them lie from ACPI_AREA_START on, in the BIOS area below 1 MiB, where a guest without any
  * boot protocol's help finds the RSDP by its signature (5.2.5.1). There is no HPET and no processor
- * object; the DSDT names the PCI root bridge, COM1, the RTC, the panic port and what ECAM takes.
+ * object; the DSDT names the PCI root bridge, COM1, the RTC, the panic port, what ECAM takes, and
+ * the VM generation ID: 16 bytes at ACPI_GENERATION, in a page of their own as its specification
+ * wants ("Virtual Machine Generation ID", Microsoft, 2018). Whoever changes them raises general-
+ * purpose event ACPI_GENERATION_EVENT, which the DSDT makes a Notify of.
  *
  * acpi_build() is pure but for the memory it writes. Errors: -ENOMEM where the guest has no memory
  * there.
@@ -23,6 +27,9 @@ enum {
     ACPI_AREA_START = 0xe0000,
     ACPI_AREA_SIZE = 0x20000,
     ACPI_PCI_LINES = 4,
+    ACPI_GENERATION_SIZE = 16,
+    ACPI_GENERATION = ACPI_AREA_START + ACPI_AREA_SIZE - 4096,
+    ACPI_GENERATION_EVENT = 0,
 };
 
 struct acpi_config {
@@ -30,11 +37,14 @@ struct acpi_config {
 
     uint16_t pm1_event, pm1_control, pm_timer; /* ports: 4, 2 and 4 bytes */
     uint8_t sci;                               /* GSI, level, active high */
+    uint16_t gpe0;                             /* port: 2 bytes of status, 2 of enable */
     uint8_t s5_type;                           /* SLP_TYP of soft-off */
     uint16_t reset_port;                       /* a byte write of reset_value resets the machine */
     uint8_t reset_value;
     uint16_t panic_port; /* 1 byte: pvpanic */
     uint8_t rtc_century; /* CMOS register; 0 = none */
+    uint16_t watchdog;   /* ports, as chip/watchdog.h has them; 0 = none */
+    uint8_t generation[ACPI_GENERATION_SIZE];
 
     uint32_t ioapic, local_apic;      /* MMIO addresses */
     uint64_t ecam, ecam_size;         /* below 4 GiB; 1 MiB a bus */

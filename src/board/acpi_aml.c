@@ -21,8 +21,10 @@ enum {
     OP_EXTENDED = 0x5b,
     OP_EXTENDED_DEVICE = 0x82,
     OP_ARGUMENT_0 = 0x68,
+    OP_NOTIFY = 0x86,
     OP_RETURN = 0xa4,
     ROOT = '\\',
+    DUAL_NAME = 0x2e,
 
     LENGTH_SIZE = 3, /* PkgLength in its three-byte form, up to 1 MiB */
 };
@@ -182,6 +184,16 @@ size_t aml_open_package(struct aml *aml, unsigned elements)
     size_t open = open_length(aml);
     byte(aml, elements);
     return open;
+}
+
+void aml_notify(struct aml *aml, const char *scope, const char *device, unsigned value)
+{
+    byte(aml, OP_NOTIFY);
+    byte(aml, ROOT);
+    byte(aml, DUAL_NAME);
+    segment(aml, scope);
+    segment(aml, device);
+    aml_integer(aml, value);
 }
 
 void aml_return_argument(struct aml *aml, unsigned argument)

@@ -40,6 +40,9 @@ size_t aml_open_method(struct aml *aml, const char *name, unsigned arguments);
 size_t aml_open_package(struct aml *aml, unsigned elements);
 void aml_close(struct aml *aml, size_t open);
 
+/* Notify (\SCOPE.DEVICE, value). */
+void aml_notify(struct aml *aml, const char *scope, const char *device, unsigned value);
+
 /* Return (ArgN). */
 void aml_return_argument(struct aml *aml, unsigned argument);
 

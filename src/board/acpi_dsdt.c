@@ -100,6 +100,32 @@ static void panic_port(struct aml *aml, const struct acpi_config *config)
     aml_close(aml, device);
 }
 
+/* The names that its specification gives, and what happens when the ID changes. */
+static void generation(struct aml *aml)
+{
+    size_t device = aml_open_device(aml, "VGEN");
+    aml_name_string(aml, "_HID", "LODG0001");
+    aml_name_string(aml, "_CID", "VM_Gen_Counter");
+    aml_name_string(aml, "_DDN", "VM_Gen_Counter");
+    aml_name(aml, "ADDR");
+    size_t address = aml_open_package(aml, 2);
+    aml_integer(aml, ACPI_GENERATION);
+    aml_integer(aml, 0);
+    aml_close(aml, address);
+    aml_close(aml, device);
+}
+
+/* _E00 (5.6.4.1): the edge-triggered event of that number. */
+static void events(struct aml *aml)
+{
+    _Static_assert(ACPI_GENERATION_EVENT == 0, "the method's name has the number");
+    size_t scope = aml_open_scope(aml, "_GPE");
+    size_t method = aml_open_method(aml, "_E00", 0);
+    aml_notify(aml, "_SB_", "VGEN", 0x80);
+    aml_close(aml, method);
+    aml_close(aml, scope);
+}
+
 void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
 {
     soft_off(aml, config);
@@ -109,5 +135,7 @@ void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
     isa_device(aml, "COM1", "PNP0501", 0x3f8, 8, 4);
     isa_device(aml, "RTC0", "PNP0B00", 0x70, 2, 8);
     panic_port(aml, config);
+    generation(aml);
     aml_close(aml, scope);
+    events(aml);
 }

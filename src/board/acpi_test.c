@@ -26,6 +26,9 @@ static const struct acpi_config config = {
     .pm1_control = 0x604,
     .pm_timer = 0x608,
     .sci = 9,
+    .gpe0 = 0x60c,
+    .watchdog = 0x620,
+    .generation = "0123456789abcde",
     .s5_type = 5,
     .reset_port = 0xcf9,
     .reset_value = 6,
@@ -132,8 +135,41 @@ static void fadt_offers_reset_and_soft_off(void **state)
     assert_true(le32_read(fadt + 112) & 1 << 10);
     assert_false(le32_read(fadt + 112) & 1 << 4); /* fixed power button */
     assert_int_equal(le32_read(fadt + 56), 0x600);
+    assert_int_equal(le32_read(fadt + 80), 0x60c); /* GPE0, 16 events */
+    assert_int_equal(fadt[92], 4);
+    assert_int_equal(le64_read(fadt + 220 + 4), 0x60c);
     assert_int_equal(le32_read(fadt + 36) % 64, 0);
     table_at(mem, le64_read(fadt + 140), "DSDT");
+    mem_free(mem);
+}
+
+static void generation_has_a_page_of_its_own(void **state)
+{
+    (void)state;
+    uint64_t rsdp;
+    struct mem *mem = tables(&rsdp);
+    const uint8_t *page = mem_at(mem, ACPI_GENERATION, 4096, false);
+    assert_int_equal(ACPI_GENERATION % 4096, 0);
+    assert_memory_equal(page, config.generation, 16);
+    for (unsigned i = 16; i < 4096; i++)
+        assert_int_equal(page[i], 0);
+    mem_free(mem);
+}
+
+static void without_a_watchdog_there_is_no_table_of_it(void **state)
+{
+    (void)state;
+    struct acpi_config without = config;
+    without.watchdog = 0;
+    uint64_t rsdp;
+    struct mem *mem = tables(&rsdp);
+    const uint8_t *wdat = table_find(mem, rsdp, "WDAT");
+    assert_int_equal(le32_read(wdat + 4), 36 + 32 + 24 * le32_read(wdat + 64));
+    const uint8_t *root = mem_at(mem, rsdp, 36, false);
+    uint32_t with = le32_read(table_at(mem, le64_read(root + 24), "XSDT") + 4);
+    assert_int_equal(acpi_build(mem, &without, &rsdp, NULL), 0);
+    root = mem_at(mem, rsdp, 36, false);
+    assert_int_equal(le32_read(table_at(mem, le64_read(root + 24), "XSDT") + 4), with - 8);
     mem_free(mem);
 }
 
@@ -174,8 +210,9 @@ static void iasl_finds_nothing_wrong(void **state)
     assert_non_null(mkdtemp(folder));
     const uint8_t *fadt = table_find(mem, rsdp, "FACP");
     const uint8_t *list[] = {fadt, table_find(mem, rsdp, "APIC"), table_find(mem, rsdp, "MCFG"),
+                             table_find(mem, rsdp, "WDAT"),
                              table_at(mem, le64_read(fadt + 140), "DSDT")};
-    const char *names[] = {"facp.dat", "apic.dat", "mcfg.dat", "dsdt.dat"};
+    const char *names[] = {"facp.dat", "apic.dat", "mcfg.dat", "wdat.dat", "dsdt.dat"};
     bool have_iasl = true;
     for (size_t i = 0; i < ARRAY_LEN(list) && have_iasl; i++) {
         file_write(folder, names[i], list[i], le32_read(list[i] + 4));
@@ -205,6 +242,8 @@ int main(void)
         cmocka_unit_test(root_pointer_is_found_by_its_signature),
         cmocka_unit_test(madt_lists_every_processor),
         cmocka_unit_test(fadt_offers_reset_and_soft_off),
+        cmocka_unit_test(generation_has_a_page_of_its_own),
+        cmocka_unit_test(without_a_watchdog_there_is_no_table_of_it),
         cmocka_unit_test(iasl_finds_nothing_wrong),
     };
     return cmocka_run_group_tests_name("acpi", tests, NULL, NULL);

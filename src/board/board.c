@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 
 static struct acpi_config acpi_of(const struct board *board)
 {
@@ -17,6 +18,7 @@ static struct acpi_config acpi_of(const struct board *board)
         .pm1_event = MAP_POWER_PORT + POWER_PM1_EVENT,
         .pm1_control = MAP_POWER_PORT + POWER_PM1_CONTROL,
         .pm_timer = MAP_POWER_PORT + POWER_TIMER,
+        .gpe0 = MAP_POWER_PORT + POWER_GPE0,
         .sci = MAP_IRQ_SCI,
         .s5_type = POWER_S5_TYPE,
         .reset_port = MAP_RESET_PORT,
@@ -31,7 +33,9 @@ static struct acpi_config acpi_of(const struct board *board)
         .window32_size = (uint32_t)MAP_WINDOW32_SIZE,
         .window64 = map_window64(board->mem),
         .window64_size = MAP_WINDOW64_SIZE,
+        .watchdog = board->watchdog ? MAP_WATCHDOG_PORT : 0,
     };
+    memcpy(acpi.generation, board->generation, sizeof acpi.generation);
     for (unsigned i = 0; i < PCI_LINES; i++)
         acpi.pci_gsi[i] = (uint8_t)(MAP_GSI_PCI + i);
     return acpi;
@@ -162,6 +166,13 @@ static int memory_fill_measuring(struct board *board, struct load_entry *ret_ent
     return r;
 }
 
+/* A host without random numbers does not get as far as here. */
+static void generation_random(struct board *board)
+{
+    if (getrandom(board->generation, sizeof board->generation, 0) < 0)
+        memset(board->generation, 0, sizeof board->generation);
+}
+
 static int board_fill(struct board *board, const struct board_config *config, struct err *err)
 {
     struct load_entry entry;
@@ -181,6 +192,8 @@ static int board_fill(struct board *board, const struct board_config *config, st
     if (!board->command_line || !board->final || !board->bus || !board->timers)
         return err_set(err, -ENOMEM, "no memory or no thread for a machine");
     board_clock_stop(board);
+    if (!board->lockstep) /* nobody can repeat it */
+        generation_random(board);
     board->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (board->event_fd < 0)
         return err_errno(err, errno, "cannot make an eventfd");
@@ -214,6 +227,7 @@ int board_new(const struct board_config *config, struct board **ret_board, struc
     board->kernel_fd = config->kernel_fd;
     board->initrd_fd = config->initrd_fd;
     board->tlb_entries = config->lockstep.tlb_entries;
+    board->watchdog = config->watchdog;
     board->event_fd = -1;
     for (unsigned i = 0; i < board->cpus; i++)
         board->vcpus[i] = (struct board_vcpu){.board = board, .index = i};
@@ -328,11 +342,52 @@ int board_reset(struct board *board, struct err *err)
     if (r < 0)
         return err_prefix(err, r, "cannot boot the guest again");
     pthread_mutex_lock(&board->lock);
-    board->ended = board->panicked_told = board->panicked_due = false;
+    board->ended = false;
+    board->once_told = board->plain_due = 0;
     board->final->kind = BOARD_EVENT_NONE;
     pthread_mutex_unlock(&board->lock);
     board_resume(board);
     return 0;
+}
+
+/* The bytes are there before the event says so. */
+void board_new_generation(struct board *board, const uint8_t *generation)
+{
+    if (generation)
+        memcpy(board->generation, generation, sizeof board->generation);
+    else
+        generation_random(board);
+    mem_write(board->mem, ACPI_GENERATION, board->generation, sizeof board->generation);
+    power_gpe(board->power, ACPI_GENERATION_EVENT);
+}
+
+int board_balloon_target(struct board *board, uint64_t bytes)
+{
+    if (!board->balloon)
+        return -ENODEV;
+    virtio_balloon_target(board->balloon, bytes);
+    return 0;
+}
+
+bool board_balloon_ask(struct board *board)
+{
+    return board->balloon && virtio_balloon_ask(board->balloon);
+}
+
+void board_balloon(struct board *board, struct board_balloon *ret_balloon)
+{
+    struct virtio_balloon_info info;
+    *ret_balloon = (struct board_balloon){.present = board->balloon != NULL};
+    if (!board->balloon)
+        return;
+    virtio_balloon_info(board->balloon, &info);
+    ret_balloon->driver = info.driver;
+    ret_balloon->target = info.target;
+    ret_balloon->actual = info.actual;
+    ret_balloon->reported = info.reported;
+    ret_balloon->stats_at = info.stats_at;
+    ret_balloon->known = info.known;
+    memcpy(ret_balloon->stats, info.stats, sizeof info.stats);
 }
 
 bool board_power_button(struct board *board)

@@ -82,6 +82,16 @@ struct board_lockstep {
     unsigned tlb_entries;  /* engine.h */
 };
 
+/* What happens when the guest's watchdog expires; an event tells of it in each case. */
+enum board_watchdog {
+    BOARD_WATCHDOG_OFF, /* there is none */
+    BOARD_WATCHDOG_EVENT,
+    BOARD_WATCHDOG_RESET,
+    BOARD_WATCHDOG_POWER_OFF,
+};
+
+enum { BOARD_GENERATION_SIZE = 16, BOARD_BALLOON_STATS = 16 };
+
 struct board_config {
     const struct engine_ops *engine;
     int kvm_fd;      /* for the KVM engine; else ignored */
@@ -100,6 +110,8 @@ struct board_config {
     unsigned console_count; /* <= BOARD_CONSOLES_MAX */
     const struct board_disk *disks;
     unsigned disk_count; /* <= BOARD_DISKS_MAX */
+    bool balloon;
+    enum board_watchdog watchdog;
 
     struct board_lockstep lockstep; /* for tests of the engine */
 
@@ -145,6 +157,9 @@ enum board_event_kind {
     BOARD_EVENT_CONSOLE,  /* port, value: 1 = the guest opened it, 0 = closed */
     BOARD_EVENT_PANICKED, /* the guest's kernel wrote to the panic port, for the first time since
                              the last reset; it goes on */
+    BOARD_EVENT_CRASH_LOADED, /* as PANICKED, but a second kernel is about to look at the panic */
+    BOARD_EVENT_WATCHDOG,     /* it expired; a final event may follow */
+    BOARD_EVENT_BALLOON,      /* the statistics of board_balloon_ask() are there */
     /* The machine has stopped. */
     BOARD_EVENT_RESET, /* the guest asked for a reset */
     BOARD_EVENT_POWER_OFF,
@@ -203,6 +218,23 @@ unsigned board_disk_queues(unsigned cpus);
 /* Takes the disks from the machine, which gets no answers from them any more, and waits until
  * nothing of it touches them: they may be closed then, before board_free(). */
 void board_release_disks(struct board *board);
+
+/* Another identity: what is the same in two machines, such as the state of a random number
+ * generator, is to be thrown away by the guest (VM generation ID). NULL: a random one. */
+void board_new_generation(struct board *board, const uint8_t *generation);
+
+struct board_balloon {
+    bool present, driver; /* the device; a driver in the guest */
+    uint64_t target, actual, reported, stats_at;
+    uint32_t known; /* a bit for each tag of virtio 1.2, 5.5.6.4, that has a value */
+    uint64_t stats[BOARD_BALLOON_STATS];
+};
+/* How much memory the guest shall give back, in whole pages, at most all it has. -ENODEV without a
+ * balloon. It stays so over a reset. */
+int board_balloon_target(struct board *board, uint64_t bytes);
+/* True: BOARD_EVENT_BALLOON will come, unless the guest is slow for ever. False: nobody to ask. */
+bool board_balloon_ask(struct board *board);
+void board_balloon(struct board *board, struct board_balloon *ret_balloon);
 
 struct board_stats {
     uint64_t instructions;   /* by all vCPUs, 0 where the engine cannot tell */

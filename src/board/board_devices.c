@@ -9,6 +9,7 @@
 #include "chip/pit.h"
 #include "chip/port92.h"
 #include "chip/rtc.h"
+#include "chip/watchdog.h"
 #include "virtio/blk.h"
 #include "virtio/pci.h"
 #include "virtio/rng.h"
@@ -177,23 +178,46 @@ static int make_debug(struct board *board, const struct board_config *config, st
 }
 
 /* The pvpanic port as Linux's driver knows it: reads say which events are understood. */
-enum { PANIC_PANICKED = 1 << 0 };
+enum { PANIC_PANICKED = 1 << 0, PANIC_CRASH_LOADED = 1 << 1 };
 
 static uint64_t panic_read(void *opaque, uint64_t offset, unsigned size)
 {
-    return PANIC_PANICKED;
+    return PANIC_PANICKED | PANIC_CRASH_LOADED;
 }
 
 static void panic_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
 {
     if (value & PANIC_PANICKED)
-        board_tell_panicked(opaque);
+        board_tell_plain(opaque, BOARD_EVENT_PANICKED, true);
+    if (value & PANIC_CRASH_LOADED)
+        board_tell_plain(opaque, BOARD_EVENT_CRASH_LOADED, true);
 }
 
 static int make_panic(struct board *board, const struct board_config *config, struct err *err)
 {
     static const struct bus_ops ops = {.name = "panic", .read = panic_read, .write = panic_write};
     return claim(board, MAP_PANIC_PORT, 1, &ops, board, err);
+}
+
+static void watchdog_expired(void *opaque)
+{
+    struct board *board = opaque;
+    board_tell_plain(board, BOARD_EVENT_WATCHDOG, false);
+    if (board->watchdog == BOARD_WATCHDOG_RESET)
+        board_tell_final(board, BOARD_EVENT_RESET, 0, "");
+    else if (board->watchdog == BOARD_WATCHDOG_POWER_OFF)
+        board_tell_final(board, BOARD_EVENT_POWER_OFF, 0, "");
+}
+
+static int make_watchdog(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (config->watchdog == BOARD_WATCHDOG_OFF)
+        return 0;
+    struct watchdog *watchdog = watchdog_new(&(struct watchdog_config){
+        .timers = board->timers, .expired = watchdog_expired, .opaque = board});
+    int r = device_add(board, &watchdog_device, watchdog, err);
+    return r < 0 ? r
+                 : claim(board, MAP_WATCHDOG_PORT, WATCHDOG_PORTS, &watchdog_ops, watchdog, err);
 }
 
 static void reset_pci(void *pci)
@@ -386,19 +410,42 @@ void board_release_disks(struct board *board)
         virtio_blk_stop(board->disks[i]);
 }
 
+static int make_balloon(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (!config->balloon || board->lockstep) /* reports of free memory come when they come */
+        return 0;
+    const struct virtio_balloon_config balloon = {.heard = board_tell_balloon, .opaque = board};
+    int r = virtio_balloon_new(board->mem, &balloon, &board->balloon, err);
+    if (r < 0)
+        return r;
+    r = add_virtio(board, virtio_balloon_device(board->balloon), err);
+    if (r < 0)
+        board->balloon = NULL;
+    return r;
+}
+
 static const struct row {
     const char *name;
     bool irqchip; /* part of the interrupt controller: only where the engine has none */
     int (*make)(struct board *board, const struct board_config *config, struct err *err);
 } rows[] = {
-    {"local APIC", true, make_apic},   {"I/O APIC", true, make_ioapic},
-    {"PIC", true, make_pic},           {"PIT", true, make_pit},
-    {"RTC", false, make_rtc},          {"i8042", false, make_i8042},
-    {"port 92", false, make_port92},   {"serial", false, make_serial},
-    {"power", false, make_power},      {"debug ports", false, make_debug},
-    {"panic port", false, make_panic}, {"PCI", false, make_pci},
-    {"virtio-rng", false, make_rng},   {"virtio-console", false, make_console},
+    {"local APIC", true, make_apic},
+    {"I/O APIC", true, make_ioapic},
+    {"PIC", true, make_pic},
+    {"PIT", true, make_pit},
+    {"RTC", false, make_rtc},
+    {"i8042", false, make_i8042},
+    {"port 92", false, make_port92},
+    {"serial", false, make_serial},
+    {"power", false, make_power},
+    {"debug ports", false, make_debug},
+    {"panic port", false, make_panic},
+    {"PCI", false, make_pci},
+    {"virtio-rng", false, make_rng},
+    {"virtio-console", false, make_console},
     {"disks", false, make_disks},
+    {"balloon", false, make_balloon},
+    {"watchdog", false, make_watchdog},
 };
 
 int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,

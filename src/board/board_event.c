@@ -31,14 +31,21 @@ void board_tell_console(void *opaque, unsigned port, bool open)
     pthread_mutex_unlock(&board->lock);
 }
 
-void board_tell_panicked(struct board *board)
+void board_tell_plain(struct board *board, enum board_event_kind kind, bool once)
 {
+    uint32_t bit = UINT32_C(1) << kind;
     pthread_mutex_lock(&board->lock);
-    if (!board->panicked_told) {
-        board->panicked_told = board->panicked_due = true;
+    if (!once || !(board->once_told & bit)) {
+        board->once_told |= once ? bit : 0;
+        board->plain_due |= bit;
         event_fd_raise(board);
     }
     pthread_mutex_unlock(&board->lock);
+}
+
+void board_tell_balloon(void *board)
+{
+    board_tell_plain(board, BOARD_EVENT_BALLOON, false);
 }
 
 void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
@@ -77,9 +84,9 @@ static bool next_locked(struct board *board, struct board_event *event)
         event->port = (unsigned)__builtin_ctz(board->console_due);
         event->value = board->console_open >> event->port & 1;
         board->console_due &= board->console_due - 1;
-    } else if (board->panicked_due) {
-        board->panicked_due = false;
-        event->kind = BOARD_EVENT_PANICKED;
+    } else if (board->plain_due) {
+        event->kind = (enum board_event_kind)__builtin_ctz(board->plain_due);
+        board->plain_due &= board->plain_due - 1;
     } else if (board->final->kind != BOARD_EVENT_NONE) {
         *event = *board->final;
         board->final->kind = BOARD_EVENT_NONE;

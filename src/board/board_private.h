@@ -17,6 +17,7 @@
 
 #include "base/own.h"
 #include "base/timer.h"
+#include "board/acpi.h"
 #include "board/board.h"
 #include "board/board_lockstep.h"
 #include "board/board_map.h"
@@ -27,6 +28,7 @@
 #include "chip/ioapic.h"
 #include "chip/pic.h"
 #include "chip/power.h"
+#include "virtio/balloon.h"
 #include "virtio/blk.h"
 #include "virtio/console.h"
 
@@ -34,6 +36,9 @@
 #include <stdatomic.h>
 
 enum { BOARD_DEVICES_MAX = 32 };
+
+_Static_assert((int)BOARD_BALLOON_STATS == (int)BALLOON_STATS, "all of them are told");
+_Static_assert((int)BOARD_GENERATION_SIZE == (int)ACPI_GENERATION_SIZE, "one identity");
 
 enum board_run {
     BOARD_STOPPED, /* vCPUs are parked or on their way */
@@ -84,6 +89,7 @@ struct board {
     unsigned virtio_count;
     struct virtio_blk *disks[BOARD_DISKS_MAX];
     unsigned disk_count;
+    struct virtio_balloon *balloon; /* or NULL */
     struct serial *com1;
     struct board_serial *serial; /* owned: the streams behind COM1 */
 
@@ -91,6 +97,8 @@ struct board {
     int kvm_fd, kernel_fd, initrd_fd;
     unsigned tlb_entries; /* for tests of the engine */
     char *command_line;
+    uint8_t generation[BOARD_GENERATION_SIZE];
+    enum board_watchdog watchdog;
 
     struct board_history *history; /* owned; NULL until it is saved or was restored */
 
@@ -114,7 +122,8 @@ struct board {
     /* Events, under `lock`; the descriptor counts up when something is added. */
     int event_fd;
     bool ready_told, ready_due;
-    bool panicked_told, panicked_due; /* told once between two resets */
+    /* Events without a value: a bit for each kind; `once_told` are told once between two resets. */
+    uint32_t plain_due, once_told;
     uint64_t ready_ns;
     uint32_t console_due, console_open; /* a bit per port */
     struct board_event *final;          /* kind NONE = no final event due */
@@ -162,7 +171,9 @@ void board_stop_locked(struct board *board);
 /* board_event.c: any thread, `lock` not held. */
 void board_tell_ready(struct board *board, uint64_t now);
 void board_tell_console(void *board, unsigned port, bool open);
-void board_tell_panicked(struct board *board);
+void board_tell_balloon(void *board);
+/* An event without a value; `once` between two resets. */
+void board_tell_plain(struct board *board, enum board_event_kind kind, bool once);
 /* Stops the machine. The first final event counts, later ones are dropped. */
 void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
                       const char *text);
