@@ -142,6 +142,12 @@ static void restore_of(const struct guest_conf *conf, struct board_restore *rest
         restore->layers[i] = (struct board_layer){.state_fd = conf->restore.layers[i].state_fd,
                                                   .memory_fd = conf->restore.layers[i].memory_fd};
 }
+static const enum board_watchdog watchdog_of[GUEST_WATCHDOG_MAX] = {
+    [GUEST_WATCHDOG_OFF] = BOARD_WATCHDOG_OFF,
+    [GUEST_WATCHDOG_EVENT] = BOARD_WATCHDOG_EVENT,
+    [GUEST_WATCHDOG_RESET] = BOARD_WATCHDOG_RESET,
+    [GUEST_WATCHDOG_POWER_OFF] = BOARD_WATCHDOG_POWER_OFF,
+};
 
 static int machine_make(const struct guest_conf *conf, struct disks *disks, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
@@ -164,6 +170,8 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
                                   .console_count = conf->console_count,
                                   .disks = disks->board,
                                   .disk_count = disks->count,
+                                  .balloon = conf->balloon,
+                                  .watchdog = watchdog_of[conf->watchdog],
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,

@@ -7,7 +7,9 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -83,6 +85,48 @@ static void stats_send(struct session *session, int fd)
     reply(session, fd, &message);
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void balloon_send(struct session *session)
+{
+    struct board_balloon now;
+    board_balloon(session->board, &now);
+    struct control_message message = {.type = CONTROL_BALLOON,
+                                      .balloon = {.present = now.present,
+                                                  .driver = now.driver,
+                                                  .target = now.target,
+                                                  .actual = now.actual,
+                                                  .reported = now.reported,
+                                                  .known = now.known}};
+    if (now.known)
+        message.balloon.age_ms =
+            (uint32_t)min(now_ms() - (int64_t)(now.stats_at / 1000000), (int64_t)INT32_MAX);
+    memcpy(message.balloon.stats, now.stats, sizeof now.stats);
+    send_message(session->control_fd, &message);
+}
+
+static void balloon_answer(struct session *session)
+{
+    for (; session->balloon_asked > 0; session->balloon_asked--)
+        balloon_send(session);
+}
+
+/* A guest may never answer: its driver hangs, or the machine is paused. */
+static void balloon_ask(struct session *session)
+{
+    if (!board_balloon_ask(session->board)) {
+        balloon_send(session);
+        return;
+    }
+    if (session->balloon_asked++ == 0)
+        session->balloon_deadline = now_ms() + CONTROL_BALLOON_WAIT_MS;
+}
+
 static void guest_reset(struct session *session)
 {
     struct err err = {0};
@@ -145,9 +189,19 @@ static bool simple_request(struct session *session, const struct control_message
     case CONTROL_CONSOLE_SIZE:
         board_console_size(session->board, message->port, message->cols, message->rows);
         break;
+    case CONTROL_NEW_GENERATION: board_new_generation(session->board, NULL); break;
     default: return false;
     }
     return true;
+}
+
+static void balloon_target(struct session *session, uint64_t bytes)
+{
+    board_balloon_target(session->board, bytes);
+    if (session->balloon_asked > 0) /* answers come in the order of the questions */
+        session->balloon_asked++;
+    else
+        balloon_send(session);
 }
 
 static void request_handle(struct session *session, const struct control_message *message)
@@ -157,6 +211,10 @@ static void request_handle(struct session *session, const struct control_message
         return;
     if (message->type == CONTROL_STATS_ASK)
         stats_send(session, session->control_fd);
+    else if (message->type == CONTROL_BALLOON_TARGET)
+        balloon_target(session, message->bytes);
+    else if (message->type == CONTROL_BALLOON_ASK)
+        balloon_ask(session);
     else if (message->type == CONTROL_SAVE)
         save(session, session->control_fd, message, none);
     else /* an event, which is ours to send */
@@ -349,6 +407,9 @@ static void event_handle(struct session *session, const struct board_event *even
         session->panicked = true;
         send_type(session, CONTROL_PANICKED);
         break;
+    case BOARD_EVENT_CRASH_LOADED: send_type(session, CONTROL_CRASH_LOADED); break;
+    case BOARD_EVENT_WATCHDOG: send_type(session, CONTROL_WATCHDOG); break;
+    case BOARD_EVENT_BALLOON: balloon_answer(session); break;
     case BOARD_EVENT_RESET:
         if (session->exit_on_reset) {
             final_handle(session, event);
@@ -373,7 +434,11 @@ int session_run(struct session *session)
         unsigned clients = session->client_count;
         for (unsigned i = 0; i < clients; i++)
             polls[CLIENTS + i] = (struct pollfd){.fd = session->clients[i], .events = POLLIN};
-        if (poll(polls, CLIENTS + clients, -1) < 0)
+        int wait = session->balloon_asked ? (int)max(session->balloon_deadline - now_ms(), 0l) : -1;
+        int ready = poll(polls, CLIENTS + clients, wait);
+        if (ready == 0)
+            balloon_answer(session);
+        if (ready <= 0)
             continue;
         if (polls[OWNER].revents)
             control_receive(session);

@@ -26,8 +26,10 @@ struct session {
     int clients[SESSION_CLIENTS_MAX];
     unsigned client_count;
 
-    bool paused;   /* somebody asked for it */
-    bool panicked; /* since the last reset */
+    bool paused;              /* somebody asked for it */
+    bool panicked;            /* since the last reset */
+    unsigned balloon_asked;   /* answers that wait for the guest's statistics */
+    int64_t balloon_deadline; /* CLOCK_MONOTONIC ms: then without them */
     bool over;
     int status; /* where over */
     size_t received;

@@ -48,9 +48,9 @@ static const int plain[] = {
 
     /* Memory, apart from what becomes executable (below). */
     SCMP_SYS(munmap), SCMP_SYS(mremap), /* realloc() of large blocks */
-    SCMP_SYS(madvise),                  /* huge pages, dropping memory at reset, thread stacks */
-    SCMP_SYS(mincore),                  /* how much of guest memory is resident */
-    SCMP_SYS(brk),                      /* malloc() */
+    SCMP_SYS(madvise),      /* huge pages, memory given back (reset, balloon), thread stacks */
+    SCMP_SYS(mincore),      /* how much of guest memory is resident */
+    SCMP_SYS(brk),          /* malloc() */
     SCMP_SYS(memfd_create), /* the software engine's code, mapped twice: to write, to execute */
     SCMP_SYS(ftruncate),    /* its size */
 

@@ -41,6 +41,7 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
                                "translate = \"never\"\n"
                                "disk = \"/d/a,,b.img,ro,cache=none,iops=500\"\n"
                                "disk = \"two.qcow2,format=qcow2,serial=x y,bps=1.5M\"\n"
+                               "watchdog = \"event\"\nballoon = \"off\"\n"
                                "name = \"a \\\"b\\\\\"";
     struct guest_conf conf;
     struct err err = {0};
@@ -62,6 +63,8 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
     assert_int_equal(conf.disks[1].format, GUEST_DISK_QCOW2);
     assert_string_equal(conf.disks[1].serial, "x y");
     assert_int_equal(conf.disks[1].bps, 3 << 19);
+    assert_int_equal(conf.watchdog, GUEST_WATCHDOG_EVENT);
+    assert_false(conf.balloon);
     assert_int_equal(guest_conf_check(&conf, &err), 0);
     guest_conf_free(&conf);
 }
@@ -96,6 +99,8 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"code_cache = \"1048575\"", "of 1048575 bytes is too little"},
         {"code_cache = \"1048577\"", "no multiple of 4K"},
         {"code_cache = \"536875008\"", "of 536875008 bytes is too much; it is 1M to 512M"},
+        {"watchdog = \"on\"", "f:1:13: a watchdog is off, event, reset or poweroff, not 'on'"},
+        {"balloon = \"yes\"", "f:1:12: a balloon is on or off, not 'yes'"},
         {"disk = \"\"", "f:1:9: a disk wants a path"},
         {"disk = \"x,rw\"", "f:1:9: 'rw' is no property of a disk; there are ro, format"},
         {"disk = \"x,format=vmdk\"", "disk format 'vmdk' is unknown; there are raw and qcow2"},
@@ -138,6 +143,9 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"code_cache\": 0}", "code_cache: a code cache of 0 bytes is too little"},
         {"{\"code_cache\": -1}", "code_cache: must be a number of bytes"},
         {"{\"code_cache\": 536870913}", "code_cache: a code cache of 536870913 bytes is too"},
+        {"{\"watchdog\": true}", "watchdog: must be \"off\", \"event\", \"reset\" or \"poweroff\""},
+        {"{\"watchdog\": \"none\"}", "watchdog: a watchdog is off, event, reset or poweroff"},
+        {"{\"balloon\": \"on\"}", "balloon: must be true or false"},
         {"{\"lockstep\": 3}", "lockstep: must be an object"},
         {"{\"lockstep\": {\"role\": \"lead\"}}", "must have a role and an fd"},
         {"{\"lockstep\": {\"role\": \"run\", \"fd\": 3}}", "must be \"lead\" or \"follow\""},
@@ -182,6 +190,8 @@ static void json_goes_round(void **state)
     conf.code_cache = GUEST_CODE_CACHE_MAX;
     conf.kernel_fd = 0;
     conf.control_fd = 12;
+    conf.balloon = false;
+    conf.watchdog = GUEST_WATCHDOG_POWER_OFF;
     conf.lockstep = (struct guest_lockstep){GUEST_LOCKSTEP_FOLLOW, 9, 1000, 16};
     conf.consoles[0].fd = 5;
     conf.consoles[1] = (struct guest_console){strdup("org.lodge.agent"), 6};
@@ -193,6 +203,8 @@ static void json_goes_round(void **state)
     assert_string_equal(back.kernel, conf.kernel);
     assert_string_equal(back.append, "quiet panic=-1");
     assert_null(back.initrd);
+    assert_false(back.balloon);
+    assert_int_equal(back.watchdog, GUEST_WATCHDOG_POWER_OFF);
     assert_int_equal(back.memory, conf.memory);
     assert_int_equal(back.cpus, 64);
     assert_int_equal(back.engine, GUEST_ENGINE_SOFT);

@@ -20,6 +20,13 @@ static const char *const translate_names[GUEST_TRANSLATE_MAX] = {
     [GUEST_TRANSLATE_ALWAYS] = "always",
 };
 
+static const char *const watchdog_names[GUEST_WATCHDOG_MAX] = {
+    [GUEST_WATCHDOG_OFF] = "off",
+    [GUEST_WATCHDOG_EVENT] = "event",
+    [GUEST_WATCHDOG_RESET] = "reset",
+    [GUEST_WATCHDOG_POWER_OFF] = "poweroff",
+};
+
 const char *guest_engine_name(enum guest_engine engine)
 {
     return engine_names[engine];
@@ -30,12 +37,18 @@ const char *guest_translate_name(enum guest_translate translate)
     return translate_names[translate];
 }
 
+const char *guest_watchdog_name(enum guest_watchdog watchdog)
+{
+    return watchdog_names[watchdog];
+}
+
 void guest_conf_init(struct guest_conf *conf)
 {
     *conf = (struct guest_conf){
         .engine = GUEST_ENGINE_AUTO,
         .memory = MIB(512),
         .cpus = 1,
+        .balloon = true,
         .append = strdup(""),
         .kernel_fd = -1,
         .initrd_fd = -1,
@@ -277,6 +290,24 @@ int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct e
         }
     return err_set(err, -EINVAL, "translate '%.64s' is unknown; there are hot, never and always",
                    text);
+}
+
+int guest_conf_set_watchdog(struct guest_conf *conf, const char *text, struct err *err)
+{
+    for (enum guest_watchdog watchdog = 0; watchdog < GUEST_WATCHDOG_MAX; watchdog++)
+        if (!strcmp(text, watchdog_names[watchdog])) {
+            conf->watchdog = watchdog;
+            return 0;
+        }
+    return err_set(err, -EINVAL, "a watchdog is off, event, reset or poweroff, not '%.64s'", text);
+}
+
+int guest_conf_set_balloon(struct guest_conf *conf, const char *text, struct err *err)
+{
+    if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0)
+        return err_set(err, -EINVAL, "a balloon is on or off, not '%.64s'", text);
+    conf->balloon = !strcmp(text, "on");
+    return 0;
 }
 
 int guest_conf_check(const struct guest_conf *conf, struct err *err)

@@ -34,6 +34,16 @@ enum guest_translate {
     GUEST_TRANSLATE_MAX
 };
 
+/* What happens when the guest's watchdog expires; "off": it has none. An event tells of it in any
+ * case. JSON: "watchdog": "reset". */
+enum guest_watchdog {
+    GUEST_WATCHDOG_OFF,
+    GUEST_WATCHDOG_EVENT,
+    GUEST_WATCHDOG_RESET,
+    GUEST_WATCHDOG_POWER_OFF,
+    GUEST_WATCHDOG_MAX
+};
+
 enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
@@ -131,6 +141,8 @@ struct guest_conf {
     uint64_t code_cache; /* bytes for translated code, a multiple of 4 KiB; 0 = the engine's own */
 
     enum guest_on_reset on_reset;
+    enum guest_watchdog watchdog;
+    bool balloon; /* JSON: true or false; vm.conf: "on" or "off" */
 
     char *kernel, *initrd; /* paths, as written by people; NULL where a descriptor is given */
     char *append;          /* kernel command line, "root=" already joined; never NULL */
@@ -151,7 +163,8 @@ struct guest_conf {
     unsigned disk_count;
 };
 
-void guest_conf_init(struct guest_conf *conf); /* defaults: auto, 512 MiB, 1 CPU, all fds -1 */
+void guest_conf_init(
+    struct guest_conf *conf); /* defaults: auto, 512 MiB, 1 CPU, a balloon, all fds -1 */
 void guest_conf_free(struct guest_conf *conf);
 
 /* Both readers change only what the text names, so that defaults and an earlier file stand under
@@ -175,6 +188,9 @@ int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *e
 int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_code_cache(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err);
+/* One of off, event, reset, poweroff; on or off. */
+int guest_conf_set_watchdog(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_balloon(struct guest_conf *conf, const char *text, struct err *err);
 /* One more disk: "PATH,ro,format=raw,cache=none,serial=X,iops=N,bps=SIZE", of which all but the
  * path may be missing. */
 int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err);
@@ -189,6 +205,7 @@ const char *guest_engine_name(enum guest_engine engine);
 const char *guest_translate_name(enum guest_translate translate);
 const char *guest_disk_format_name(enum guest_disk_format format);
 const char *guest_disk_cache_name(enum guest_disk_cache cache);
+const char *guest_watchdog_name(enum guest_watchdog watchdog);
 
 /* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or
  * iB. -EINVAL for anything else, for 0, and for overflow. */

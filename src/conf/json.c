@@ -33,6 +33,8 @@ enum kind {
     KIND_DISKS,
     KIND_RESTORE,
     KIND_ON_RESET,
+    KIND_WATCHDOG,
+    KIND_BALLOON,
     KIND_LOCKSTEP
 };
 
@@ -61,6 +63,8 @@ static const struct field {
     {"listen_fd", KIND_FD, offsetof(struct guest_conf, listen_fd)},
     {"restore", KIND_RESTORE, 0},
     {"on_reset", KIND_ON_RESET, 0},
+    {"watchdog", KIND_WATCHDOG, 0},
+    {"balloon", KIND_BALLOON, 0},
     {"lockstep", KIND_LOCKSTEP, 0},
 };
 
@@ -231,6 +235,21 @@ static int get_on_reset(const json_t *value, struct guest_conf *conf, struct err
     return err_set(why, -EINVAL, "must be \"reboot\" or \"exit\"");
 }
 
+static int get_watchdog(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    if (!json_is_string(value))
+        return err_set(why, -EINVAL, "must be \"off\", \"event\", \"reset\" or \"poweroff\"");
+    return guest_conf_set_watchdog(conf, json_string_value(value), why);
+}
+
+static int get_balloon(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    if (!json_is_boolean(value))
+        return err_set(why, -EINVAL, "must be true or false");
+    conf->balloon = json_is_true(value);
+    return 0;
+}
+
 static const char *const lockstep_names[GUEST_LOCKSTEP_MAX] = {
     [GUEST_LOCKSTEP_LEAD] = "lead",
     [GUEST_LOCKSTEP_FOLLOW] = "follow",
@@ -298,6 +317,8 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_DISKS: return json_get_disks(value, conf, why);
     case KIND_RESTORE: return json_get_restore(value, conf, why);
     case KIND_ON_RESET: return get_on_reset(value, conf, why);
+    case KIND_WATCHDOG: return get_watchdog(value, conf, why);
+    case KIND_BALLOON: return get_balloon(value, conf, why);
     case KIND_LOCKSTEP: return get_lockstep(value, conf, why);
     }
     return -EINVAL;
@@ -424,6 +445,8 @@ static int put_field(json_t *root, const struct field *field, const struct guest
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
     case KIND_LOCKSTEP: return conf->lockstep.role ? put_lockstep(root, &conf->lockstep) : 0;
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);
+    case KIND_WATCHDOG: return put_string(root, field->name, guest_watchdog_name(conf->watchdog));
+    case KIND_BALLOON: return json_object_set_new(root, field->name, json_boolean(conf->balloon));
     }
     return -1;
 }

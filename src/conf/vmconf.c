@@ -18,6 +18,7 @@
 
 enum key {
     KEY_APPENDED,
+    KEY_BALLOON,
     KEY_CODE_CACHE,
     KEY_DISK,
     KEY_ENGINE,
@@ -28,6 +29,7 @@ enum key {
     KEY_ROOT,
     KEY_TRANSLATE,
     KEY_VCPUS,
+    KEY_WATCHDOG,
     KEY_MAX
 };
 
@@ -37,7 +39,8 @@ static const char *const key_names[KEY_MAX] = {
     [KEY_INITRD] = "initrd",     [KEY_KERNEL] = "kernel",
     [KEY_MEM] = "mem",           [KEY_NAME] = "name",
     [KEY_ROOT] = "root",         [KEY_TRANSLATE] = "translate",
-    [KEY_VCPUS] = "vcpus",
+    [KEY_VCPUS] = "vcpus",       [KEY_WATCHDOG] = "watchdog",
+    [KEY_BALLOON] = "balloon",
 };
 
 struct reader {
@@ -107,8 +110,8 @@ static int read_key(struct reader *reader, enum key *ret_key)
     }
     return guest_text_error(
         reader->err, reader->origin, start,
-        "unknown key '%.*s'; the keys are appended, code_cache, disk, engine, initrd, kernel, "
-        "mem, name, root, translate, vcpus",
+        "unknown key '%.*s'; the keys are appended, balloon, code_cache, disk, engine, initrd, "
+        "kernel, mem, name, root, translate, vcpus, watchdog",
         min(length, 64), name);
 }
 
@@ -190,6 +193,8 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
         return replace(&reader->root, value);
     case KEY_TRANSLATE: return guest_conf_set_translate(conf, *value, why);
     case KEY_VCPUS: return guest_conf_set_cpus(conf, *value, why);
+    case KEY_WATCHDOG: return guest_conf_set_watchdog(conf, *value, why);
+    case KEY_BALLOON: return guest_conf_set_balloon(conf, *value, why);
     case KEY_MAX: break;
     }
     return -EINVAL;

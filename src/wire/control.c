@@ -7,6 +7,10 @@
 
 enum { AT_LENGTH = 0, AT_TYPE = 4, AT_ZERO = 6 };
 
+/* Of BALLOON: flags, three sizes, age, known, values. */
+enum { BALLOON_SIZE = 4 + 3 * 8 + 4 + 4 + 8 * CONTROL_BALLOON_STATS };
+enum { BALLOON_PRESENT = 1, BALLOON_DRIVER = 2 };
+
 /* Payload of each type: a fixed part, then text where the type has one. */
 static const struct layout {
     uint16_t type;
@@ -24,6 +28,9 @@ static const struct layout {
     {CONTROL_STATS, 24, false},
     {CONTROL_DONE, 8 + CONTROL_ID_SIZE, false},
     {CONTROL_FAILED, 0, true},
+    {CONTROL_CRASH_LOADED, 0, false},
+    {CONTROL_WATCHDOG, 0, false},
+    {CONTROL_BALLOON, BALLOON_SIZE, false},
     {CONTROL_POWER_BUTTON, 0, false},
     {CONTROL_RESET_NOW, 0, false},
     {CONTROL_PAUSE, 0, false},
@@ -32,6 +39,9 @@ static const struct layout {
     {CONTROL_CONSOLE_SIZE, 8, false},
     {CONTROL_STATS_ASK, 0, false},
     {CONTROL_SAVE, CONTROL_ID_SIZE + 1, false},
+    {CONTROL_BALLOON_TARGET, 8, false},
+    {CONTROL_BALLOON_ASK, 0, false},
+    {CONTROL_NEW_GENERATION, 0, false},
 };
 
 static const struct layout *layout_find(unsigned type)
@@ -40,6 +50,35 @@ static const struct layout *layout_find(unsigned type)
         if (layouts[i].type == type)
             return &layouts[i];
     return NULL;
+}
+
+static void balloon_write(const struct control_balloon *balloon, uint8_t *to)
+{
+    le32_write(to,
+               (balloon->present ? BALLOON_PRESENT : 0u) | (balloon->driver ? BALLOON_DRIVER : 0u));
+    le64_write(to + 4, balloon->target);
+    le64_write(to + 12, balloon->actual);
+    le64_write(to + 20, balloon->reported);
+    le32_write(to + 28, balloon->age_ms);
+    le32_write(to + 32, balloon->known);
+    for (unsigned i = 0; i < CONTROL_BALLOON_STATS; i++)
+        le64_write(to + 36 + 8 * i, balloon->stats[i]);
+}
+
+static bool balloon_read(const uint8_t *from, struct control_balloon *balloon)
+{
+    uint32_t flags = le32_read(from);
+    balloon->present = flags & BALLOON_PRESENT;
+    balloon->driver = flags & BALLOON_DRIVER;
+    balloon->target = le64_read(from + 4);
+    balloon->actual = le64_read(from + 12);
+    balloon->reported = le64_read(from + 20);
+    balloon->age_ms = le32_read(from + 28);
+    balloon->known = le32_read(from + 32);
+    for (unsigned i = 0; i < CONTROL_BALLOON_STATS; i++)
+        balloon->stats[i] = le64_read(from + 36 + 8 * i);
+    return flags <= (BALLOON_PRESENT | BALLOON_DRIVER) &&
+           balloon->known < UINT32_C(1) << CONTROL_BALLOON_STATS;
 }
 
 static void fixed_write(const struct control_message *message, uint8_t *to)
@@ -72,6 +111,8 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
         le16_write(to + 4, message->cols);
         le16_write(to + 6, message->rows);
         break;
+    case CONTROL_BALLOON: balloon_write(&message->balloon, to); break;
+    case CONTROL_BALLOON_TARGET: le64_write(to, message->bytes); break;
     default: break;
     }
 }
@@ -107,6 +148,8 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
         message->cols = le16_read(from + 4);
         message->rows = le16_read(from + 6);
         return true;
+    case CONTROL_BALLOON: return balloon_read(from, &message->balloon);
+    case CONTROL_BALLOON_TARGET: message->bytes = le64_read(from); return true;
     default: return true;
     }
 }

@@ -13,7 +13,10 @@
  *   RESET           the guest reset the machine; with on_reset = reboot it starts anew, and READY
  *                   is not sent again
  *   PANICKED        the guest's kernel said so through the panic port
+ *   CRASH_LOADED    the same, but it has a second kernel that will look into it
+ *   WATCHDOG        the guest's watchdog expired; RESET or POWER_OFF may follow
  *   STATS           the answer to STATS_ASK
+ *   BALLOON         the answer to BALLOON_TARGET and to BALLOON_ASK: one for each
  *   DONE, FAILED    the answer to every other request of a client, and to SAVE of anybody
  * Events after which the process ends, with this exit status:
  *   RESET           0 with on_reset = exit, CONTROL_EXIT_PANIC if PANICKED came before
@@ -25,8 +28,10 @@
  *                   where a vCPU cannot go on
  *
  * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME, QUIT (ends at once, status
- * 0), CONSOLE_SIZE, STATS_ASK, SAVE. When the socket is closed the owner is gone: the VMM ends at
- * once.
+ * 0), CONSOLE_SIZE, STATS_ASK; BALLOON_TARGET (how much memory the guest shall give back),
+ * BALLOON_ASK (its answer waits up to CONTROL_BALLOON_WAIT_MS for fresh statistics of the guest's),
+ * NEW_GENERATION (the machine is not the one any more that it was: a new VM generation ID), SAVE.
+ * When the socket is closed the owner is gone: the VMM ends at once.
  *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS):
  * its state, its memory (board/board.h). It stands meanwhile, and after it does what it did before.
  * DONE then says how many pages that were, and the parent's id
@@ -54,6 +59,8 @@ enum {
     CONTROL_ID_SIZE = 16,
     CONTROL_FDS_MAX = 2, /* that come with one message */
 
+    CONTROL_BALLOON_STATS = 16,
+    CONTROL_BALLOON_WAIT_MS = 1000,
     CONTROL_EXIT_PANIC = 124,
     CONTROL_EXIT_FAILED = 125,
 };
@@ -70,6 +77,9 @@ enum control_type {
     CONTROL_STATS,
     CONTROL_DONE,
     CONTROL_FAILED,
+    CONTROL_CRASH_LOADED,
+    CONTROL_WATCHDOG,
+    CONTROL_BALLOON,
 
     CONTROL_POWER_BUTTON = 64,
     CONTROL_RESET_NOW,
@@ -79,6 +89,20 @@ enum control_type {
     CONTROL_CONSOLE_SIZE,
     CONTROL_STATS_ASK,
     CONTROL_SAVE,
+    CONTROL_BALLOON_TARGET,
+    CONTROL_BALLOON_ASK,
+    CONTROL_NEW_GENERATION,
+};
+
+/* What is known of the balloon and, by it, of the guest's memory. */
+struct control_balloon {
+    bool present, driver; /* the device; a driver in the guest */
+    uint64_t target;      /* bytes that the host wants back */
+    uint64_t actual;      /* bytes that the guest says it has given */
+    uint64_t reported;    /* bytes of free blocks given back besides, since the guest's start */
+    uint32_t age_ms;      /* of the statistics */
+    uint32_t known;       /* a bit for each tag of virtio 1.2, 5.5.6.4, that has a value */
+    uint64_t stats[CONTROL_BALLOON_STATS];
 };
 
 struct control_message {
@@ -95,6 +119,8 @@ struct control_message {
     uint8_t id[CONTROL_ID_SIZE]; /* SAVE: of the new snapshot; DONE: of what it stands on */
     bool changes;                /* SAVE: only those since the last one */
     uint64_t pages;              /* DONE, after SAVE */
+    uint64_t bytes;              /* BALLOON_TARGET */
+    struct control_balloon balloon;
     char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED */
 };
 

@@ -30,6 +30,18 @@ static const struct control_message samples[] = {
     {.type = CONTROL_QUIT},
     {.type = CONTROL_CONSOLE_SIZE, .port = 1, .cols = 80, .rows = 25},
     {.type = CONTROL_STATS_ASK},
+    {.type = CONTROL_CRASH_LOADED},
+    {.type = CONTROL_WATCHDOG},
+    {.type = CONTROL_BALLOON,
+     .balloon = {.present = true,
+                 .target = UINT64_MAX,
+                 .actual = 4096,
+                 .age_ms = 7,
+                 .known = 0x8001,
+                 .stats = {[0] = 1, [15] = UINT64_MAX}}},
+    {.type = CONTROL_BALLOON_TARGET, .bytes = UINT64_MAX - 1},
+    {.type = CONTROL_BALLOON_ASK},
+    {.type = CONTROL_NEW_GENERATION},
 };
 
 static void every_message_comes_back_as_it_was(void **state)
@@ -127,6 +139,13 @@ static void malformed_messages_are_refused(void **state)
 
     size = control_encode(&samples[1], bytes);
     memset(bytes + 16, 'k', CONTROL_NAME_MAX); /* a name without an end */
+    refuse(bytes, size);
+
+    size = control_encode(&samples[20], bytes);
+    bytes[8] = 4; /* a flag that is none */
+    refuse(bytes, size);
+    control_encode(&samples[20], bytes);
+    bytes[8 + 32 + 2] = 1; /* a value that has no place */
     refuse(bytes, size);
 
     control_encode(&samples[7], bytes);
