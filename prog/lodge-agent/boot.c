@@ -99,13 +99,15 @@ static bool has_device(const char *vendor, const char *device)
     return found;
 }
 
-/* "virtio_blk.ko 0x1af4 0x1042": a module, and perhaps the device without which it is not needed.
- */
+/* "virtio_blk.ko 0x1af4 0x1042", "wdat_wdt.ko /sys/...": a module, and perhaps the device or the
+ * path without which it is not needed. */
 static void load_entry(char *line)
 {
     char *rest = NULL, *name = strtok_r(line, " ", &rest);
-    char *vendor = strtok_r(NULL, " ", &rest), *device = strtok_r(NULL, " ", &rest);
-    if (name && (!device || has_device(vendor, device)))
+    char *where = strtok_r(NULL, " ", &rest), *device = strtok_r(NULL, " ", &rest);
+    if (!name || (device && !has_device(where, device)))
+        return;
+    if (!where || device || access(where, F_OK) == 0)
         load_module(name);
 }
 

@@ -13,7 +13,10 @@
  * said on the console and left out. */
 void boot_mount(void);
 /* Loads the modules that /lib/modules/lodge.list names, in its order, as far as its first blank
- * line: those that the channel needs. Returns the list with the rest in it, or NULL. */
+ * line: those that the channel needs. A line is "NAME.ko" and, where something must be there for it
+ * to drive, "VENDOR DEVICE" of the PCI bus or a path. Returns the list with the rest in it, or
+ * NULL.
+ */
 FILE *boot_load_modules(void);
 /* Loads the next of the rest; false when there is none, and the list is closed. */
 bool boot_load_module(FILE *list);

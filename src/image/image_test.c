@@ -175,6 +175,11 @@ static void the_default_image_holds_what_the_agent_needs(void **state)
     add_module(&set, "drivers/virtio_console.ko", "virtio");
     add_module(&set, "drivers/virtio_blk.ko", "virtio");
     add_module(&set, "drivers/virtio-rng.ko", "virtio");
+    add_module(&set, "drivers/virtio_balloon.ko", "virtio");
+    add_module(&set, "drivers/pvpanic-mmio.ko", "pvpanic");
+    add_module(&set, "drivers/pvpanic.ko", "");
+    add_module(&set, "drivers/wdat_wdt.ko", "watchdog");
+    add_module(&set, "drivers/watchdog.ko", "");
     add_module(&set, "drivers/virtio.ko", "");
     struct recipe_files files = {
         .busybox = (const uint8_t *)"busybox",
@@ -193,7 +198,7 @@ static void the_default_image_holds_what_the_agent_needs(void **state)
         "120777 bin/sh 12 /bin/busybox\n",
         "120777 usr/bin/awk 12 /bin/busybox\n",
         "120777 sbin/init 5 /init\n",
-        "100644 lib/modules/lodge.list 85 \n",
+        "100644 lib/modules/lodge.list 238 \n",
         "100644 lib/modules/virtio_rng.ko ",
         "40755 dev 0 \n",
         "40555 proc 0 \n",

@@ -22,7 +22,7 @@ static const char *const append[] = {
 };
 
 /* Modules that the guest wants; what they need in turn is found. Those with a device (PCI vendor
- * and device, as /sys has them) are loaded only where there is one, with what they need: a signed
+ * and device, or a path in /sys) are loaded only where there is one, with what they need: a signed
  * module costs some milliseconds of RSA. */
 static const struct wanted {
     const char *name, *device;
@@ -31,7 +31,10 @@ static const struct wanted {
     {"virtio_pci", NULL, false},
     {"virtio_console", NULL, false},
     {"virtio_blk", "0x1af4 0x1042", false},
+    {"wdat_wdt", "/sys/bus/platform/devices/wdat_wdt", false},
     {"virtio_rng", NULL, true},
+    {"virtio_balloon", "0x1af4 0x1045", true},
+    {"pvpanic_mmio", NULL, true},
 };
 
 static const struct {
