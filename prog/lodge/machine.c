@@ -184,6 +184,15 @@ int machine_event(struct machine *machine, struct control_message *ret_message, 
     return r == n ? 1 : err_set(err, -EBADMSG, "half a message");
 }
 
+int machine_request(struct machine *machine, const struct control_message *request, struct err *err)
+{
+    uint8_t bytes[CONTROL_MESSAGE_MAX];
+    size_t length = control_encode(request, bytes);
+    if (send(machine->control, bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)length)
+        return 0;
+    return err_errno(err, errno, "lodge-vmm does not listen");
+}
+
 static void close_fd(int *fd)
 {
     own_close(fd);

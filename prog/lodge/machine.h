@@ -30,6 +30,10 @@ int machine_start(struct machine *machine, const char *program, struct guest_con
 /* One message, if there is one: 1, or 0 for none now, or -EPIPE when the VMM closed its end. */
 int machine_event(struct machine *machine, struct control_message *ret_message, struct err *err);
 
+/* Sends one request. -EAGAIN where it does not take more for now. */
+int machine_request(struct machine *machine, const struct control_message *request,
+                    struct err *err);
+
 /* Ends it, at once, and waits until it is gone. Returns what waitpid() said, or 0. */
 int machine_end(struct machine *machine);
 

@@ -31,7 +31,8 @@ enum slot {
     SLOT_INPUT,
     SLOT_OUT,
     SLOT_ERRORS,
-    SLOT_MAX
+    SLOT_STEER, /* STEER_POLL_MAX of them */
+    SLOT_MAX = SLOT_STEER + STEER_POLL_MAX
 };
 
 struct relay {
@@ -53,6 +54,7 @@ struct relay {
     bool over;
     int status;
     bool panicked;
+    bool watchdog;       /* it expired, since the last reset */
     bool ended_by_guest; /* not by a signal or a key */
 };
 
@@ -319,6 +321,8 @@ static void guest_reset(struct relay *relay)
         fail(relay, "the guest's kernel panicked", reason);
     else if (relay->panicked)
         fail(relay, "the guest's kernel panicked", "");
+    else if (relay->watchdog)
+        fail(relay, "the guest hung: its watchdog expired", "");
     else if (relay->plan->command && !relay->plan->shell)
         fail(relay, "the guest reset its machine before the command ended", "");
     else
@@ -327,7 +331,9 @@ static void guest_reset(struct relay *relay)
 
 static void guest_powered_off(struct relay *relay)
 {
-    if (relay->plan->command && !relay->plan->shell)
+    if (relay->watchdog)
+        fail(relay, "the guest hung: its watchdog expired", "");
+    else if (relay->plan->command && !relay->plan->shell)
         fail(relay, "the guest powered off before the command ended", "");
     else
         end(relay, 0);
@@ -335,15 +341,21 @@ static void guest_powered_off(struct relay *relay)
 
 static void take_event(struct relay *relay, const struct control_message *event)
 {
+    steer_event(relay->plan->steer, event, relay->machine);
     switch (event->type) {
     case CONTROL_READY:
         if (relay->plan->verbose && !relay->plan->raw)
             say(relay, "engine %s: %s", event->engine, event->text);
         return;
     case CONTROL_PANICKED: relay->panicked = true; return;
+    case CONTROL_WATCHDOG:
+        relay->watchdog = true;
+        if (!relay->plan->watchdog_ends && !relay->plan->raw)
+            say(relay, "the guest's watchdog expired");
+        return;
     case CONTROL_RESET:
         if (relay->plan->reboots) { /* it starts anew */
-            relay->panicked = false;
+            relay->panicked = relay->watchdog = false;
             return;
         }
         break;
@@ -474,6 +486,7 @@ static void prepare(const struct relay *relay, struct pollfd *fds)
         .fd = relay->input_open && input_room(relay) ? STDIN_FILENO : -1, .events = POLLIN};
     fds[SLOT_OUT] =
         (struct pollfd){.fd = sink_empty(&relay->out) ? -1 : relay->out.fd, .events = POLLOUT};
+    steer_poll(relay->plan->steer, fds + SLOT_STEER);
     fds[SLOT_ERRORS] = (struct pollfd){.fd = sink_empty(&relay->errors) ? -1 : relay->errors.fd,
                                        .events = POLLOUT};
 }
@@ -505,6 +518,8 @@ static void step(struct relay *relay)
         fail(relay, "the exec channel failed", *err.text ? err.text : strerror(-r));
     if (fds[SLOT_CONTROL].revents && !relay->over)
         take_events(relay);
+    if (!relay->over)
+        steer_step(relay->plan->steer, fds + SLOT_STEER, relay->machine);
     end_of_input(relay);
     check_agent_timeout(relay);
 }

@@ -22,6 +22,7 @@
 
 #include "channel.h"
 #include "machine.h"
+#include "steer.h"
 
 #include <stdbool.h>
 
@@ -35,7 +36,9 @@ struct relay_plan {
     bool agent;                  /* serial: an agent will say when the console listens */
     bool restored;               /* the guest goes on from a snapshot: it has spoken to others */
     bool raw;                    /* standard input is a terminal to be switched */
+    struct steer *steer;         /* who else may steer the guest, or NULL; borrowed */
     const char *kernel;          /* its path, for messages; borrowed */
+    bool watchdog_ends;          /* so is what the watchdog does where it expires */
     bool reboots;                /* a reset of the guest's machine is not its end */
     bool verbose;                /* the serial port to standard error while a command runs */
     unsigned agent_timeout;      /* seconds until an agent must have answered; 0 = no limit */

@@ -11,6 +11,7 @@
 #include "machine.h"
 #include "overlays.h"
 #include "relay.h"
+#include "steer.h"
 #include "terminal.h"
 #include "verbs.h"
 
@@ -36,6 +37,10 @@ static const struct option_row options[] = {
     {"file", 'f', "FILE", "a guest's definition, vm.conf or JSON; options override it"},
     {"name", 'n', "NAME", "the guest's name, its host name too"},
     {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
+    {"watchdog", 0, "WHAT",
+     "when its watchdog expires: off (none), event, reset or poweroff (off)"},
+    {"balloon", 0, "WHAT", "a device by which it gives memory back: on or off (on)"},
+    {"control", 0, "PATH", "a Unix socket for programs that steer the guest (docs/cli.md)"},
     {"env", 'e', "NAME=VALUE", "environment of the command; may be repeated"},
     {"workdir", 'w', "FOLDER", "the folder the command starts in"},
     {"tty", 't', NULL, "give the command a terminal even where ours is none"},
@@ -153,6 +158,10 @@ static int set_option(struct plan *plan, const char *name, const char *value, st
         return replace(&conf->initrd, value, err);
     if (!strcmp(name, "disk"))
         return guest_conf_add_disk(conf, value, err);
+    if (!strcmp(name, "watchdog"))
+        return guest_conf_set_watchdog(conf, value, err);
+    if (!strcmp(name, "balloon"))
+        return guest_conf_set_balloon(conf, value, err);
     if (!strcmp(name, "name"))
         return replace(&conf->name, value, err);
     if (!strcmp(name, "append") && guest_conf_append(conf, value) < 0)
@@ -340,6 +349,8 @@ static int choose_relay(struct plan *plan, struct err *err)
     if (r >= 0 && relay->command)
         plan->conf.on_reset = GUEST_ON_RESET_EXIT;
     relay->reboots = plan->conf.on_reset == GUEST_ON_RESET_REBOOT;
+    relay->watchdog_ends = plan->conf.watchdog == GUEST_WATCHDOG_POWER_OFF ||
+                           (plan->conf.watchdog == GUEST_WATCHDOG_RESET && !relay->reboots);
     return r;
 }
 
@@ -455,7 +466,13 @@ static int make_plan(struct plan *plan, struct err *err)
         r = choose_relay(plan, err);
     if (r >= 0)
         r = append_name(plan, err);
-    return r < 0 ? r : open_all(plan, err);
+    if (r >= 0)
+        r = open_all(plan, err);
+    const char *control = arguments_value(plan->arguments, "control");
+    if (r >= 0 && control)
+        r = steer_new(control, &plan->relay.steer, err);
+    steer_allow_reset(plan->relay.steer, plan->relay.reboots);
+    return r;
 }
 
 /* The guest is found by its name, if it has one. */
@@ -509,6 +526,7 @@ static int run(const struct arguments *arguments)
         status = relay_run(&plan->relay, &machine);
     else
         fprintf(stderr, "lodge: %s\n", err.text);
+    steer_free(plan->relay.steer);
     for (unsigned i = 0; i < plan->conf.disk_count; i++)
         chain_close(&plan->conf.disks[i]);
     own_close(&plan->kernel);
