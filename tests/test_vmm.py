@@ -10,8 +10,10 @@ import time
 import pytest
 
 EVENTS = {1: "READY", 2: "CONSOLE_OPENED", 3: "RESET", 4: "POWER_OFF", 5: "TRIPLE_FAULT",
-          6: "DEBUG_EXIT", 7: "PANICKED", 8: "ERROR", 9: "STATS"}
+          6: "DEBUG_EXIT", 7: "PANICKED", 8: "ERROR", 9: "STATS", 10: "CRASH_LOADED", 11: "WATCHDOG",
+          12: "BALLOON"}
 POWER_BUTTON, RESET_NOW, PAUSE, RESUME, QUIT, CONSOLE_SIZE, STATS_ASK = range(64, 71)
+BALLOON_TARGET, BALLOON_ASK, NEW_GENERATION = range(71, 74)
 CODE_AT = 0x200000
 HALT = b"\xf4\xeb\xfd"
 
@@ -22,6 +24,10 @@ def out(port, value):
 
 def out16(port, value):
     return b"\x66\xba" + struct.pack("<H", port) + b"\x66\xb8" + struct.pack("<H", value) + b"\x66\xef"
+
+
+def out32(port, value):
+    return b"\x66\xba" + struct.pack("<H", port) + b"\xb8" + struct.pack("<I", value) + b"\xef"
 
 
 def say(text):
@@ -160,6 +166,74 @@ def test_power_off_after_panic_is_not(vmm, engine):
         machine.expect("PANICKED")
         machine.expect("POWER_OFF")
         assert machine.status() == 124
+
+
+def test_a_panic_with_a_second_kernel_is_another_event(vmm, engine):
+    with Machine(vmm, kernel(out(0x505, 2) + POWER_OFF), engine=engine) as machine:
+        machine.expect("READY")
+        machine.expect("CRASH_LOADED")
+        machine.expect("POWER_OFF")
+        assert machine.status() == 0
+
+
+# A period of 300 ms, and off.
+WATCHDOG = out32(0x624, 3) + out32(0x620, 1) + HALT
+
+
+@pytest.mark.parametrize("action, end", [("reset", "RESET"), ("poweroff", "POWER_OFF"),
+                                         ("event", None)])
+def test_a_watchdog_that_expires_is_told_and_acts(vmm, engine, action, end):
+    with Machine(vmm, kernel(WATCHDOG), engine=engine, watchdog=action, on_reset="exit") as machine:
+        machine.expect("READY")
+        begin = time.monotonic()
+        machine.expect("WATCHDOG")
+        assert time.monotonic() - begin > 0.2
+        if end:
+            machine.expect(end)
+        else:
+            machine.send(STATS_ASK)
+            machine.expect("STATS")
+            machine.send(QUIT)
+        assert machine.status() == 0
+
+
+def test_a_watchdog_survives_resets_and_stands_in_pauses(vmm, engine):
+    with Machine(vmm, kernel(say(b"x") + WATCHDOG), engine=engine, watchdog="reset") as machine:
+        machine.expect("READY")
+        for _ in range(3):
+            machine.expect("WATCHDOG")
+            machine.expect("RESET")
+        machine.send(PAUSE)
+        machine.send(STATS_ASK)
+        machine.expect("STATS")
+        ready, _, _ = select.select([machine.control], [], [], 1)
+        assert not ready, "the guest's clock runs in a pause"
+        machine.send(RESUME)
+        machine.expect("WATCHDOG")
+        machine.send(QUIT)
+        assert machine.status() == 0
+
+
+def test_without_a_watchdog_its_ports_are_nothing(vmm, engine):
+    with Machine(vmm, kernel(WATCHDOG), engine=engine) as machine:
+        machine.expect("READY")
+        ready, _, _ = select.select([machine.control], [], [], 1)
+        assert not ready
+
+
+def test_a_balloon_without_a_driver_is_asked_in_vain(vmm, engine):
+    for balloon in (True, False):
+        with Machine(vmm, kernel(HALT), engine=engine, balloon=balloon) as machine:
+            machine.expect("READY")
+            machine.send(BALLOON_ASK)
+            machine.send(BALLOON_TARGET, struct.pack("<Q", 5 << 20))
+            machine.send(BALLOON_TARGET, struct.pack("<Q", 1 << 60))
+            machine.send(NEW_GENERATION)
+            answers = [struct.unpack_from("<IQQQ", machine.expect("BALLOON")) for _ in range(3)]
+            targets = (0, 5 << 20, (32 << 20) - (128 << 10)) if balloon else (0, 0, 0)
+            assert answers == [(int(balloon), target, 0, 0) for target in targets]
+            machine.send(QUIT)
+            assert machine.status() == 0
 
 
 def test_reset_reboots_or_exits(vmm, engine):
