@@ -67,6 +67,31 @@ static void a_device_may_write_code(void **state)
     assert_int_equal(reg(CPU_RAX), 9);
 }
 
+GUEST_CODE(write_and_return_7, 64, "mov $7, %eax; mov %eax, 0x60010; hlt");
+
+static void memory_that_was_given_back_is_empty(void **state)
+{
+    (void)state;
+    enum { STRETCH = 64 << 10 }; /* what populate.c brings at once */
+    RUN(write_and_return_7);
+    assert_int_equal(*guest_quad(&guest, GUEST_DATA + 16), 7);
+    const uint64_t *populated = guest.v->vm->populated[0];
+    assert_true(*populated >> GUEST_DATA / STRETCH & 1);
+    uint64_t count = guest.v->vm->populated_count[0];
+    assert_int_equal(mem_discard(guest.mem, GUEST_DATA, STRETCH), 0);
+    assert_false(*populated >> GUEST_DATA / STRETCH & 1);
+    assert_int_equal(guest.v->vm->populated_count[0], count - 1);
+    assert_int_equal(*guest_quad(&guest, GUEST_DATA + 16), 0);
+
+    assert_int_equal(mem_discard(guest.mem, GUEST_CODE_AT, MEM_PAGE_SIZE), 0);
+    guest.ram[GUEST_CODE_AT + MEM_PAGE_SIZE] = 0xf4;
+    guest_long(&guest, 0);
+    guest.state.gpr[CPU_RAX] = GUEST_DATA; /* zeroes are add %al, (%rax) */
+    assert_int_equal(guest_go(&guest), ENGINE_EXIT_HALT);
+    assert_int_equal(guest.state.rip, GUEST_CODE_AT + MEM_PAGE_SIZE + 1);
+    assert_int_equal(reg(CPU_RAX), GUEST_DATA);
+}
+
 /* ---- two pages ---- */
 
 /* mov $imm, %eax over the end of window page 0; then a jump back into the loop at `rsi`. */
@@ -195,6 +220,7 @@ int main(void)
         TEST(a_store_through_an_alias_counts),
         TEST(data_beside_code_does_not_decode_again),
         TEST(a_device_may_write_code),
+        TEST(memory_that_was_given_back_is_empty),
         TEST(an_instruction_in_two_pages_follows_both),
         TEST(a_straddling_instruction_that_became_short_forgets_the_second_page),
         TEST(the_second_page_faults_at_its_own_address),
