@@ -444,6 +444,8 @@ int board_restore_end(struct board *board, struct err *err)
     snapshot_reader_free(&board->history->state);
     if (r < 0)
         return r;
+    /* It may not be the only one that goes on from there. */
+    board_new_generation(board, NULL);
     for (unsigned i = 0; i < board->virtio_count; i++)
         virtio_release(board->virtio[i]);
     return 0;

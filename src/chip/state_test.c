@@ -13,6 +13,7 @@
 #include "chip/power.h"
 #include "chip/rtc.h"
 #include "chip/serial.h"
+#include "chip/watchdog.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,12 @@ static bool deliver(void *opaque, uint64_t address, uint32_t data)
     struct twin *twin = opaque;
     twin->line.rises++;
     return true;
+}
+
+static void expired(void *opaque)
+{
+    struct twin *twin = opaque;
+    twin->line.rises++;
 }
 
 static void *make_ioapic(struct twin *twin)
@@ -82,6 +89,12 @@ static void *make_port92(struct twin *twin)
     return port92_new(&(struct port92_config){.opaque = NULL});
 }
 
+static void *make_watchdog(struct twin *twin)
+{
+    return watchdog_new(
+        &(struct watchdog_config){.timers = twin->timers, .expired = expired, .opaque = twin});
+}
+
 static void *make_debug(struct twin *twin)
 {
     return debug_new(&(struct debug_config){.opaque = NULL});
@@ -111,6 +124,7 @@ static const struct kind {
     {&power_device, make_power, {{&power_ops, POWER_RESET}}, 1, NULL, 0},
     {&i8042_device, make_i8042, {{&i8042_data_ops, 1}, {&i8042_command_ops, 1}}, 1, NULL, 0},
     {&port92_device, make_port92, {{&port92_ops, 1}}, 1, NULL, 0},
+    {&watchdog_device, make_watchdog, {{&watchdog_ops, 16}}, 4, NULL, 0},
     {&debug_device, make_debug, {{&debug_post_ops, 1}}, 1, NULL, 0},
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };

@@ -1,6 +1,7 @@
 #include "chip/watchdog.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -92,8 +93,27 @@ static void watchdog_write(void *opaque, uint64_t offset, unsigned size, uint64_
 
 const struct bus_ops watchdog_ops = {
     .name = "watchdog", .read = watchdog_read, .write = watchdog_write};
-const struct device_ops watchdog_device = {
-    .name = "watchdog", .reset = watchdog_reset, .free = watchdog_free};
+static void watchdog_state(void *opaque, struct record *record)
+{
+    struct watchdog *watchdog = opaque;
+    pthread_mutex_lock(&watchdog->lock);
+    record_bool(record, &watchdog->running);
+    record_bool(record, &watchdog->expired);
+    record_u32_below(record, &watchdog->period, WATCHDOG_PERIOD_MAX + 1);
+    record_u64(record, &watchdog->due);
+    if (record->loading) {
+        timer_cancel(&watchdog->timer);
+        if (watchdog->running)
+            timer_arm(&watchdog->timer, watchdog->due);
+    }
+    pthread_mutex_unlock(&watchdog->lock);
+}
+
+const struct device_ops watchdog_device = {.name = "watchdog",
+                                           .reset = watchdog_reset,
+                                           .free = watchdog_free,
+                                           .state = watchdog_state,
+                                           .state_version = 1};
 
 /* Whether it expired is what the next system wants to know: that stays. */
 void watchdog_reset(void *opaque)

@@ -1,6 +1,7 @@
 #include "virtio/balloon.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "virtio/worker.h"
 
 #include <errno.h>
@@ -294,6 +295,46 @@ static void balloon_config_write(struct virtio_device *device, uint32_t offset, 
         balloon->poison = le32_read(from);
 }
 
+static void balloon_settle(struct virtio_device *device)
+{
+    /* Chains are served whole under the mutex; a buffer of statistics that is held is state. */
+    pthread_mutex_lock(&of(device)->mutex);
+    pthread_mutex_unlock(&of(device)->mutex);
+}
+
+static void field_state(struct record *record, _Atomic uint32_t *field)
+{
+    uint32_t value = *field;
+    record_u32(record, &value);
+    *field = value;
+}
+
+static void balloon_state(struct virtio_device *device, struct record *record)
+{
+    struct virtio_balloon *balloon = of(device);
+    struct queue *queue = &device->queues[QUEUE_STATS];
+    pthread_mutex_lock(&balloon->mutex);
+    field_state(record, &balloon->target);
+    field_state(record, &balloon->actual);
+    field_state(record, &balloon->poison);
+    record_u64(record, &balloon->inflated);
+    record_u64(record, &balloon->reported);
+    record_bool(record, &balloon->stats_held);
+    if (record->loading) {
+        balloon->inflated = min(balloon->inflated, balloon->pages);
+        mem_keep_small(device->mem, balloon->inflated > 0);
+    }
+    if (record->loading && balloon->stats_held) {
+        /* It was popped last, so it is the next one again. */
+        queue_unpop(queue);
+        if (record->failed || queue_pop(queue, &balloon->stats_chain) != 1) {
+            balloon->stats_held = false;
+            record_fail(record, "has statistics that are not there");
+        }
+    }
+    pthread_mutex_unlock(&balloon->mutex);
+}
+
 static void balloon_free(struct virtio_device *device)
 {
     struct virtio_balloon *balloon = of(device);
@@ -314,6 +355,9 @@ static const struct virtio_device_ops balloon_ops = {
     .reset = balloon_reset,
     .queue_notified = balloon_queue_notified,
     .notify_fd = balloon_notify_fd,
+    .settle = balloon_settle,
+    .state = balloon_state,
+    .state_version = 1,
     .free = balloon_free,
 };
 
@@ -357,7 +401,7 @@ bool virtio_balloon_ask(struct virtio_balloon *balloon)
 {
     pthread_mutex_lock(&balloon->mutex);
     bool answers = balloon->live && has_stats(balloon);
-    if (answers && balloon->stats_held) {
+    if (answers && balloon->stats_held && !balloon->device.held) {
         balloon->stats_held = false;
         virtio_push(&balloon->device, QUEUE_STATS, &balloon->stats_chain, 0);
         virtio_notify(&balloon->device, QUEUE_STATS);
