@@ -212,7 +212,7 @@ void queue_unpop(struct queue *queue)
     queue->next_available--;
 }
 
-static void mark_written(struct queue *queue, const struct queue_chain *chain, uint64_t written)
+void queue_chain_touched(struct queue *queue, const struct queue_chain *chain, uint64_t written)
 {
     for (unsigned i = chain->readable; written > 0 && i < chain->readable + chain->writable; i++) {
         uint64_t part = min(written, (uint64_t)chain->buffers[i].iov_len);
@@ -221,17 +221,32 @@ static void mark_written(struct queue *queue, const struct queue_chain *chain, u
     }
 }
 
-void queue_push(struct queue *queue, const struct queue_chain *chain, uint64_t written)
+void queue_fill(struct queue *queue, const struct queue_chain *chain, uint64_t written)
 {
     assert(queue->ready && written <= chain->writable_bytes);
-    mark_written(queue, chain, written);
+    queue_chain_touched(queue, chain, written);
     unsigned slot = queue->next_used & (queue->size - 1u);
     uint64_t offset = RING_ENTRIES + (uint64_t)slot * USED_ENTRY_SIZE;
     le32_write(queue->used_ring + offset, chain->head);
     le32_write(queue->used_ring + offset + 4, (uint32_t)min(written, (uint64_t)UINT32_MAX));
     mem_written(queue->mem, queue->used + offset, USED_ENTRY_SIZE);
     queue->next_used++;
+}
+
+void queue_publish(struct queue *queue)
+{
     used_store(queue, RING_INDEX, queue->next_used);
+}
+
+void queue_unfill(struct queue *queue, unsigned count)
+{
+    queue->next_used = (uint16_t)(queue->next_used - count);
+}
+
+void queue_push(struct queue *queue, const struct queue_chain *chain, uint64_t written)
+{
+    queue_fill(queue, chain, written);
+    queue_publish(queue);
 }
 
 bool queue_should_notify(struct queue *queue)

@@ -86,8 +86,18 @@ int queue_pop(struct queue *queue, struct queue_chain *ret_chain);
 /* Gives the chain back; `written` bytes from the start of its writable part were filled. */
 void queue_push(struct queue *queue, const struct queue_chain *chain, uint64_t written);
 
+/* The two halves of queue_push(), for what takes several chains that must appear at once: the first
+ * fills the next used element, which the driver does not see before the second. */
+void queue_fill(struct queue *queue, const struct queue_chain *chain, uint64_t written);
+void queue_publish(struct queue *queue);
+/* Takes back the last `count` elements that were filled and not published. */
+void queue_unfill(struct queue *queue, unsigned count);
+
+/* Tells struct mem of bytes that were written into a chain after it was filled. */
+void queue_chain_touched(struct queue *queue, const struct queue_chain *chain, uint64_t written);
+
 /* Forgets that the chain was popped: the next queue_pop() returns it again. Only for the chain
- * that was popped last. */
+ * that was popped last; then for the one before it, and so on. */
 void queue_unpop(struct queue *queue);
 
 /* True where the driver wants to be interrupted for what was pushed since the last call. */
