@@ -9,6 +9,7 @@
 #include <linux/netlink.h>
 #include <net/if.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -145,6 +146,54 @@ void boot_network(void)
     _cleanup_fd_ int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
         complain("loopback interface");
+}
+
+/* An address from DHCP; it goes on in the background once it has one, or has asked in vain for some
+ * seconds. */
+static pid_t start_dhcp(const char *interface)
+{
+    pid_t pid = -1;
+    char *argv[] = {"udhcpc", "-i", (char *)interface, "-b", "-t", "4", "-T",
+                    "1",      "-s", "/etc/udhcpc.sh",  NULL};
+    char *env[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none;
+    sigemptyset(&none);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    for (int fd = 0; fd < 3; fd++)
+        posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_RDWR, 0);
+    int r = posix_spawn(&pid, "/sbin/udhcpc", &actions, &attributes, argv, env);
+    posix_spawn_file_actions_destroy(&actions);
+    posix_spawnattr_destroy(&attributes);
+    return r == 0 ? pid : -1;
+}
+
+enum { DHCP_STEPS = 1500 }; /* of 2 ms */
+
+static void wait_for_dhcp(pid_t pid)
+{
+    for (int i = 0; i < DHCP_STEPS && waitpid(pid, NULL, WNOHANG) == 0; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 2 * 1000000}, NULL);
+}
+
+void boot_cards(void)
+{
+    char net[16], name[IF_NAMESIZE];
+    if (!boot_option("lodge.net", net, sizeof net))
+        return;
+    for (unsigned i = 0; i < 8; i++) {
+        snprintf(name, sizeof name, "eth%u", i);
+        if (!if_nametoindex(name))
+            break;
+        pid_t pid = start_dhcp(name);
+        /* Who asked for a user network finds it working. passt answers at once. */
+        if (pid > 0 && i == 0 && !strcmp(net, "user"))
+            wait_for_dhcp(pid);
+    }
 }
 
 bool boot_option(const char *name, char *ret_value, unsigned size)

@@ -21,6 +21,8 @@ FILE *boot_load_modules(void);
 /* Loads the next of the rest; false when there is none, and the list is closed. */
 bool boot_load_module(FILE *list);
 void boot_network(void);
+/* Addresses for network cards, where the kernel's command line has lodge.net. After the modules. */
+void boot_cards(void);
 
 /* The value of `name=` on the kernel's command line, in `value`; false where there is none. */
 bool boot_option(const char *name, char *ret_value, unsigned size);

@@ -7,7 +7,8 @@
  * run it.
  *
  * Kernel command line: lodge.console=ttyS0|hvc0|off (a shell there whose end powers the guest off;
- * ttyS0 when absent), lodge.hostname=NAME.
+ * ttyS0 when absent), lodge.hostname=NAME, lodge.net=user|tap (ask for an address for each
+ * network card; with user, wait for it).
  */
 #include "base/bytes.h"
 #include "base/own.h"
@@ -172,6 +173,7 @@ static void bring_up(struct agent *agent)
     agent->uevents = boot_open_uevents();
     boot_network();
     agent->modules = boot_load_modules();
+    boot_cards();
 }
 
 static int usage(void)

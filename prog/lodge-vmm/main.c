@@ -34,7 +34,8 @@
 
 enum {
     DEFINITION_FD = 3,
-    FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX
+    FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
+              GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX
 };
 
 /* More than any kernel of the field unpacks to. */
@@ -117,6 +118,9 @@ static int others_close(const struct guest_conf *conf, const struct session *ses
         keep[count++] = conf->restore.layers[i].state_fd;
         keep[count++] = conf->restore.layers[i].memory_fd;
     }
+    for (unsigned i = 0; i < conf->nic_count; i++)
+        for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
+            keep[count++] = conf->nics[i].fds[j];
     return privileges_close_others(keep, count, err);
 }
 
@@ -149,6 +153,30 @@ static const enum board_watchdog watchdog_of[GUEST_WATCHDOG_MAX] = {
     [GUEST_WATCHDOG_POWER_OFF] = BOARD_WATCHDOG_POWER_OFF,
 };
 
+static const enum board_nic_kind nic_kind_of[GUEST_NET_MAX] = {
+    [GUEST_NET_USER] = BOARD_NIC_USER,
+    [GUEST_NET_TAP] = BOARD_NIC_TAP,
+};
+
+static void nics_make(const struct guest_conf *conf, struct board_nic nics[GUEST_NICS_MAX])
+{
+    static const uint8_t none[6];
+    for (unsigned i = 0; i < conf->nic_count; i++) {
+        const struct guest_nic *nic = &conf->nics[i];
+        nics[i] = (struct board_nic){.kind = nic_kind_of[nic->net],
+                                     .fds = nic->fds,
+                                     .fd_count = nic->fd_count,
+                                     .mtu = nic->mtu,
+                                     .anti_spoof = nic->anti_spoof,
+                                     .rate_in = nic->rate_in,
+                                     .rate_out = nic->rate_out};
+        if (memcmp(nic->mac, none, sizeof none) != 0)
+            memcpy(nics[i].mac, nic->mac, sizeof none);
+        else
+            guest_nic_mac(conf->name ? conf->name : "", i, nics[i].mac);
+    }
+}
+
 static int machine_make(const struct guest_conf *conf, struct disks *disks, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
 {
@@ -156,6 +184,8 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
     for (unsigned i = 0; i < conf->console_count; i++)
         consoles[i] =
             (struct board_console){.name = conf->consoles[i].name, .fd = conf->consoles[i].fd};
+    struct board_nic nics[GUEST_NICS_MAX];
+    nics_make(conf, nics);
     struct board_config config = {.kvm_fd = conf->kvm_fd,
                                   .memory = conf->memory,
                                   .cpus = conf->cpus,
@@ -172,6 +202,8 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
                                   .disk_count = disks->count,
                                   .balloon = conf->balloon,
                                   .watchdog = watchdog_of[conf->watchdog],
+                                  .nics = nics,
+                                  .nic_count = conf->nic_count,
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -108,6 +109,12 @@ static int allow_by_argument(scmp_filter_ctx filter)
     /* Requests of KVM's own number space, on descriptors that came open. */
     if (r >= 0)
         r = allow(filter, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, KVMIO << 8));
+    /* A tap's offloads and which of its queues are used, as the guest negotiates them; and no other
+     * request to a tap. */
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, TUNSETOFFLOAD));
+    if (r >= 0)
+        r = allow(filter, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, TUNSETQUEUE));
     /* Threads, never processes. clone3() hides its flags behind a pointer, so it does not exist
      * here, and the C library falls back to clone(). */
     if (r >= 0)

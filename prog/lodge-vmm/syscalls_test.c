@@ -8,6 +8,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -151,6 +153,13 @@ static void attack_terminal(void)
     syscall(SYS_ioctl, 0, TIOCSTI, "x");
 }
 
+/* Of a tap's requests only two are needed. */
+static void attack_other_tap(void)
+{
+    struct ifreq request = {.ifr_name = "tap0"};
+    syscall(SYS_ioctl, 0, TUNSETIFF, &request);
+}
+
 static void attack_dumpable(void)
 {
     syscall(SYS_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
@@ -227,6 +236,7 @@ static const struct attack {
     {"fallocate that moves data", attack_move_data},
     {"preadv2 but for what is there", attack_preadv2},
     {"ioctl of a terminal", attack_terminal},
+    {"ioctl that attaches to a tap", attack_other_tap},
     {"prctl", attack_dumpable},
     {"unlink", attack_unlink},
     {"stat of a path", attack_stat},
@@ -320,6 +330,9 @@ static void machine_life(void)
     pwritev2(arena, &iov, 1, 0, RWF_NOWAIT);
     need(fallocate(arena, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, 4096) == 0);
     need(fdatasync(arena) == 0 && fcntl(arena, F_GETFL) >= 0);
+    /* A tap's requests; here there is none. */
+    need(ioctl(event, TUNSETOFFLOAD, 0ul) < 0 && errno != EPERM);
+    need(ioctl(event, TUNSETQUEUE, &value) < 0 && errno != EPERM);
 
     signal(SIGRTMIN + 5, ignore);
     need(pthread_kill(pthread_self(), SIGRTMIN + 5) == 0);

@@ -19,7 +19,8 @@
 
 enum {
     KEEP_NAMED = 8, /* descriptors of the definition that have names */
-    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX,
+    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
+               GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX,
     END_MS = 10000, /* an image may have to reach the disk */
 };
 
@@ -135,6 +136,9 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
         keep[count++] = conf->restore.layers[i].state_fd;
         keep[count++] = conf->restore.layers[i].memory_fd;
     }
+    for (unsigned i = 0; i < conf->nic_count; i++)
+        for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
+            keep[count++] = conf->nics[i].fds[j];
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         become_vmm(program, argv, keep, count, parent);

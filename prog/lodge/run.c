@@ -9,6 +9,7 @@
 #include "folder.h"
 #include "image/store.h"
 #include "machine.h"
+#include "net.h"
 #include "overlays.h"
 #include "relay.h"
 #include "steer.h"
@@ -41,6 +42,9 @@ static const struct option_row options[] = {
      "when its watchdog expires: off (none), event, reset or poweroff (off)"},
     {"balloon", 0, "WHAT", "a device by which it gives memory back: on or off (on)"},
     {"control", 0, "PATH", "a Unix socket for programs that steer the guest (docs/cli.md)"},
+    {"net", 0, "NET", "a network card: user, tap=NAME or none; see below (none)"},
+    {"publish", 'p', "[ADDRESS:]HOST:GUEST[/udp]",
+     "forward a port of this machine to the guest; implies --net user"},
     {"env", 'e', "NAME=VALUE", "environment of the command; may be repeated"},
     {"workdir", 'w', "FOLDER", "the folder the command starts in"},
     {"tty", 't', NULL, "give the command a terminal even where ours is none"},
@@ -64,6 +68,7 @@ struct plan {
     int kernel, initrd, kvm; /* descriptors */
     struct endpoint endpoint;
     struct overlays *overlays; /* of a restored guest */
+    struct net net;
 };
 
 static int read_file(const char *path, char **ret_text, size_t *ret_length, struct err *err)
@@ -100,7 +105,8 @@ static int refuse_descriptors(const struct guest_conf *conf, const char *path, s
 {
     if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
         conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
-        conf->lockstep.fd >= 0 || conf->console_count > 0 || has_images(conf))
+        conf->lockstep.fd >= 0 || conf->console_count > 0 || has_images(conf) ||
+        net_has_descriptors(conf))
         return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
     return 0;
 }
@@ -164,9 +170,23 @@ static int set_option(struct plan *plan, const char *name, const char *value, st
         return guest_conf_set_balloon(conf, value, err);
     if (!strcmp(name, "name"))
         return replace(&conf->name, value, err);
+    if (!strcmp(name, "net"))
+        return guest_conf_add_net(conf, value, err);
     if (!strcmp(name, "append") && guest_conf_append(conf, value) < 0)
         return err_set(err, -ENOMEM, "no memory");
     return 0;
+}
+
+/* Cards on the command line replace the file's. Ports come last: they go to a card that is there.
+ */
+static int read_networks(struct plan *plan, struct err *err)
+{
+    const struct arguments *arguments = plan->arguments;
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
+        if (!strcmp(arguments->given[i].row->name, "publish"))
+            r = guest_conf_add_forward(&plan->conf, arguments->given[i].value, err);
+    return r;
 }
 
 static int read_options(struct plan *plan, struct err *err)
@@ -176,10 +196,12 @@ static int read_options(struct plan *plan, struct err *err)
     int r = file ? read_definition(plan, file, err) : 0;
     if (r >= 0)
         r = set_on_reset(&plan->conf, arguments_value(arguments, "on-reset"), err);
+    if (arguments_value(arguments, "net"))
+        plan->conf.nic_count = 0;
     for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
         if (arguments->given[i].value)
             r = set_option(plan, arguments->given[i].row->name, arguments->given[i].value, err);
-    return r;
+    return r < 0 ? r : read_networks(plan, err);
 }
 
 /* The image gives what was not given: kernel, initrd, and the words its kernel likes. */
@@ -453,6 +475,16 @@ static int restore_plan(struct plan *plan, struct err *err)
     return r;
 }
 
+/* The agent then sets up the network: see boot_network() in lodge-agent. */
+static int append_net(struct plan *plan, struct err *err)
+{
+    const struct guest_conf *conf = &plan->conf;
+    if (conf->nic_count == 0 || !plan->relay.agent)
+        return 0;
+    const char *word = conf->nics[0].net == GUEST_NET_USER ? "lodge.net=user" : "lodge.net=tap";
+    return guest_conf_append(&plan->conf, word) >= 0 ? 0 : err_set(err, -ENOMEM, "no memory");
+}
+
 static int make_plan(struct plan *plan, struct err *err)
 {
     int r = read_options(plan, err);
@@ -466,6 +498,8 @@ static int make_plan(struct plan *plan, struct err *err)
         r = choose_relay(plan, err);
     if (r >= 0)
         r = append_name(plan, err);
+    if (r >= 0)
+        r = append_net(plan, err);
     if (r >= 0)
         r = open_all(plan, err);
     const char *control = arguments_value(plan->arguments, "control");
@@ -508,7 +542,18 @@ static int start(struct plan *plan, struct machine *machine, struct err *err)
         r = open_endpoint(plan, err);
     if (r >= 0)
         r = machine_find_program("lodge-vmm", "LODGE_VMM", program, sizeof program, err);
-    return r < 0 ? r : machine_start(machine, program, &plan->conf, err);
+    if (r >= 0)
+        r = net_open(&plan->net, &plan->conf, err);
+    if (r < 0)
+        return r;
+    r = machine_start(machine, program, &plan->conf, err);
+    net_close(&plan->net, &plan->conf);
+    if (r < 0)
+        return r;
+    r = net_wait(&plan->net, err);
+    if (r < 0)
+        machine_end(machine);
+    return r;
 }
 
 static int run(const struct arguments *arguments)
@@ -557,6 +602,11 @@ const struct verb verb_run = {
         "standard\n"
         "output until the guest powers off. IMAGE is 'default' where neither it nor a kernel is\n"
         "given.\n\n"
+        "A network card is user (passt carries the guest's connections; DHCP is there) or "
+        "tap=NAME,\n"
+        "with more behind commas: mac=MAC, mtu=N, anti-spoof, rate-in=SIZE and rate-out=SIZE (a\n"
+        "second), for user host-loopback (the gateway's address leads to this machine), for tap\n"
+        "queues=N. Without --net and -p there is none.\n\n"
         "Exit status: the command's own; 125 when lodge or the guest failed; 126 when the command\n"
         "could not be executed, 127 when it was not found; 128 + n after signal n.",
     .example = "lodge run --memory 1G -- uname -a",

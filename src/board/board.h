@@ -50,6 +50,7 @@ enum {
     BOARD_DISKS_MAX = 8,
     BOARD_DISK_QUEUES_MAX = 4,
     BOARD_TEXT_MAX = 4096,
+    BOARD_NICS_MAX = 8,
 };
 
 struct board;
@@ -70,6 +71,19 @@ struct board_disk {
     uint64_t iops, bps, iops_burst, bps_burst;     /* 0 = no limit, and what blk.h says */
     void (*on_error)(void *opaque, bool write, int number); /* virtio/blk.h; or NULL */
     void *opaque;
+};
+
+enum board_nic_kind { BOARD_NIC_USER, BOARD_NIC_TAP };
+
+/* A network card; what virtio/net.h says of a field holds here. */
+struct board_nic {
+    enum board_nic_kind kind;
+    const int *fds;    /* user: a stream socket to passt; tap: its queues */
+    unsigned fd_count; /* the machine owns them after board_new() */
+    uint8_t mac[6];
+    unsigned mtu;
+    bool anti_spoof;
+    uint64_t rate_in, rate_out;
 };
 
 /* A run whose history can be repeated: board_lockstep.h. */
@@ -112,6 +126,8 @@ struct board_config {
     unsigned disk_count; /* <= BOARD_DISKS_MAX */
     bool balloon;
     enum board_watchdog watchdog;
+    const struct board_nic *nics;
+    unsigned nic_count; /* <= BOARD_NICS_MAX */
 
     struct board_lockstep lockstep; /* for tests of the engine */
 

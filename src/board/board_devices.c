@@ -424,6 +424,18 @@ static int make_balloon(struct board *board, const struct board_config *config, 
     return r;
 }
 
+static int make_nets(struct board *board, const struct board_config *config, struct err *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < config->nic_count; i++) {
+        struct virtio_device *card;
+        r = board_net_new(board->mem, &config->nics[i], &card, err);
+        if (r >= 0)
+            r = add_virtio(board, card, err);
+    }
+    return r;
+}
+
 static const struct row {
     const char *name;
     bool irqchip; /* part of the interrupt controller: only where the engine has none */
@@ -444,6 +456,7 @@ static const struct row {
     {"virtio-rng", false, make_rng},
     {"virtio-console", false, make_console},
     {"disks", false, make_disks},
+    {"virtio-net", false, make_nets},
     {"balloon", false, make_balloon},
     {"watchdog", false, make_watchdog},
 };

@@ -480,7 +480,8 @@ static int check(const struct board *board, const struct board_config *config, s
     if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || !board->engine->vcpu_stop_at)
         return err_set(err, -EINVAL, "lockstep: engine %s has a time of its own; use soft",
                        board->engine->name);
-    if (config->cpus != 1 || config->serial_in_fd >= 0 || config->console_count)
+    if (config->cpus != 1 || config->serial_in_fd >= 0 || config->console_count ||
+        config->nic_count)
         return err_set(err, -EINVAL,
                        "lockstep: one CPU, no serial input and no consoles, which cannot be "
                        "repeated");

@@ -177,3 +177,7 @@ void board_tell_plain(struct board *board, enum board_event_kind kind, bool once
 /* Stops the machine. The first final event counts, later ones are dropped. */
 void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
                       const char *text);
+
+/* board_net.c. Its descriptors are the device's after success. */
+int board_net_new(struct mem *mem, const struct board_nic *config,
+                  struct virtio_device **ret_device, struct err *err);

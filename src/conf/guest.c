@@ -326,5 +326,5 @@ int guest_conf_check(const struct guest_conf *conf, struct err *err)
     if (conf->console_count > GUEST_CONSOLES_MAX)
         return err_set(err, -EINVAL, "%u consoles: a guest has at most %d", conf->console_count,
                        GUEST_CONSOLES_MAX);
-    return 0;
+    return guest_conf_check_nics(conf, err);
 }

@@ -14,6 +14,7 @@
 
 #include "base/bytes.h"
 #include "base/err.h"
+#include "conf/guest_nic.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -161,6 +162,8 @@ struct guest_conf {
 
     struct guest_disk disks[GUEST_DISKS_MAX];
     unsigned disk_count;
+    struct guest_nic nics[GUEST_NICS_MAX]; /* none unless asked for */
+    unsigned nic_count;
 };
 
 void guest_conf_init(
@@ -198,6 +201,13 @@ void guest_disk_forget_images(struct guest_disk *disk); /* closes nothing */
 /* -E2BIG, -ENOMEM. */
 int guest_disk_add_image(struct guest_disk *disk, const char *name, int fd);
 
+/* Network cards, as guest_nic.h says they are written. "none" adds none; a forwarded port goes to
+ * the first user network, which is made where there is no card at all. The second and the last take
+ * any number of words with blanks between them; guest_conf_set_nets() replaces what was there. */
+int guest_conf_add_net(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_nets(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_add_forward(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_add_forwards(struct guest_conf *conf, const char *text, struct err *err);
 /* Puts " words" behind the kernel command line. -ENOMEM. */
 int guest_conf_append(struct guest_conf *conf, const char *words);
 

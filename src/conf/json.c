@@ -7,6 +7,7 @@
 #include "base/own.h"
 #include "conf/guest.h"
 #include "conf/json_disk.h"
+#include "conf/json_nic.h"
 #include "conf/private.h"
 
 #include <errno.h>
@@ -35,7 +36,8 @@ enum kind {
     KIND_ON_RESET,
     KIND_WATCHDOG,
     KIND_BALLOON,
-    KIND_LOCKSTEP
+    KIND_LOCKSTEP,
+    KIND_NICS
 };
 
 static const struct field {
@@ -66,6 +68,7 @@ static const struct field {
     {"watchdog", KIND_WATCHDOG, 0},
     {"balloon", KIND_BALLOON, 0},
     {"lockstep", KIND_LOCKSTEP, 0},
+    {"nics", KIND_NICS, 0},
 };
 
 struct scan {
@@ -320,6 +323,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_WATCHDOG: return get_watchdog(value, conf, why);
     case KIND_BALLOON: return get_balloon(value, conf, why);
     case KIND_LOCKSTEP: return get_lockstep(value, conf, why);
+    case KIND_NICS: return json_nics_get(value, conf, why);
     }
     return -EINVAL;
 }
@@ -447,6 +451,8 @@ static int put_field(json_t *root, const struct field *field, const struct guest
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);
     case KIND_WATCHDOG: return put_string(root, field->name, guest_watchdog_name(conf->watchdog));
     case KIND_BALLOON: return json_object_set_new(root, field->name, json_boolean(conf->balloon));
+    case KIND_NICS:
+        return conf->nic_count ? json_object_set_new(root, field->name, json_nics_put(conf)) : 0;
     }
     return -1;
 }

@@ -16,6 +16,7 @@ void guest_disks_free(struct guest_conf *conf); /* none are left */
 int guest_check_memory(uint64_t bytes, struct err *err);
 int guest_check_cpus(uint64_t cpus, struct err *err);
 int guest_check_code_cache(uint64_t bytes, struct err *err);
+int guest_conf_check_nics(const struct guest_conf *conf, struct err *err);
 
 void guest_disk_free(struct guest_disk *disk); /* what it holds; it is empty after */
 int guest_disk_copy(struct guest_disk *to, const struct guest_disk *from);

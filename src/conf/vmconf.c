@@ -26,6 +26,8 @@ enum key {
     KEY_KERNEL,
     KEY_MEM,
     KEY_NAME,
+    KEY_NET,
+    KEY_PUBLISH,
     KEY_ROOT,
     KEY_TRANSLATE,
     KEY_VCPUS,
@@ -38,6 +40,7 @@ static const char *const key_names[KEY_MAX] = {
     [KEY_DISK] = "disk",         [KEY_ENGINE] = "engine",
     [KEY_INITRD] = "initrd",     [KEY_KERNEL] = "kernel",
     [KEY_MEM] = "mem",           [KEY_NAME] = "name",
+    [KEY_NET] = "net",           [KEY_PUBLISH] = "publish",
     [KEY_ROOT] = "root",         [KEY_TRANSLATE] = "translate",
     [KEY_VCPUS] = "vcpus",       [KEY_WATCHDOG] = "watchdog",
     [KEY_BALLOON] = "balloon",
@@ -51,6 +54,8 @@ struct reader {
     struct guest_conf *conf;
     unsigned seen[KEY_MAX]; /* line of the first, 0 = not yet */
     char *root;
+    char *publish; /* for when all networks are known */
+    struct text_place publish_place;
 };
 
 static bool more(const struct reader *reader)
@@ -111,7 +116,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
     return guest_text_error(
         reader->err, reader->origin, start,
         "unknown key '%.*s'; the keys are appended, balloon, code_cache, disk, engine, initrd, "
-        "kernel, mem, name, root, translate, vcpus, watchdog",
+        "kernel, mem, name, net, publish, root, translate, vcpus, watchdog",
         min(length, 64), name);
 }
 
@@ -187,6 +192,8 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     case KEY_KERNEL: return replace(&conf->kernel, value);
     case KEY_MEM: return guest_conf_set_memory(conf, *value, why);
     case KEY_NAME: return replace(&conf->name, value);
+    case KEY_NET: return guest_conf_set_nets(conf, *value, why);
+    case KEY_PUBLISH: return replace(&reader->publish, value);
     case KEY_ROOT:
         if (strpbrk(*value, " \t\"\\"))
             return err_set(why, -EINVAL, "root must be one word, as in \"/dev/sda1\"");
@@ -213,6 +220,8 @@ static int read_entry(struct reader *reader)
     if (r < 0)
         return r;
     struct err why = {0};
+    if (key == KEY_PUBLISH)
+        reader->publish_place = place;
     r = set(reader, key, &value, &why);
     if (r < 0)
         return guest_text_error(reader->err, reader->origin, place, "%s", why.text);
@@ -250,6 +259,14 @@ static int join_root(struct reader *reader)
     return guest_conf_append(reader->conf, word);
 }
 
+static int join_publish(struct reader *reader)
+{
+    struct err why = {0};
+    if (!reader->publish || guest_conf_add_forwards(reader->conf, reader->publish, &why) >= 0)
+        return 0;
+    return guest_text_error(reader->err, reader->origin, reader->publish_place, "%s", why.text);
+}
+
 int guest_conf_read_vmconf(struct guest_conf *conf, const char *text, size_t length,
                            const char *origin, struct err *err)
 {
@@ -271,7 +288,10 @@ int guest_conf_read_vmconf(struct guest_conf *conf, const char *text, size_t len
         r = read_line(&reader);
     if (r >= 0)
         r = join_root(&reader);
+    if (r >= 0)
+        r = join_publish(&reader);
     free(reader.root);
+    free(reader.publish);
     if (r < 0) {
         guest_conf_free(&copy);
         return r;

@@ -32,6 +32,7 @@ static const struct wanted {
     {"virtio_console", NULL, false},
     {"virtio_blk", "0x1af4 0x1042", false},
     {"wdat_wdt", "/sys/bus/platform/devices/wdat_wdt", false},
+    {"virtio_net", "0x1af4 0x1041", false},
     {"virtio_rng", NULL, true},
     {"virtio_balloon", "0x1af4 0x1045", true},
     {"pvpanic_mmio", NULL, true},
@@ -57,6 +58,24 @@ static const struct {
     {"etc/os-release", "NAME=\"Lodge default image\"\nID=lodge\nID_LIKE=debian\n"},
 };
 
+/* What udhcpc calls with an address, or without. */
+static const char dhcp_script[] =
+    "#!/bin/sh\n"
+    "case $1 in\n"
+    "deconfig) ip link set \"$interface\" up ;;\n"
+    "bound | renew)\n"
+    "    ip addr flush dev \"$interface\" scope global\n"
+    "    ip addr add \"$ip/${mask:-24}\" dev \"$interface\"\n"
+    "    for gateway in $router; do\n"
+    "        ip route replace \"$gateway\" dev \"$interface\"\n"
+    "        ip route replace default via \"$gateway\" dev \"$interface\" && break\n"
+    "    done\n"
+    "    : >/etc/resolv.conf\n"
+    "    [ -z \"$domain\" ] || echo \"search $domain\" >>/etc/resolv.conf\n"
+    "    for server in $dns; do echo \"nameserver $server\" >>/etc/resolv.conf; done\n"
+    "    ;;\n"
+    "esac\n";
+
 char *recipe_append(void)
 {
     char *line = strdup("");
@@ -77,7 +96,9 @@ static int add_skeleton(struct initramfs *to, struct err *err)
         r = initramfs_add_directory(to, directories[i].path, directories[i].mode, err);
     for (size_t i = 0; r >= 0 && i < ARRAY_LEN(texts); i++)
         r = initramfs_add_file(to, texts[i].path, 0644, texts[i].text, strlen(texts[i].text), err);
-    return r;
+    return r < 0 ? r
+                 : initramfs_add_file(to, "etc/udhcpc.sh", 0755, dhcp_script,
+                                      sizeof dhcp_script - 1, err);
 }
 
 static int add_programs(const struct recipe_files *files, struct initramfs *to, struct err *err)
