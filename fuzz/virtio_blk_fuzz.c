@@ -1,4 +1,4 @@
-// needs: base mem bus disk virtio
+// needs: base mem bus disk nic virtio
 /*
  * A whole virtio-blk behind its PCI transport, on a raw disk in memory, with a driver that begins
  * well and then does what the input says: requests of all types with lengths and sectors of its

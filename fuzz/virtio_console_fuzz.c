@@ -1,4 +1,4 @@
-// needs: base mem bus disk virtio
+// needs: base mem bus disk nic virtio
 /*
  * A whole virtio-console behind its PCI transport, with a driver that begins well and then does
  * what the input says: registers, rings, configuration space, window of the BAR, resets, and a host

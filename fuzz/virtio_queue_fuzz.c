@@ -1,4 +1,4 @@
-// needs: base mem bus disk virtio
+// needs: base mem bus disk nic virtio
 /*
  * A split virtqueue whose rings, addresses, sizes and features are the input's, and which changes
  * under the device's hands. What must hold: no access outside guest memory (the sanitizers see it),
