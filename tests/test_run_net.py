@@ -87,6 +87,24 @@ def test_tcp_both_ways_over_passt(guest, cpus):
 
 
 @needs_passt
+def test_passt_has_room_for_what_it_sends_at_once(guest):
+    """It drops what its socket does not take, and waits for seconds before it sends it again: then
+    frames came out of order here, or twice."""
+    with open("/proc/sys/net/core/wmem_max", encoding="ascii") as file:
+        usual = int(file.read())
+    result = guest("user", ["--net", "user,host-loopback"],
+                   f"for i in 1 2; do wget -q -O /dev/null http://10.99.0.1:5000/{64 * MIB}; done; "
+                   "grep ^TcpExt /proc/net/netstat; sleep 1",
+                   after="sleep 0.5; ss -xmH; wait $guest")
+    assert result.returncode == 0, result.stderr
+    assert max(map(int, re.findall(r"tb(\d+)", result.stdout))) >= 2 * usual, result.stdout
+    names, values = (line.split() for line in re.findall(r"^TcpExt: (.*)", result.stdout, re.M))
+    lost = dict(zip(names, map(int, values)))
+    if os.getuid() == 0:  # else the machine's limit decides
+        assert lost["TCPOFOQueue"] == lost["TCPDSACKOldSent"] == 0, lost
+
+
+@needs_passt
 def test_the_hosts_loopback_is_out_of_reach_unless_asked_for(guest):
     result = guest("user", ["--net", "user"],
                    "wget -q -T 2 -O - http://10.99.0.1:5000/10 && echo REACHED")

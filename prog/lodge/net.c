@@ -13,7 +13,11 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-enum { ARGUMENTS = 32 + 2 * GUEST_FORWARDS_MAX, WORDS_MAX = 4096 };
+enum {
+    ARGUMENTS = 32 + 2 * GUEST_FORWARDS_MAX,
+    WORDS_MAX = 4096,
+    SOCKET_BUFFER = 4 * 1024 * 1024, /* of which a guest's TCP window is a part */
+};
 
 /* passt's command line. */
 struct command {
@@ -93,11 +97,23 @@ static int start_passt(struct net *net, const struct guest_nic *nic, int fd, str
     return 0;
 }
 
+/* passt drops the frames that do not fit into its socket, and sends them again when TCP's timeout of
+ * two seconds is over; the usual 208 KiB hold three of the largest, and a guest's window many more.
+ * Where we may not go past the machine's limit (net.core.wmem_max, which counts twice) it is taken
+ * whole, which is enough for a guest that reads at all. */
+static void widen(int fd)
+{
+    const int size = SOCKET_BUFFER;
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+}
+
 static int open_user(struct net *net, struct guest_nic *nic, struct err *err)
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return err_errno(err, errno, "socket");
+    widen(pair[1]);
     int r = start_passt(net, nic, pair[1], err);
     close(pair[1]);
     nic->fds[0] = pair[0];
