@@ -293,6 +293,7 @@ static int fetch(struct net_pair *pair)
     if (r >= 0)
         return r;
     pair->gone = true;
+    pair->output_full = false; /* nobody polls it any more: what the guest sends is dropped */
     net_status_change(pair->net, 0, NET_S_LINK_UP);
     return 0;
 }
