@@ -97,10 +97,10 @@ static int start_passt(struct net *net, const struct guest_nic *nic, int fd, str
     return 0;
 }
 
-/* passt drops the frames that do not fit into its socket, and sends them again when TCP's timeout of
- * two seconds is over; the usual 208 KiB hold three of the largest, and a guest's window many more.
- * Where we may not go past the machine's limit (net.core.wmem_max, which counts twice) it is taken
- * whole, which is enough for a guest that reads at all. */
+/* passt drops the frames that do not fit into its socket, and sends them again when TCP's timeout
+ * of two seconds is over; the usual 208 KiB hold three of the largest, and a guest's window many
+ * more. Where we may not go past the machine's limit (net.core.wmem_max, which counts twice) it is
+ * taken whole, which is enough for a guest that reads at all. */
 static void widen(int fd)
 {
     const int size = SOCKET_BUFFER;
