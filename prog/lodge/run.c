@@ -526,6 +526,11 @@ static int open_endpoint(struct plan *plan, struct err *err)
     plain.restore.count = 0;
     for (unsigned i = 0; i < plain.disk_count; i++)
         guest_disk_forget_images(&plain.disks[i]);
+    /* Addresses come from the name, and a restored guest may have another one. */
+    static const uint8_t none[sizeof plain.nics[0].mac];
+    for (unsigned i = 0; i < plain.nic_count; i++)
+        if (!memcmp(plain.nics[i].mac, none, sizeof none))
+            guest_nic_mac(conf->name, i, plain.nics[i].mac);
     _cleanup_free_ char *text =
         make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent) : NULL;
     guest_conf_free(&plain);

@@ -211,6 +211,10 @@ int board_save(struct board *board, const struct board_save *save, struct board_
     if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || board->lockstep)
         return err_set(err, -ENOTSUP, "a machine under engine '%s' cannot be saved yet",
                        board->engine->name);
+    for (unsigned i = 0; i < board->virtio_count; i++)
+        if (!board->virtio[i]->ops->settle)
+            return err_set(err, -ENOTSUP, "a machine with %s cannot be saved yet",
+                           board->virtio[i]->ops->name);
     pthread_mutex_lock(&board->lock);
     bool stands =
         board->run != BOARD_RUNNING && (!board->started || board->parked_count == board->cpus);

@@ -148,7 +148,8 @@ void virtio_queue_notified(struct virtio_device *device, unsigned queue)
 void virtio_hold(struct virtio_device *device)
 {
     device->held = true;
-    device->ops->settle(device);
+    if (device->ops->settle)
+        device->ops->settle(device);
 }
 
 void virtio_release(struct virtio_device *device)

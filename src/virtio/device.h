@@ -76,7 +76,8 @@ struct virtio_device_ops {
     /* An eventfd that does the same as queue_notified(), or -1. May be NULL. */
     int (*notify_fd)(struct virtio_device *device, unsigned queue);
     /* Returns when no chain is popped that has not been pushed, and nothing of the device touches
-     * guest memory; nothing more is popped meanwhile. May wait for the host. */
+     * guest memory; nothing more is popped meanwhile. May wait for the host. NULL: a device that
+     * cannot be saved. */
     void (*settle)(struct virtio_device *device);
     /* Saves or loads what is the device's own (base/record.h), held; NULL: there is nothing.
      * Loading comes after start(), if the driver was that far. */

@@ -1,6 +1,7 @@
 #include "virtio/net_device.h"
 
 #include "base/bytes.h"
+#include "base/record.h"
 #include "base/timer.h"
 
 #include <errno.h>
@@ -148,6 +149,55 @@ static int net_notify_fd(struct virtio_device *device, unsigned queue)
     return queue < 2 * net->pair_count ? net->pairs[queue / 2].worker.wake_fd : -1;
 }
 
+static void net_settle(struct virtio_device *device)
+{
+    /* Frames are placed and sent whole under a pair's mutex, commands answered under `control`. */
+    net_lock_all(of(device));
+    net_unlock_all(of(device));
+}
+
+static void macs_state(struct record *record, struct net_macs *macs)
+{
+    uint32_t count = macs->count;
+    record_u32_below(record, &count, NET_MACS_MAX + 1);
+    macs->count = count;
+    record_bool(record, &macs->all);
+    record_bytes(record, macs->macs, macs->count * sizeof macs->macs[0]);
+}
+
+static void filter_state(struct record *record, struct net_filter *filter)
+{
+    bool *const modes[] = {&filter->promiscuous,  &filter->all_multicast, &filter->all_unicast,
+                           &filter->no_multicast, &filter->no_unicast,    &filter->no_broadcast};
+    record_bytes(record, filter->mac, sizeof filter->mac);
+    for (unsigned i = 0; i < ARRAY_LEN(modes); i++)
+        record_bool(record, modes[i]);
+    macs_state(record, &filter->unicast);
+    macs_state(record, &filter->multicast);
+}
+
+/* The network is another one: what was on its way is lost, as frames are. The link is as it is
+ * here, and the guest is asked to make itself known. */
+static void net_state(struct virtio_device *device, struct record *record)
+{
+    struct virtio_net *net = of(device);
+    uint32_t used = 0;
+    net_lock_all(net);
+    record_same(record, net->pair_count, "has another number of queues");
+    while (used < net->pair_count && net->pairs[used].live)
+        used++;
+    record_u32_below(record, &used, net->pair_count + 1);
+    filter_state(record, &net->filter);
+    /* With anti-spoofing the address is not the guest's to choose. */
+    if (record->loading && net->config.anti_spoof)
+        memcpy(net->filter.mac, net->config.mac, sizeof net->filter.mac);
+    if (record->loading && net->live && !record->failed)
+        net_use_pairs(net, used);
+    net_unlock_all(net);
+    if (record->loading && !record->failed)
+        virtio_net_announce(net);
+}
+
 /* Everything but the nic. */
 static void release(struct virtio_net *net)
 {
@@ -180,6 +230,9 @@ static const struct virtio_device_ops net_ops = {
     .reset = net_reset,
     .queue_notified = net_queue_notified,
     .notify_fd = net_notify_fd,
+    .settle = net_settle,
+    .state = net_state,
+    .state_version = 1,
     .free = net_free,
 };
 
