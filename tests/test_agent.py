@@ -6,11 +6,12 @@ import random
 import signal
 import struct
 import subprocess
+import time
 
 import pytest
 
-from agent_channel import (EXEC, EXIT, FAILED, MAGIC, PING, PONG, RESIZE, SHUTDOWN, STARTED, STDERR,
-                           STDIN, STDOUT, WELCOME, WINDOW, Agent, eventually, frame)
+from agent_channel import (EXEC, EXIT, FAILED, FILE, MAGIC, PING, PONG, PULL, PUSH, RESIZE, SHUTDOWN,
+                           STARTED, STDERR, STDIN, STDOUT, WELCOME, WINDOW, Agent, eventually, frame)
 
 
 @pytest.fixture
@@ -251,6 +252,107 @@ def test_junk_is_survived(greeted, junk):
     assert greeted.run(["true"])[0] == 0
 
 
+def test_files_go_in(greeted, tmp_path):
+    data = random.Random(2).randbytes(3_000_000)
+    path = str(tmp_path / "in")
+    assert greeted.push(path, data, mode=0o751) is None
+    with open(path, "rb") as file:
+        assert file.read() == data
+    assert os.stat(path).st_mode & 0o7777 == 0o751
+    assert greeted.push(path, b"") is None  # instead of what was there
+    assert os.stat(path).st_size == 0 and os.stat(path).st_mode & 0o7777 == 0o644
+    os.symlink(path, tmp_path / "link")
+    assert greeted.push(str(tmp_path / "link"), b"through") is None
+    assert os.path.islink(tmp_path / "link")
+    with open(path, "rb") as file:
+        assert file.read() == b"through"
+    assert sorted(os.listdir(tmp_path)) == ["in", "link"]
+
+
+def test_files_come_out(greeted, tmp_path):
+    data = random.Random(3).randbytes(3_000_000)
+    path = tmp_path / "out"
+    path.write_bytes(data)
+    os.chmod(path, 0o640)
+    assert greeted.pull(str(path)) == (0o640, len(data), data)
+    path.write_bytes(data[:2000])
+    assert greeted.pull(str(path), window=1) == (0o640, 2000, data[:2000])
+    path.write_bytes(b"")
+    assert greeted.pull(str(path)) == (0o640, 0, b"")
+    mode, _, release = greeted.pull("/proc/version")
+    assert mode == 0o444 and release.startswith(b"Linux version")
+
+
+def test_a_file_with_no_window_waits(greeted, tmp_path):
+    path = tmp_path / "out"
+    path.write_bytes(b"0123456789")
+    greeted.send(PULL, 9, struct.pack("<I", 4) + bytes(path) + b"\0")
+    assert greeted.receive()[0] == FILE
+    assert greeted.receive() == (STDOUT, 9, b"0123")
+    greeted.send(PING, 0, struct.pack("<Q", 1))
+    assert greeted.receive()[0] == PONG  # nothing came before it
+    greeted.grant(1, 100, 9)
+    assert greeted.receive() == (STDOUT, 9, b"456789")
+    assert greeted.receive()[0] == EXIT
+
+
+def test_what_is_no_file_is_refused(greeted, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    folder = str(tmp_path)
+    for path, number in ((folder, errno.EISDIR), ("/nowhere/x", errno.ENOENT),
+                         (f"{folder}/fifo", errno.EINVAL), ("/dev/null", errno.EINVAL)):
+        got, text = greeted.pull(path)
+        assert (got, path in text) == (number, True), (path, text)
+        got, text = greeted.push(path, b"x")
+        assert (got, path in text) == (number, True), (path, text)
+    got, text = greeted.push(f"{folder}/{'n' * 300}", b"x")
+    assert got == errno.ENAMETOOLONG
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
+def test_an_unfinished_file_leaves_nothing(greeted, tmp_path):
+    path = tmp_path / "half"
+    greeted.send(PUSH, 1, struct.pack("<I", 0o600) + bytes(path) + b"\0")
+    assert greeted.receive()[0] == STARTED
+    greeted.send(STDIN, 1, b"half of it")
+    assert eventually(lambda: len(os.listdir(tmp_path)) == 1 and not path.exists())
+    assert greeted.close() == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_and_commands_at_once(greeted, tmp_path):
+    data = random.Random(4).randbytes(200_000)
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    greeted.exec(["cat"], stream=5)
+    assert greeted.receive()[0] == STARTED
+    assert greeted.pull(str(path), stream=6)[2] == data
+    greeted.send(STDIN, 5, b"still here")
+    greeted.send(STDIN, 5)
+    assert greeted.finish(5) == (0, b"still here", b"")
+
+
+def test_a_stream_in_use_is_refused(greeted, tmp_path):
+    greeted.exec(["sleep", "60"], stream=5)
+    assert greeted.receive()[0] == STARTED
+    assert greeted.push(str(tmp_path / "x"), b"", stream=5)[0] == errno.EEXIST
+    assert greeted.pull("/proc/version", stream=5)[0] == errno.EEXIST
+
+
+def test_the_guest_describes_itself(greeted):
+    facts = dict(greeted.ask())
+    assert facts["kernel"] == os.uname().release and facts["hostname"] == os.uname().nodename
+    assert int(facts["cpus"]) == os.sysconf("SC_NPROCESSORS_ONLN")
+    assert int(facts["memory"]) > int(facts["memory_free"]) > 0
+    assert abs(int(facts["time_ns"]) / 1e9 - time.time()) < 10
+    assert facts["init"] == "0" and facts["agent"].count(".") == 2
+
+
+def test_a_clock_that_is_not_the_guests_is_left_alone(greeted):
+    assert greeted.set_clock(1) == (errno.EPERM, "this agent does not serve a guest")
+    assert time.time() > 1
+
+
 def test_only_pid_1_shuts_down(greeted):
     greeted.send(SHUTDOWN, 0, struct.pack("<I", 0))
     kind, _, payload = greeted.receive()
@@ -273,7 +375,8 @@ def test_sigterm_ends_the_agent(greeted):
 
 
 def test_wrong_arguments(bin_folder):
-    for arguments in (["--port-fd"], ["--port-fd", "x"], ["--port-fd", "99"], ["--help"]):
+    for arguments in (["--port-fd"], ["--port-fd", "x"], ["--port-fd", "99"], ["--help"],
+                      ["--vsock-port", "0"], ["--vsock-port", "x"], ["--vsock-port"]):
         result = subprocess.run([f"{bin_folder}/lodge-agent", *arguments], capture_output=True,
                                 timeout=5)
         assert result.returncode == 2

@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "guest.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -11,9 +12,9 @@
 #include <time.h>
 
 /* Output is read from commands only while less than this waits for the channel. */
-enum { WRITER_FULL = 256 * 1024 };
+enum { WRITER_FULL = 256 * 1024, ROUNDS = 16 };
 
-struct session *session_new(bool may_shut_down)
+struct session *session_new(enum session_rights rights)
 {
     struct session *session = calloc(1, sizeof *session);
     if (!session)
@@ -23,7 +24,7 @@ struct session *session_new(bool may_shut_down)
     session->uptime = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
     session->channel = -1;
     session->shutdown = -1;
-    session->may_shut_down = may_shut_down;
+    session->rights = rights;
     return session;
 }
 
@@ -36,6 +37,12 @@ void session_end_commands(struct session *session)
         command_free(command);
     }
     session->command_count = 0;
+    while (session->transfers) {
+        struct transfer *transfer = session->transfers;
+        session->transfers = transfer->next;
+        transfer_free(transfer);
+    }
+    session->transfer_count = 0;
 }
 
 void session_free(struct session *session)
@@ -59,6 +66,19 @@ static struct command *find(const struct session *session, uint32_t stream)
     while (command && command->stream != stream)
         command = command->next;
     return command;
+}
+
+static struct transfer *find_transfer(const struct session *session, uint32_t stream)
+{
+    struct transfer *transfer = session->transfers;
+    while (transfer && transfer->stream != stream)
+        transfer = transfer->next;
+    return transfer;
+}
+
+static bool in_use(const struct session *session, uint32_t stream)
+{
+    return find(session, stream) || find_transfer(session, stream);
 }
 
 /* Forgets the peer: what it started ends, what waits for it is dropped, and the next thing believed
@@ -98,7 +118,7 @@ static int exec(struct session *session, const struct agent_message *message)
 {
     struct command *command;
     struct err err = {0};
-    if (find(session, message->stream))
+    if (in_use(session, message->stream))
         return fail(session, message->stream, EEXIST, "the stream is in use");
     if (session->command_count >= SESSION_COMMANDS_MAX)
         return fail(session, message->stream, EAGAIN, "too many commands at once");
@@ -117,21 +137,95 @@ static int exec(struct session *session, const struct agent_message *message)
                      NULL);
 }
 
-/* Credit saturates: a peer cannot wrap it round. */
-static void grant(struct command *command, const struct agent_message *message)
+static int transfer(struct session *session, const struct agent_message *message)
 {
-    if (message->window.flow == AGENT_FLOW_STDIN)
-        return;
-    uint32_t *window = &command->window[message->window.flow == AGENT_FLOW_STDERR];
-    *window = min(*window + message->window.bytes, (uint32_t)AGENT_WINDOW_MAX);
+    struct transfer *new;
+    struct err err = {0};
+    if (in_use(session, message->stream))
+        return fail(session, message->stream, EEXIST, "the stream is in use");
+    if (session->transfer_count >= SESSION_TRANSFERS_MAX)
+        return fail(session, message->stream, EAGAIN, "too many files at once");
+    int r = transfer_start(message, &session->writer, &new, &err);
+    if (r < 0)
+        return fail(session, message->stream, -r, err.text);
+    new->next = session->transfers;
+    session->transfers = new;
+    session->transfer_count++;
+    return 0;
+}
+
+static void end_transfer(struct session *session, struct transfer *transfer)
+{
+    struct transfer **link = &session->transfers;
+    while (*link != transfer)
+        link = &(*link)->next;
+    *link = transfer->next;
+    session->transfer_count--;
+    transfer_free(transfer);
+}
+
+static int input(struct session *session, const struct agent_message *message)
+{
+    const uint8_t *bytes = message->data.bytes;
+    struct command *command = find(session, message->stream);
+    if (command)
+        return command_input(command, bytes, message->data.length);
+    struct transfer *transfer = find_transfer(session, message->stream);
+    if (!transfer)
+        return 0;
+    int r = transfer_input(transfer, bytes, message->data.length, &session->writer);
+    if (r == 1)
+        end_transfer(session, transfer);
+    return r;
+}
+
+/* Credit saturates: a peer cannot wrap it round. */
+static void grant(struct session *session, const struct agent_message *message)
+{
+    struct command *command = find(session, message->stream);
+    struct transfer *transfer = find_transfer(session, message->stream);
+    uint32_t *window = NULL;
+    if (command && message->window.flow != AGENT_FLOW_STDIN)
+        window = &command->window[message->window.flow == AGENT_FLOW_STDERR];
+    if (transfer && message->window.flow == AGENT_FLOW_STDOUT)
+        window = &transfer->window;
+    if (window)
+        *window = min(*window + message->window.bytes, (uint32_t)AGENT_WINDOW_MAX);
 }
 
 static int shut_down(struct session *session, const struct agent_message *message)
 {
-    if (!session->may_shut_down)
-        return fail(session, 0, EPERM, "this agent is not the guest's PID 1");
-    session->shutdown = (int)message->shutdown.how;
-    return 0;
+    struct err err = {0};
+    if (session->rights == SESSION_NOTHING)
+        return fail(session, 0, EPERM, "this agent does not serve a guest");
+    if (session->rights == SESSION_INIT) {
+        session->shutdown = (int)message->shutdown.how;
+        return 0;
+    }
+    int r = guest_ask_init(message->shutdown.how, &err);
+    return r < 0 ? fail(session, 0, -r, err.text) : 0;
+}
+
+static int set_clock(struct session *session, const struct agent_message *message)
+{
+    struct err err = {0};
+    if (session->rights == SESSION_NOTHING)
+        return fail(session, message->stream, EPERM, "this agent does not serve a guest");
+    int r = guest_set_clock(message->clock.time, &err);
+    if (r < 0)
+        return fail(session, message->stream, -r, err.text);
+    return agent_put(&session->writer,
+                     &(struct agent_message){AGENT_EXIT, message->stream, .exit = {false, 0}},
+                     NULL);
+}
+
+static int describe(struct session *session, const struct agent_message *message)
+{
+    _cleanup_free_ char *bytes = NULL;
+    struct agent_message info = {AGENT_INFO, message->stream, .info = {{NULL, 0, 0}}};
+    if (guest_describe(&bytes, &info.info.strings) < 0)
+        return fail(session, message->stream, ENOMEM, "no memory");
+    return agent_put(&session->writer, &info, NULL);
 }
 
 static int handle(struct session *session, const struct agent_message *message)
@@ -141,12 +235,8 @@ static int handle(struct session *session, const struct agent_message *message)
     switch (message->type) {
     case AGENT_HELLO: return welcome(session, message);
     case AGENT_EXEC: return exec(session, message);
-    case AGENT_STDIN:
-        return command ? command_input(command, message->data.bytes, message->data.length) : 0;
-    case AGENT_WINDOW_GRANT:
-        if (command)
-            grant(command, message);
-        return 0;
+    case AGENT_STDIN: return input(session, message);
+    case AGENT_WINDOW_GRANT: grant(session, message); return 0;
     case AGENT_SIGNAL:
         if (command)
             command_signal(command, (int)message->signal.number);
@@ -156,6 +246,10 @@ static int handle(struct session *session, const struct agent_message *message)
             command_resize(command, message->resize.columns, message->resize.rows);
         return 0;
     case AGENT_SHUTDOWN: return shut_down(session, message);
+    case AGENT_PUSH:
+    case AGENT_PULL: return transfer(session, message);
+    case AGENT_CLOCK: return set_clock(session, message);
+    case AGENT_ASK: return describe(session, message);
     case AGENT_PING: {
         struct agent_message pong = *message;
         pong.type = AGENT_PONG;
@@ -226,6 +320,27 @@ static void pump_commands(struct session *session)
     }
 }
 
+/* One piece of each file. */
+static void pump_transfers(struct session *session)
+{
+    struct transfer *next;
+    for (struct transfer *transfer = session->transfers; transfer; transfer = next) {
+        next = transfer->next;
+        if (may_read_commands(session) && transfer_output(transfer, &session->writer) != 0)
+            end_transfer(session, transfer);
+    }
+}
+
+/* A file has always something to read, so nothing but this says that there is more to do; unless
+ * the channel is full, which is polled. */
+static bool busy(const struct session *session)
+{
+    const struct transfer *transfer = session->transfers;
+    while (transfer && !transfer_wants_output(transfer))
+        transfer = transfer->next;
+    return transfer && may_read_commands(session);
+}
+
 unsigned session_poll(const struct session *session, struct pollfd *fds)
 {
     size_t waiting;
@@ -239,13 +354,17 @@ unsigned session_poll(const struct session *session, struct pollfd *fds)
     return count;
 }
 
-void session_step(struct session *session)
+bool session_step(struct session *session)
 {
     if (session->channel < 0)
-        return;
+        return false;
     read_channel(session);
     pump_commands(session);
-    write_channel(session);
+    for (int i = 0; i == 0 || (i < ROUNDS && busy(session)); i++) {
+        pump_transfers(session);
+        write_channel(session);
+    }
+    return busy(session);
 }
 
 bool session_reaped(struct session *session, pid_t pid, int wait_status)

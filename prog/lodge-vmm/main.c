@@ -106,7 +106,7 @@ static int others_close(const struct guest_conf *conf, const struct session *ses
     const int named[] = {conf->kernel_fd,    conf->initrd_fd,     conf->kvm_fd,
                          conf->serial_in_fd, conf->serial_out_fd, conf->control_fd,
                          conf->lockstep.fd,  conf->listen_fd,     session->statm_fd,
-                         session->pagemap_fd};
+                         session->pagemap_fd,  conf->vsock.fd};
     for (size_t i = 0; i < ARRAY_LEN(named); i++)
         keep[count++] = named[i];
     for (unsigned i = 0; i < conf->console_count; i++)
@@ -204,6 +204,8 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
                                   .watchdog = watchdog_of[conf->watchdog],
                                   .nics = nics,
                                   .nic_count = conf->nic_count,
+                                  .vsock_fd = conf->vsock.fd,
+                                  .vsock_cid = conf->vsock.fd >= 0 ? conf->vsock.cid : 0,
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,

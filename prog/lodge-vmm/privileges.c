@@ -10,8 +10,9 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
-/* A machine of 64 vCPUs with all its devices has about two hundred. */
-enum { DESCRIPTORS_MAX = 512 };
+/* A machine of 64 vCPUs with all its devices has about two hundred, and its socket device as many
+ * connections. */
+enum { DESCRIPTORS_MAX = 1024 };
 
 static int compare(const void *a, const void *b)
 {

@@ -25,6 +25,7 @@ static const int plain[] = {
     SCMP_SYS(read), SCMP_SYS(write), SCMP_SYS(readv), SCMP_SYS(writev), SCMP_SYS(recvfrom),
     SCMP_SYS(sendto), SCMP_SYS(recvmsg), SCMP_SYS(sendmsg),
     SCMP_SYS(accept4),    /* clients, at the socket that lodge listens with for us */
+    SCMP_SYS(shutdown),   /* one direction of a guest's socket has ended */
     SCMP_SYS(getsockopt), /* is a console's descriptor a stream socket? */
     SCMP_SYS(pread64),    /* kernel and initrd, /proc/self/statm opened before */
 
@@ -34,11 +35,12 @@ static const int plain[] = {
     SCMP_SYS(fdatasync), /* flush */
 
     SCMP_SYS(lseek), /* --unpack-kernel's output; stdio on the definition */
-    SCMP_SYS(close), /* console ports, the definition */
+    SCMP_SYS(close), /* console ports, the definition, the guest's sockets */
     SCMP_SYS(fstat), /* is the kernel a regular file? */
 
     /* Waiting. */
-    SCMP_SYS(poll), SCMP_SYS(ppoll),
+    SCMP_SYS(poll), SCMP_SYS(ppoll), SCMP_SYS(epoll_create1), SCMP_SYS(epoll_ctl),
+    SCMP_SYS(epoll_wait),      /* the guest's sockets */
     SCMP_SYS(futex),           /* mutexes, conditions, thread ends; sleeping vCPUs */
     SCMP_SYS(clock_nanosleep), /* the TSC's calibration */
     SCMP_SYS(nanosleep),

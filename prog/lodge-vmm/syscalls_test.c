@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -65,6 +66,26 @@ static void attack_socket(void)
 static void attack_connect(void)
 {
     syscall(SYS_connect, 0, NULL, 0);
+}
+
+static void attack_bind(void)
+{
+    syscall(SYS_bind, 0, NULL, 0);
+}
+
+static void attack_listen(void)
+{
+    syscall(SYS_listen, 0, 1);
+}
+
+static void attack_accept(void)
+{
+    syscall(SYS_accept4, 0, NULL, NULL, 0);
+}
+
+static void attack_setsockopt(void)
+{
+    syscall(SYS_setsockopt, 0, SOL_SOCKET, SO_RCVBUF, NULL, 0);
 }
 
 static void attack_execve(void)
@@ -219,6 +240,10 @@ static const struct attack {
     {"creat", attack_creat},
     {"socket", attack_socket},
     {"connect", attack_connect},
+    {"bind", attack_bind},
+    {"listen", attack_listen},
+    {"accept4", attack_accept},
+    {"setsockopt", attack_setsockopt},
     {"execve", attack_execve},
     {"execveat", attack_execveat},
     {"fork", attack_fork},
@@ -311,6 +336,14 @@ static void machine_life(void)
     need(value == 3);
     uint8_t random[16];
     need(getrandom(random, sizeof random, 0) == sizeof random);
+
+    /* A connection of the guest's: it came over a socket, it is waited for, and half of it ends. */
+    int pair[2] = {-1, -1};
+    struct epoll_event wanted = {.events = EPOLLIN | EPOLLET}, got;
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    need(epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, event, &wanted) == 0);
+    need(eventfd_write(event, 1) == 0 && epoll_wait(epoll, &got, 1, -1) == 1);
+    need(shutdown(pair[0], SHUT_WR) < 0 && errno == EBADF);
 
     /* The software engine's arena: one memory, an alias to write and one to execute. */
     int arena = memfd_create("code", MFD_CLOEXEC);

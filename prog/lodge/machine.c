@@ -18,7 +18,7 @@
 #include "wire/agent.h"
 
 enum {
-    KEEP_NAMED = 8, /* descriptors of the definition that have names */
+    KEEP_NAMED = 9, /* descriptors of the definition that have names */
     KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
                GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX,
     END_MS = 10000, /* an image may have to reach the disk */
@@ -127,7 +127,8 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
                           conf->serial_in_fd,
                           conf->consoles[0].fd,
                           conf->control_fd,
-                          conf->listen_fd};
+                          conf->listen_fd,
+                          conf->vsock.fd};
     size_t count = KEEP_NAMED;
     for (unsigned i = 0; i < conf->disk_count; i++)
         for (unsigned image = 0; image < conf->disks[i].image_count; image++)
@@ -154,14 +155,18 @@ int machine_start(struct machine *machine, const char *program, struct guest_con
     _cleanup_fd_ int control = -1;
     _cleanup_fd_ int serial = -1;
     _cleanup_fd_ int agent = -1;
-    *machine = (struct machine){.pid = -1, .control = -1, .serial = -1, .agent = -1};
+    _cleanup_fd_ int vsock = -1;
+    *machine = (struct machine){.pid = -1, .control = -1, .serial = -1, .agent = -1, .vsock = -1};
     int r = make_pair(SOCK_SEQPACKET, &machine->control, &control, err);
     if (r >= 0)
         r = make_pair(SOCK_STREAM, &machine->serial, &serial, err);
     if (r >= 0)
         r = make_pair(SOCK_STREAM, &machine->agent, &agent, err);
+    if (r >= 0 && conf->vsock.path)
+        r = make_pair(SOCK_SEQPACKET, &machine->vsock, &vsock, err);
     if (r >= 0) {
         conf->control_fd = control;
+        conf->vsock.fd = vsock;
         conf->serial_in_fd = conf->serial_out_fd = serial;
         free(conf->consoles[0].name);
         conf->consoles[0] = (struct guest_console){strdup(AGENT_PORT_NAME), agent};
@@ -230,6 +235,7 @@ int machine_end(struct machine *machine)
     close_fd(&machine->control);
     close_fd(&machine->serial);
     close_fd(&machine->agent);
+    close_fd(&machine->vsock);
     if (machine->pid > 0)
         status = wait_for(machine->pid);
     machine->pid = -1;

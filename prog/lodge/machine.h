@@ -19,6 +19,7 @@ struct machine {
     int control; /* SEQPACKET */
     int serial;  /* the guest's serial port, both ways, non-blocking */
     int agent;   /* the exec channel, non-blocking */
+    int vsock;   /* the link of wire/vsock.h; -1 without a socket device */
 };
 
 /* `conf` holds paths already opened (kernel_fd, initrd_fd, kvm_fd); its serial, control and console

@@ -31,6 +31,7 @@ enum slot {
     SLOT_INPUT,
     SLOT_OUT,
     SLOT_ERRORS,
+    SLOT_VSOCK,
     SLOT_STEER, /* STEER_POLL_MAX of them */
     SLOT_MAX = SLOT_STEER + STEER_POLL_MAX
 };
@@ -487,6 +488,8 @@ static void prepare(const struct relay *relay, struct pollfd *fds)
     fds[SLOT_OUT] =
         (struct pollfd){.fd = sink_empty(&relay->out) ? -1 : relay->out.fd, .events = POLLOUT};
     steer_poll(relay->plan->steer, fds + SLOT_STEER);
+    fds[SLOT_VSOCK] = (struct pollfd){
+        .fd = relay->plan->vsock ? vsock_host_fd(relay->plan->vsock) : -1, .events = POLLIN};
     fds[SLOT_ERRORS] = (struct pollfd){.fd = sink_empty(&relay->errors) ? -1 : relay->errors.fd,
                                        .events = POLLOUT};
 }
@@ -516,6 +519,8 @@ static void step(struct relay *relay)
         r = step_channel(relay, &err);
     if (r < 0)
         fail(relay, "the exec channel failed", *err.text ? err.text : strerror(-r));
+    if (fds[SLOT_VSOCK].revents)
+        vsock_host_step(relay->plan->vsock);
     if (fds[SLOT_CONTROL].revents && !relay->over)
         take_events(relay);
     if (!relay->over)
@@ -532,6 +537,8 @@ static int begin(struct relay *relay, struct err *err)
     sink_init(&relay->out, STDOUT_FILENO);
     sink_init(&relay->errors, STDERR_FILENO);
     relay->input_open = true;
+    if (relay->plan->vsock)
+        vsock_host_join(relay->plan->vsock, relay->machine->vsock);
     relay->started = now_ms();
     if (relay->plan->command || relay->plan->agent) {
         relay->channel =

@@ -23,6 +23,7 @@
 #include "channel.h"
 #include "machine.h"
 #include "steer.h"
+#include "vsock.h"
 
 #include <stdbool.h>
 
@@ -41,6 +42,7 @@ struct relay_plan {
     bool watchdog_ends;          /* so is what the watchdog does where it expires */
     bool reboots;                /* a reset of the guest's machine is not its end */
     bool verbose;                /* the serial port to standard error while a command runs */
+    struct vsock_host *vsock;    /* the sockets behind the guest's, or NULL; borrowed */
     unsigned agent_timeout;      /* seconds until an agent must have answered; 0 = no limit */
 };
 

@@ -31,6 +31,8 @@ static const struct option_row options[] = {
     {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
     {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},
     {"initrd", 'i', "FILE", "an initial RAM disk, instead of an image's"},
+    {"vsock", 0, "PATH[,cid=N]",
+     "sockets between guest and host, at PATH and PATH_PORT (see docs/vsock.md)"},
     {"append", 'a', "WORDS", "more words for the kernel's command line"},
     {"disk", 'd', "PATH[,...]",
      "a disk: PATH,ro,format=raw|qcow2,cache=writeback|none|unsafe,\n"
@@ -105,8 +107,8 @@ static int refuse_descriptors(const struct guest_conf *conf, const char *path, s
 {
     if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
         conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
-        conf->lockstep.fd >= 0 || conf->console_count > 0 || has_images(conf) ||
-        net_has_descriptors(conf))
+        conf->lockstep.fd >= 0 || conf->console_count > 0 || conf->vsock.fd >= 0 ||
+        has_images(conf) || net_has_descriptors(conf))
         return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
     return 0;
 }
@@ -168,6 +170,8 @@ static int set_option(struct plan *plan, const char *name, const char *value, st
         return guest_conf_set_watchdog(conf, value, err);
     if (!strcmp(name, "balloon"))
         return guest_conf_set_balloon(conf, value, err);
+    if (!strcmp(name, "vsock"))
+        return guest_conf_set_vsock(conf, value, err);
     if (!strcmp(name, "name"))
         return replace(&conf->name, value, err);
     if (!strcmp(name, "net"))
@@ -282,6 +286,8 @@ static int open_all(struct plan *plan, struct err *err)
         r = open_file("initrd", conf->initrd, &plan->initrd, err);
     for (unsigned i = 0; r >= 0 && i < conf->disk_count; i++)
         r = chain_open(&conf->disks[i], err);
+    if (r >= 0 && conf->vsock.path)
+        r = vsock_host_new(conf->vsock.path, &plan->relay.vsock, err);
     if (r >= 0)
         r = open_kvm(plan, err);
     plan->relay.kernel = conf->kernel;
@@ -464,6 +470,8 @@ static int restore_plan(struct plan *plan, struct err *err)
         r = overlays_make(conf, &plan->overlays, err);
     for (unsigned i = 0; r >= 0 && i < conf->disk_count; i++)
         r = chain_open(&conf->disks[i], err);
+    if (r >= 0 && conf->vsock.path)
+        r = vsock_host_new(conf->vsock.path, &plan->relay.vsock, err);
     if (r >= 0)
         r = open_kvm(plan, err);
     open_if_there(conf->kernel, &plan->kernel);
@@ -579,6 +587,7 @@ static int run(const struct arguments *arguments)
     steer_free(plan->relay.steer);
     for (unsigned i = 0; i < plan->conf.disk_count; i++)
         chain_close(&plan->conf.disks[i]);
+    vsock_host_free(plan->relay.vsock);
     own_close(&plan->kernel);
     own_close(&plan->initrd);
     own_close(&plan->kvm);

@@ -404,6 +404,21 @@ static int make_disks(struct board *board, const struct board_config *config, st
     return r;
 }
 
+static int make_vsock(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (config->vsock_cid == 0)
+        return 0;
+    if (board->lockstep)
+        return err_set(err, -EINVAL, "when its peers speak cannot be repeated in lockstep");
+    int r = board_vsock_new(&board->vsock, board->mem, config->vsock_cid, config->vsock_fd, err);
+    if (r < 0)
+        return r;
+    r = add_virtio(board, virtio_vsock_device(board->vsock.device), err);
+    if (r < 0)
+        board->vsock.device = NULL;
+    return r;
+}
+
 void board_release_disks(struct board *board)
 {
     for (unsigned i = 0; i < board->disk_count; i++)
@@ -457,6 +472,7 @@ static const struct row {
     {"virtio-console", false, make_console},
     {"disks", false, make_disks},
     {"virtio-net", false, make_nets},
+    {"virtio-vsock", false, make_vsock},
     {"balloon", false, make_balloon},
     {"watchdog", false, make_watchdog},
 };

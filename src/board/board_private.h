@@ -7,6 +7,7 @@
  *   board_vcpu.c     vCPU threads: run, park, stop
  *   board_event.c    what the owner is told
  *   board_serial.c   the host's streams behind COM1
+ *   board_vsock.c    the socket device and its owner
  *   board_lockstep.c a history that can be repeated, for tests
  *   board_snapshot.c saving, restoring
  *
@@ -22,6 +23,7 @@
 #include "board/board_lockstep.h"
 #include "board/board_map.h"
 #include "board/board_serial.h"
+#include "board/board_vsock.h"
 #include "bus/bus.h"
 #include "bus/pci.h"
 #include "chip/apic.h"
@@ -87,6 +89,7 @@ struct board {
     struct virtio_console *console;                  /* NULL without ports */
     struct virtio_device *virtio[BOARD_DEVICES_MAX]; /* all that are on the PCI bus */
     unsigned virtio_count;
+    struct board_vsock vsock;       /* its device is NULL where there is none */
     struct virtio_blk *disks[BOARD_DISKS_MAX];
     unsigned disk_count;
     struct virtio_balloon *balloon; /* or NULL */

@@ -39,6 +39,7 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
                                "vcpus = \"3\"\n"
                                "code_cache = \"128M\"\n"
                                "translate = \"never\"\n"
+                               "vsock = \"a,,b.vsock,cid=7\"\n"
                                "disk = \"/d/a,,b.img,ro,cache=none,iops=500\"\n"
                                "disk = \"two.qcow2,format=qcow2,serial=x y,bps=1.5M\"\n"
                                "watchdog = \"event\"\nballoon = \"off\"\n"
@@ -55,6 +56,8 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
     assert_int_equal(conf.cpus, 3);
     assert_int_equal(conf.code_cache, MIB(128));
     assert_int_equal(conf.translate, GUEST_TRANSLATE_NEVER);
+    assert_string_equal(conf.vsock.path, "a,b.vsock");
+    assert_int_equal(conf.vsock.cid, 7);
     assert_int_equal(conf.disk_count, 2);
     assert_string_equal(conf.disks[0].path, "/d/a,b.img");
     assert_true(conf.disks[0].read_only && conf.disks[0].cache == GUEST_DISK_NONE);
@@ -111,6 +114,14 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"disk = \"x,iops=1e3\"", "'1e3' is no number of requests a second"},
         {"disk = \"x,bps=fast\"", "'fast' is no size"},
         {"disk = \"x,iops_burst=5\"", "disk 'x': a burst without a limit"},
+        {"vsock = \"\"", "f:1:10: vsock wants a path"},
+        {"vsock = \",cid=3\"", "vsock wants a path"},
+        {"vsock = \"x,cid=2\"", "f:1:10: a guest's CID is 3 to 4294967294, not 2"},
+        {"vsock = \"x,cid=4294967295\"", "not 4294967295"},
+        {"vsock = \"x,cid=\"", "'' is no CID"},
+        {"vsock = \"x,cid=0x3\"", "'0x3' is no CID"},
+        {"vsock = \"x,port=3\"", "'port=3' says nothing of a vsock; there is cid=N"},
+        {"vsock = \"x\"\nvsock = \"y\"", "f:2:1: 'vsock' was set on line 1 already"},
         {"code_cache = \"much\"", "f:1:15: code cache: 'much' is no size"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
@@ -161,6 +172,12 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"disks\": [{\"path\": \"x\", \"read_only\": 1}]}", "'read_only' of a disk is no such"},
         {"{\"disks\": [{\"path\": \"x\", \"iops\": -1}]}", "'iops' of a disk is no such number"},
         {"{\"disks\": [{\"path\": \"x\", \"images\": [{\"fd\": 3}]}]}", "an image is an object"},
+        {"{\"vsock\": \"x\"}", "vsock: must be an object with a path"},
+        {"{\"vsock\": {}}", "vsock: must have a path"},
+        {"{\"vsock\": {\"cid\": 3}}", "vsock: must have a path"},
+        {"{\"vsock\": {\"path\": \"x\", \"cid\": 0}}", "a guest's CID is 3 to 4294967294, not 0"},
+        {"{\"vsock\": {\"path\": \"x\", \"cid\": \"3\"}}", "'cid' is no field of it, or not of"},
+        {"{\"vsock\": {\"path\": \"x\", \"port\": 3}}", "'port' is no field"},
         {"[]", "f:1:1: a definition is one object"},
         {"", "f:1:1: "},
         {"{} {}", "f:1:4: "},
@@ -196,6 +213,8 @@ static void json_goes_round(void **state)
     conf.consoles[0].fd = 5;
     conf.consoles[1] = (struct guest_console){strdup("org.lodge.agent"), 6};
     conf.console_count = 2;
+    assert_int_equal(guest_conf_set_vsock(&conf, "web.vsock,cid=4294967294", &err), 0);
+    conf.vsock.fd = 13;
     _cleanup_free_ char *text = guest_conf_write_json(&conf);
     assert_non_null(text);
     assert_int_equal(guest_conf_read_json(&back, text, strlen(text), "f", &err), 0);
@@ -229,6 +248,9 @@ static void json_goes_round(void **state)
     assert_int_equal(back.disks[1].format, GUEST_DISK_QCOW2);
     assert_string_equal(back.disks[1].images[1].name, "base.img");
     assert_int_equal(back.disks[1].images[1].fd, 12);
+    assert_string_equal(back.vsock.path, "web.vsock");
+    assert_int_equal(back.vsock.cid, UINT32_C(4294967294));
+    assert_int_equal(back.vsock.fd, 13);
     assert_int_equal(back.console_count, 2);
     assert_null(back.consoles[0].name);
     assert_int_equal(back.consoles[0].fd, 5);
@@ -238,6 +260,23 @@ static void json_goes_round(void **state)
     assert_string_equal(again, text);
     guest_conf_free(&conf);
     guest_conf_free(&back);
+}
+
+static void a_vsock_path_fits_an_address(void **state)
+{
+    struct guest_conf conf;
+    struct err err = {0};
+    char path[GUEST_VSOCK_PATH_MAX + 2];
+    guest_conf_init(&conf);
+    assert_int_equal(conf.vsock.cid, 3);
+    memset(path, 'x', sizeof path);
+    path[GUEST_VSOCK_PATH_MAX + 1] = 0;
+    assert_int_equal(guest_conf_set_vsock(&conf, path, &err), -EINVAL);
+    assert_null(conf.vsock.path);
+    path[GUEST_VSOCK_PATH_MAX] = 0;
+    assert_int_equal(guest_conf_set_vsock(&conf, path, &err), 0);
+    assert_string_equal(conf.vsock.path, path);
+    guest_conf_free(&conf);
 }
 
 static void the_engine_chooses_where_nothing_is_said(void **state)
@@ -318,6 +357,7 @@ int main(void)
         cmocka_unit_test(vmconf_errors_name_line_and_column),
         cmocka_unit_test(json_errors_name_line_and_column),
         cmocka_unit_test(json_goes_round),
+        cmocka_unit_test(a_vsock_path_fits_an_address),
         cmocka_unit_test(the_engine_chooses_where_nothing_is_said),
         cmocka_unit_test(sizes_are_read_exactly),
         cmocka_unit_test(a_definition_without_kernel_is_refused),

@@ -165,25 +165,9 @@ int guest_disk_set(struct guest_disk *disk, const char *name, const char *value,
                    name);
 }
 
-/* Cuts the next word off: up to a single comma. Pairs of commas become one, in place. */
-static char *next_word(char **rest)
-{
-    char *word = *rest, *to = word, *at = word;
-    for (; *at; at++) {
-        if (*at == ',' && at[1] != ',')
-            break;
-        if (*at == ',')
-            at++;
-        *to++ = *at;
-    }
-    *rest = *at ? at + 1 : NULL;
-    *to = '\0';
-    return word;
-}
-
 static int parse(struct guest_disk *disk, char *text, struct err *err)
 {
-    char *rest = text, *path = next_word(&rest);
+    char *rest = text, *path = guest_text_word(&rest);
     if (!*path)
         return err_set(err, -EINVAL, "a disk wants a path, as in disk.img,ro");
     disk->path = strdup(path);
@@ -191,7 +175,7 @@ static int parse(struct guest_disk *disk, char *text, struct err *err)
         return err_set(err, -ENOMEM, "no memory");
     int r = 0;
     while (r >= 0 && rest) {
-        char *word = next_word(&rest), *equals = strchr(word, '=');
+        char *word = guest_text_word(&rest), *equals = strchr(word, '=');
         if (equals)
             *equals = '\0';
         if (!equals && !strcmp(word, "ro"))

@@ -58,6 +58,7 @@ void guest_conf_init(struct guest_conf *conf)
         .control_fd = -1,
         .listen_fd = -1,
         .lockstep.fd = -1,
+        .vsock = {.cid = GUEST_CID_MIN, .fd = -1},
     };
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         conf->consoles[i].fd = -1;
@@ -75,6 +76,7 @@ void guest_conf_free(struct guest_conf *conf)
         free(conf->consoles[i].name);
     for (size_t i = 0; i < GUEST_DISKS_MAX; i++)
         guest_disk_free(&conf->disks[i]);
+    free(conf->vsock.path);
     *conf = (struct guest_conf){0};
 }
 
@@ -87,7 +89,7 @@ static int copy_string(char **to, const char *from)
 int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
 {
     *to = *from;
-    to->name = to->kernel = to->initrd = to->append = NULL;
+    to->name = to->kernel = to->initrd = to->append = to->vsock.path = NULL;
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         to->consoles[i].name = NULL;
     memset(to->disks, 0, sizeof to->disks);
@@ -98,6 +100,8 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
         r = copy_string(&to->initrd, from->initrd);
     if (r >= 0)
         r = copy_string(&to->append, from->append);
+    if (r >= 0)
+        r = copy_string(&to->vsock.path, from->vsock.path);
     for (size_t i = 0; r >= 0 && i < GUEST_CONSOLES_MAX; i++)
         r = copy_string(&to->consoles[i].name, from->consoles[i].name);
     for (size_t i = 0; r >= 0 && i < from->disk_count; i++)

@@ -52,8 +52,12 @@ enum {
     GUEST_IMAGES_MAX = 32, /* of one disk: itself, and what stands behind it */
     GUEST_SERIAL_MAX = 20,
     GUEST_LAYERS_MAX = 16,    /* of a chain of snapshots */
-    GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
+    GUEST_CID_MIN = 3,         /* the default; below stand the host and its kernel */
+    GUEST_VSOCK_PATH_MAX = 96, /* with _PORT behind it, it still fits a socket's address */
+    GUEST_TEXT_MAX = 1 << 20,  /* bytes of vm.conf or JSON that a reader accepts */
 };
+
+#define GUEST_CID_MAX UINT32_C(0xfffffffe)
 
 /* Less than this no kernel of the field gets to user space with; more than a terabyte is a typing
  * error on every machine that this release supports. */
@@ -101,6 +105,15 @@ struct guest_disk {
     uint64_t iops_burst, bps_burst; /* so many at once; 0 = a tenth of a second's worth */
     struct guest_image *images;     /* filled by `lodge run`, the top first */
     unsigned image_count;
+};
+
+/* A virtio socket device. `lodge run` listens at `path` for clients that want to connect to the
+ * guest, and connects what the guest wants to the sockets at `path`_PORT (docs/vsock.md). JSON:
+ * "vsock": {"path": "web.vsock", "cid": 3}. There is one where there is a path or a descriptor. */
+struct guest_vsock {
+    char *path;
+    uint32_t cid; /* the guest's address, GUEST_CID_MIN..GUEST_CID_MAX */
+    int fd;       /* the link of wire/vsock.h, filled by `lodge run` */
 };
 
 /* JSON: "lockstep": {"role": "lead", "fd": 7, "instructions": 100000000}; `follow` needs no count.
@@ -164,6 +177,7 @@ struct guest_conf {
     unsigned disk_count;
     struct guest_nic nics[GUEST_NICS_MAX]; /* none unless asked for */
     unsigned nic_count;
+    struct guest_vsock vsock;
 };
 
 void guest_conf_init(
@@ -208,6 +222,8 @@ int guest_conf_add_net(struct guest_conf *conf, const char *text, struct err *er
 int guest_conf_set_nets(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_add_forward(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_add_forwards(struct guest_conf *conf, const char *text, struct err *err);
+/* "PATH[,cid=N]", instead of what there was; a comma of the path is written twice. */
+int guest_conf_set_vsock(struct guest_conf *conf, const char *text, struct err *err);
 /* Puts " words" behind the kernel command line. -ENOMEM. */
 int guest_conf_append(struct guest_conf *conf, const char *words);
 

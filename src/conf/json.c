@@ -8,6 +8,7 @@
 #include "conf/guest.h"
 #include "conf/json_disk.h"
 #include "conf/json_nic.h"
+#include "conf/json_vsock.h"
 #include "conf/private.h"
 
 #include <errno.h>
@@ -33,6 +34,7 @@ enum kind {
     KIND_CONSOLES,
     KIND_DISKS,
     KIND_RESTORE,
+    KIND_VSOCK,
     KIND_ON_RESET,
     KIND_WATCHDOG,
     KIND_BALLOON,
@@ -64,6 +66,7 @@ static const struct field {
     {"disks", KIND_DISKS, 0},
     {"listen_fd", KIND_FD, offsetof(struct guest_conf, listen_fd)},
     {"restore", KIND_RESTORE, 0},
+    {"vsock", KIND_VSOCK, 0},
     {"on_reset", KIND_ON_RESET, 0},
     {"watchdog", KIND_WATCHDOG, 0},
     {"balloon", KIND_BALLOON, 0},
@@ -319,6 +322,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_CONSOLES: return get_consoles(value, conf, why);
     case KIND_DISKS: return json_get_disks(value, conf, why);
     case KIND_RESTORE: return json_get_restore(value, conf, why);
+    case KIND_VSOCK: return json_get_vsock(value, &conf->vsock, why);
     case KIND_ON_RESET: return get_on_reset(value, conf, why);
     case KIND_WATCHDOG: return get_watchdog(value, conf, why);
     case KIND_BALLOON: return get_balloon(value, conf, why);
@@ -446,6 +450,7 @@ static int put_field(json_t *root, const struct field *field, const struct guest
         return fd < 0 ? 0 : json_object_set_new(root, field->name, json_integer(fd));
     case KIND_DISKS: return json_put_disks(root, conf);
     case KIND_RESTORE: return json_put_restore(root, conf);
+    case KIND_VSOCK: return json_put_vsock(root, &conf->vsock);
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
     case KIND_LOCKSTEP: return conf->lockstep.role ? put_lockstep(root, &conf->lockstep) : 0;
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);

@@ -36,3 +36,12 @@ int guest_text_error(struct err *err, const char *origin, struct text_place plac
 
 /* 0 where a reader may look at the text at all: not too long, no NUL byte. */
 int guest_text_check(const char *text, size_t length, const char *origin, struct err *err);
+
+/* Cuts the next word off: up to a single comma. Pairs of commas become one, in place. `*rest` is
+ * NULL behind the last. */
+char *guest_text_word(char **rest);
+
+/* vsock.c */
+int guest_vsock_set_cid(struct guest_vsock *vsock, const char *text, struct err *err);
+int guest_vsock_set_path(struct guest_vsock *vsock, const char *text, struct err *err);
+int guest_check_cid(int64_t cid, struct err *err);

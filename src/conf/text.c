@@ -31,3 +31,18 @@ int guest_text_check(const char *text, size_t length, const char *origin, struct
     }
     return 0;
 }
+
+char *guest_text_word(char **rest)
+{
+    char *word = *rest, *to = word, *at = word;
+    for (; *at; at++) {
+        if (*at == ',' && at[1] != ',')
+            break;
+        if (*at == ',')
+            at++;
+        *to++ = *at;
+    }
+    *rest = *at ? at + 1 : NULL;
+    *to = '\0';
+    return word;
+}

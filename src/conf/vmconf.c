@@ -32,6 +32,7 @@ enum key {
     KEY_TRANSLATE,
     KEY_VCPUS,
     KEY_WATCHDOG,
+    KEY_VSOCK,
     KEY_MAX
 };
 
@@ -43,7 +44,7 @@ static const char *const key_names[KEY_MAX] = {
     [KEY_NET] = "net",           [KEY_PUBLISH] = "publish",
     [KEY_ROOT] = "root",         [KEY_TRANSLATE] = "translate",
     [KEY_VCPUS] = "vcpus",       [KEY_WATCHDOG] = "watchdog",
-    [KEY_BALLOON] = "balloon",
+    [KEY_BALLOON] = "balloon",   [KEY_VSOCK] = "vsock",
 };
 
 struct reader {
@@ -116,7 +117,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
     return guest_text_error(
         reader->err, reader->origin, start,
         "unknown key '%.*s'; the keys are appended, balloon, code_cache, disk, engine, initrd, "
-        "kernel, mem, name, net, publish, root, translate, vcpus, watchdog",
+        "kernel, mem, name, net, publish, root, translate, vcpus, vsock, watchdog",
         min(length, 64), name);
 }
 
@@ -175,7 +176,7 @@ static int replace(char **field, char **value)
 static bool checks_itself(enum key key)
 {
     return key == KEY_APPENDED || key == KEY_CODE_CACHE || key == KEY_DISK || key == KEY_ENGINE ||
-           key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS;
+           key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS || key == KEY_VSOCK;
 }
 
 static int set(struct reader *reader, enum key key, char **value, struct err *why)
@@ -202,6 +203,7 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     case KEY_VCPUS: return guest_conf_set_cpus(conf, *value, why);
     case KEY_WATCHDOG: return guest_conf_set_watchdog(conf, *value, why);
     case KEY_BALLOON: return guest_conf_set_balloon(conf, *value, why);
+    case KEY_VSOCK: return guest_conf_set_vsock(conf, *value, why);
     case KEY_MAX: break;
     }
     return -EINVAL;

@@ -180,6 +180,7 @@ static void the_default_image_holds_what_the_agent_needs(void **state)
     add_module(&set, "drivers/pvpanic.ko", "");
     add_module(&set, "drivers/wdat_wdt.ko", "watchdog");
     add_module(&set, "drivers/watchdog.ko", "");
+    add_module(&set, "net/vmw_vsock_virtio_transport.ko", "virtio");
     add_module(&set, "drivers/virtio.ko", "");
     add_module(&set, "drivers/virtio_net.ko", "net_failover,virtio");
     add_module(&set, "drivers/net_failover.ko", "");

@@ -23,6 +23,8 @@ static const char *const type_names[AGENT_TYPE_MAX] = {
     [AGENT_STDOUT] = "STDOUT",     [AGENT_STDERR] = "STDERR",   [AGENT_WINDOW_GRANT] = "WINDOW",
     [AGENT_SIGNAL] = "SIGNAL",     [AGENT_RESIZE] = "RESIZE",   [AGENT_EXIT] = "EXIT",
     [AGENT_SHUTDOWN] = "SHUTDOWN", [AGENT_PING] = "PING",       [AGENT_PONG] = "PONG",
+    [AGENT_PUSH] = "PUSH",         [AGENT_PULL] = "PULL",       [AGENT_FILE] = "FILE",
+    [AGENT_CLOCK] = "CLOCK",       [AGENT_ASK] = "ASK",         [AGENT_INFO] = "INFO",
 };
 
 const char *agent_type_name(enum agent_type type)
@@ -139,6 +141,24 @@ static void put_payload(struct payload *payload, const struct agent_message *mes
     case AGENT_SHUTDOWN: put_u32(payload, message->shutdown.how); break;
     case AGENT_PING:
     case AGENT_PONG: put_u64(payload, message->ping.token); break;
+    case AGENT_PUSH:
+        put_u32(payload, message->push.mode);
+        put_text(payload, message->push.path);
+        break;
+    case AGENT_PULL:
+        put_u32(payload, message->pull.window);
+        put_text(payload, message->pull.path);
+        break;
+    case AGENT_FILE:
+        put_u32(payload, message->file.mode);
+        put_u64(payload, message->file.size);
+        break;
+    case AGENT_CLOCK: put_u64(payload, message->clock.time); break;
+    case AGENT_ASK: break;
+    case AGENT_INFO:
+        put_u32(payload, message->info.strings.count);
+        put_bytes(payload, message->info.strings.bytes, message->info.strings.size);
+        break;
     case AGENT_TYPE_MAX: assert(false);
     }
 }
@@ -367,6 +387,24 @@ static void get_payload(struct cursor *cursor, struct agent_message *message)
     case AGENT_SHUTDOWN: get_shutdown(cursor, message); break;
     case AGENT_PING:
     case AGENT_PONG: message->ping.token = get_u64(cursor); break;
+    case AGENT_PUSH:
+        message->push.mode = get_u32(cursor);
+        message->push.path = get_text(cursor);
+        expect(cursor, message->push.mode <= AGENT_MODE_MAX && *message->push.path);
+        break;
+    case AGENT_PULL:
+        message->pull.window = get_u32(cursor);
+        message->pull.path = get_text(cursor);
+        expect(cursor, message->pull.window <= AGENT_WINDOW_MAX && *message->pull.path);
+        break;
+    case AGENT_FILE:
+        message->file.mode = get_u32(cursor);
+        message->file.size = get_u64(cursor);
+        expect(cursor, message->file.mode <= AGENT_MODE_MAX);
+        break;
+    case AGENT_CLOCK: message->clock.time = get_u64(cursor); break;
+    case AGENT_ASK: break;
+    case AGENT_INFO: message->info.strings = get_strings(cursor, get_u32(cursor)); break;
     case AGENT_TYPE_MAX: cursor->bad = true;
     }
     expect(cursor, cursor->left == 0);

@@ -1,9 +1,10 @@
 /*
  * agent.h: the messages between `lodge` and `lodge-agent`, the exec channel (docs/exec-channel.md).
  *
- * The channel is one byte stream, a virtio-console port named AGENT_PORT_NAME. Both ends send
- * frames: a 16-byte header (magic, type, stream, length; little-endian) and at most
- * AGENT_PAYLOAD_MAX bytes. A stream is one command; the host numbers it.
+ * The channel is one byte stream: a virtio-console port named AGENT_PORT_NAME, or a connection to
+ * the guest's vsock port AGENT_VSOCK_PORT. Both ends send frames: a 16-byte header (magic, type,
+ * stream, length; little-endian) and at most AGENT_PAYLOAD_MAX bytes. A stream is one command; the
+ * host numbers it.
  *
  *     host                                agent
  *      |-- HELLO (version, nonce) -------->|   ends what an earlier session left
@@ -14,6 +15,13 @@
  *      |<- STDOUT 1, STDERR 1, WINDOW 1 ---|
  *      |-- SIGNAL 1, RESIZE 1 ------------>|
  *      |<- EXIT 1 -------------------------|   last frame of the stream, after all its output
+ *
+ * Files go by streams too, and what is asked of the guest as a whole is one:
+ *
+ *      |-- PUSH 2 (mode, path) --------->|   then as with EXEC: STARTED, STDIN, EXIT or FAILED
+ *      |-- PULL 3 (window, path) ------->|   FILE, then STDOUT, EXIT or FAILED
+ *      |-- CLOCK 4 (time) -------------->|   EXIT or FAILED
+ *      |-- ASK 5 ----------------------->|   INFO
  *
  * Flow control is by credit, for each stream and each of its three byte flows: who receives grants
  * bytes with WINDOW, who sends stays within them. So neither end ever has to stop reading the
@@ -41,7 +49,8 @@
 #define AGENT_PORT_NAME "org.lodge.agent"
 
 enum {
-    AGENT_VERSION = 1,
+    AGENT_VERSION = 2,
+    AGENT_VSOCK_PORT = 1024,
     AGENT_HEADER_SIZE = 16,
     AGENT_PAYLOAD_MAX = 64 * 1024 - AGENT_HEADER_SIZE,
     AGENT_DATA_MAX = 32 * 1024 - AGENT_HEADER_SIZE, /* of STDIN, STDOUT, STDERR: what senders use */
@@ -49,6 +58,7 @@ enum {
     AGENT_WINDOW_MAX = 1 << 30,
     AGENT_WRITER_MAX = 4 << 20,
     AGENT_STRINGS_MAX = 4096, /* of argv, and of env */
+    AGENT_MODE_MAX = 07777,
 };
 
 enum agent_type {
@@ -67,6 +77,12 @@ enum agent_type {
     AGENT_SHUTDOWN,
     AGENT_PING,
     AGENT_PONG,
+    AGENT_PUSH,
+    AGENT_PULL,
+    AGENT_FILE,
+    AGENT_CLOCK,
+    AGENT_ASK,
+    AGENT_INFO,
     AGENT_TYPE_MAX
 };
 
@@ -133,6 +149,24 @@ struct agent_message {
         struct {
             uint64_t token;
         } ping; /* PING, PONG */
+        struct {
+            uint32_t mode; /* permissions of the new file */
+            const char *path;
+        } push;
+        struct {
+            uint32_t window; /* granted for STDOUT */
+            const char *path;
+        } pull;
+        struct {
+            uint32_t mode;
+            uint64_t size; /* as it was; what follows may be more or less */
+        } file;
+        struct {
+            uint64_t time; /* ns since 1970 */
+        } clock;
+        struct {
+            struct agent_strings strings; /* "NAME=VALUE", some names more than once */
+        } info;
     };
 };
 

@@ -31,6 +31,12 @@ static const struct agent_message messages[] = {
     {AGENT_SHUTDOWN, 0, .shutdown = {AGENT_REBOOT}},
     {AGENT_PING, 0, .ping = {42}},
     {AGENT_PONG, 0, .ping = {42}},
+    {AGENT_PUSH, 2, .push = {0644, "/etc/motd"}},
+    {AGENT_PULL, 3, .pull = {65536, "/proc/version"}},
+    {AGENT_FILE, 3, .file = {04755, UINT64_MAX}},
+    {AGENT_CLOCK, 4, .clock = {1700000000123456789}},
+    {AGENT_ASK, 5, .ping = {0}},
+    {AGENT_INFO, 5, .info = {{"kernel=6.1\0address=lo 127.0.0.1", 32, 2}}},
 };
 
 static void same_strings(struct agent_strings a, struct agent_strings b)
@@ -92,6 +98,20 @@ static void same_message(const struct agent_message *a, const struct agent_messa
         assert_int_equal(a->exit.value, b->exit.value);
         break;
     case AGENT_SHUTDOWN: assert_int_equal(a->shutdown.how, b->shutdown.how); break;
+    case AGENT_PUSH:
+        assert_int_equal(a->push.mode, b->push.mode);
+        assert_string_equal(a->push.path, b->push.path);
+        break;
+    case AGENT_PULL:
+        assert_int_equal(a->pull.window, b->pull.window);
+        assert_string_equal(a->pull.path, b->pull.path);
+        break;
+    case AGENT_FILE:
+        assert_int_equal(a->file.mode, b->file.mode);
+        assert_int_equal(a->file.size, b->file.size);
+        break;
+    case AGENT_CLOCK: assert_int_equal(a->clock.time, b->clock.time); break;
+    case AGENT_INFO: same_strings(a->info.strings, b->info.strings); break;
     default: assert_int_equal(a->ping.token, b->ping.token);
     }
 }
