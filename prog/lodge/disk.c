@@ -3,9 +3,11 @@
  */
 #include "disk/disk.h"
 
+#include "bar.h"
 #include "base/bytes.h"
 #include "base/own.h"
 #include "conf/guest.h"
+#include "copy.h"
 #include "verbs.h"
 
 #include <errno.h>
@@ -18,7 +20,7 @@
 
 #include <jansson.h>
 
-enum { STATUS_LEAKS = 3, COPY_BYTES = 2 << 20 };
+enum { STATUS_LEAKS = 3 };
 
 static volatile sig_atomic_t stop;
 
@@ -93,46 +95,6 @@ static int want_words(const struct arguments *arguments, unsigned count, struct 
                ? 0
                : err_set(err, -EINVAL, "%s needs %s; see %s --help", arguments->path,
                          arguments->verb->usage, arguments->path);
-}
-
-/* --- progress --- */
-
-/* A line on the terminal, if there is one, from half a second on, ten times a second. */
-struct bar {
-    const char *what;
-    uint64_t begun, drawn; /* ns */
-    bool there;
-};
-
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
-
-static void bar_draw(void *opaque, uint64_t done, uint64_t all)
-{
-    enum { WIDTH = 40, WAIT = 500000000, EVERY = 100000000 };
-    struct bar *bar = opaque;
-    uint64_t time = now();
-    if (!bar->begun) {
-        bar->begun = time;
-        bar->there = isatty(STDERR_FILENO);
-    }
-    if (!bar->there || !all || time - bar->begun < WAIT || time - bar->drawn < EVERY)
-        return;
-    bar->drawn = time;
-    double part = (double)done / (double)all;
-    int full = (int)(part * WIDTH);
-    fprintf(stderr, "\r%s [%.*s%*s] %3.0f%%", bar->what, full,
-            "########################################", WIDTH - full, "", part * 100);
-}
-
-static void bar_clear(const struct bar *bar)
-{
-    if (bar->drawn)
-        fputs("\r\033[K", stderr);
 }
 
 /* --- create --- */
@@ -326,73 +288,6 @@ static int check(const struct arguments *arguments)
 
 /* --- convert --- */
 
-static bool all_zero(const uint8_t *bytes, size_t length)
-{
-    return length == 0 || (bytes[0] == 0 && !memcmp(bytes, bytes + 1, length - 1));
-}
-
-/* Whatever is not zero, in pieces that a new cluster or page begins with. */
-static int copy_part(struct disk *to, uint64_t offset, const uint8_t *bytes, size_t length)
-{
-    enum { PIECE = 64 << 10 };
-    int r = 0;
-    for (size_t at = 0; r >= 0 && at < length;) {
-        size_t end = at;
-        while (end < length && !all_zero(bytes + end, min((size_t)PIECE, length - end)))
-            end += min((size_t)PIECE, length - end);
-        if (end > at)
-            r = disk_write(to, offset + at, bytes + at, end - at);
-        at = end + (end < length ? min((size_t)PIECE, length - end) : 0);
-    }
-    return r;
-}
-
-static int copy_next(struct disk *from, struct disk *to, uint64_t offset, uint8_t *buffer,
-                     uint64_t *ret_length)
-{
-    enum disk_extent_kind kind;
-    int r = disk_status(from, offset, disk_size(from) - offset, &kind, ret_length);
-    if (r < 0 || kind != DISK_EXTENT_DATA)
-        return r;
-    *ret_length = min(*ret_length, COPY_BYTES - offset % COPY_BYTES);
-    r = disk_read(from, offset, buffer, *ret_length);
-    return r < 0 ? r : copy_part(to, offset, buffer, *ret_length);
-}
-
-static int copy(struct disk *from, struct disk *to, struct err *err)
-{
-    _cleanup_free_ uint8_t *buffer = aligned_alloc(4096, COPY_BYTES);
-    struct bar bar = {.what = "copying"};
-    uint64_t length = 0;
-    int r = buffer ? 0 : -ENOMEM;
-    for (uint64_t at = 0; r >= 0 && at < disk_size(from); at += length) {
-        bar_draw(&bar, at, disk_size(from));
-        r = stop ? -EINTR : copy_next(from, to, at, buffer, &length);
-    }
-    if (r >= 0)
-        r = disk_flush(to);
-    bar_clear(&bar);
-    return r < 0 ? err_errno(err, -r, "cannot copy") : 0;
-}
-
-static int copy_to(struct disk *from, const char *path, const struct disk_create *create,
-                   struct err *err)
-{
-    struct disk_options options = {.format = create->format};
-    struct disk *to;
-    int r = disk_create(path, create, err);
-    if (r < 0)
-        return r;
-    r = disk_open(path, &options, &to, err);
-    if (r >= 0) {
-        r = copy(from, to, err);
-        int closed = disk_close(to);
-        if (r >= 0 && closed < 0)
-            r = err_errno(err, -closed, "disk '%s'", path);
-    }
-    return r;
-}
-
 /* Under another name until it is whole. */
 static int convert_to(struct disk *from, const char *target, struct disk_create *create,
                       struct err *err)
@@ -403,7 +298,7 @@ static int convert_to(struct disk *from, const char *target, struct disk_create 
     if (asprintf(&part, "%s.part-%d", target, (int)getpid()) < 0)
         return err_set(err, -ENOMEM, "no memory");
     create->size = disk_size(from);
-    int r = copy_to(from, part, create, err);
+    int r = copy_disk(from, part, create, &stop, err);
     if (r >= 0 && renameat2(AT_FDCWD, part, AT_FDCWD, target, RENAME_NOREPLACE) < 0)
         r = err_errno(err, errno, "disk '%s'", target);
     if (r < 0)

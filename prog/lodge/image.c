@@ -4,6 +4,8 @@
 #include "image/build.h"
 
 #include "base/own.h"
+#include "copy.h"
+#include "image/debian.h"
 #include "image/store.h"
 #include "machine.h"
 #include "verbs.h"
@@ -34,7 +36,51 @@ static void watch_signals(void)
         sigaction(numbers[i], &(struct sigaction){.sa_handler = note_stop}, NULL);
 }
 
-static int build_default(struct image *ret_image, struct err *err)
+static int make_disk(void *opaque, const char *raw, const char *qcow2, struct err *err)
+{
+    const struct disk_options options = {.format = DISK_FORMAT_RAW, .read_only = true};
+    struct disk *from;
+    int r = disk_open(raw, &options, &from, err);
+    if (r < 0)
+        return r;
+    const struct disk_create create = {.format = DISK_FORMAT_QCOW2, .size = disk_size(from)};
+    r = copy_disk(from, qcow2, &create, &stop, err);
+    disk_close(from);
+    return r;
+}
+
+static int build_default(const struct image_build *build, const char *tag, struct image *ret_image,
+                         struct err *err)
+{
+    return image_build_default(build, ret_image, err);
+}
+
+/* What lodge can build: a name, and perhaps a tag. */
+static const struct recipe {
+    const char *name, *tag; /* the tag that the name alone means; NULL = it has none */
+    int (*build)(const struct image_build *build, const char *tag, struct image *ret_image,
+                 struct err *err);
+} recipes[] = {
+    {"default", NULL, build_default},
+    {"debian", IMAGE_DEBIAN_SUITE, image_build_debian},
+    {0},
+};
+
+/* The recipe for NAME or NAME:TAG, and the tag; NULL where there is none. */
+static const struct recipe *find_recipe(const char *reference, const char **ret_tag)
+{
+    size_t length = strcspn(reference, ":");
+    for (const struct recipe *recipe = recipes; recipe->name; recipe++) {
+        if (strlen(recipe->name) != length || strncmp(reference, recipe->name, length) != 0)
+            continue;
+        *ret_tag = reference[length] ? reference + length + 1 : recipe->tag;
+        return recipe->tag || !reference[length] ? recipe : NULL;
+    }
+    return NULL;
+}
+
+static int build_recipe(const struct recipe *recipe, const char *tag, struct image *ret_image,
+                        struct err *err)
 {
     _cleanup_free_ char *store = NULL;
     _cleanup_free_ char *cache = NULL;
@@ -49,34 +95,36 @@ static int build_default(struct image *ret_image, struct err *err)
     if (r < 0)
         return r;
     watch_signals();
-    struct image_build build = {
+    const struct image_build build = {
         .store = store,
         .cache = cache,
         .agent = agent,
         .vmm = vmm,
         .note = note,
+        .make_disk = make_disk,
         .stop = &stop,
     };
-    return image_build_default(&build, ret_image, err);
+    return recipe->build(&build, tag, ret_image, err);
 }
 
 static int build(const struct arguments *arguments)
 {
     struct err err = {0};
     struct image image = {0};
-    const char *name = arguments->word_count ? arguments->words[0] : NULL;
-    if (!name || strcmp(name, "default") != 0) {
-        fprintf(stderr, "lodge: %s%s%s; lodge can build: default\n",
+    const char *name = arguments->word_count ? arguments->words[0] : NULL, *tag = NULL;
+    const struct recipe *recipe = name ? find_recipe(name, &tag) : NULL;
+    if (!recipe) {
+        fprintf(stderr, "lodge: %s%s%s; lodge can build: default, debian, debian:SUITE\n",
                 name ? "there is no recipe for image '" : "which image?", name ? name : "",
                 name ? "'" : "");
         return STATUS_MISTAKE;
     }
-    int r = build_default(&image, &err);
+    int r = build_recipe(recipe, tag, &image, &err);
     if (r < 0) {
         fprintf(stderr, "lodge: %s\n", err.text);
         return stop ? 128 + stop : STATUS_FAILED;
     }
-    printf("image 'default' (%.12s, Linux %s) %s\n", image.hash, image.release,
+    printf("image '%s' (%.12s, Linux %s) %s\n", image.name, image.hash, image.release,
            r ? "is built" : "is up to date");
     image_free(&image);
     return 0;
@@ -87,12 +135,12 @@ static int list_json(const struct image_list *list)
     json_t *array = json_array();
     for (size_t i = 0; i < list->count; i++) {
         const struct image *image = &list->images[i];
-        json_array_append_new(array,
-                              json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:b}", "name",
-                                        image->name, "hash", image->hash, "created", image->created,
-                                        "release", image->release, "kernel", image->kernel,
-                                        "initrd", image->initrd, "append", image->append, "size",
-                                        (json_int_t)image->size, "agent", (int)image->agent));
+        json_array_append_new(
+            array, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s?, s:I, s:b}", "name",
+                             image->name, "hash", image->hash, "created", image->created, "release",
+                             image->release, "kernel", image->kernel, "initrd", image->initrd,
+                             "append", image->append, "disk", image->disk, "size",
+                             (json_int_t)image->size, "agent", (int)image->agent));
     }
     int r = json_dumpf(array, stdout, JSON_INDENT(2));
     json_decref(array);
@@ -139,11 +187,14 @@ static int list(const struct arguments *arguments)
 static const struct verb verb_build = {
     .name = "build",
     .summary = "Make an image from Debian's packages",
-    .usage = "default",
+    .usage = "default|debian[:SUITE]",
     .details =
-        "The packages are found and verified by this machine's apt. Root is not needed. What is\n"
-        "built already from the same inputs is left alone.",
-    .example = "lodge image build default",
+        "default is a kernel, BusyBox and lodge-agent, for commands that want to run at once.\n"
+        "debian is a whole system on a disk, made by mmdebstrap; SUITE is " IMAGE_DEBIAN_SUITE
+        " where\nnone is given. The packages are found and verified by this machine's apt. Root "
+        "is not needed\nfor the first; for the second it is, or user namespaces with subordinate "
+        "IDs. What is built\nalready from the same inputs is left alone.",
+    .example = "lodge image build debian",
     .words_max = 1,
     .mistake_status = STATUS_MISTAKE,
     .run = build,

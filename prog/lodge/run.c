@@ -8,10 +8,13 @@
 #include "endpoint.h"
 #include "folder.h"
 #include "image/store.h"
+#include "input.h"
 #include "machine.h"
 #include "net.h"
 #include "overlays.h"
 #include "relay.h"
+#include "root.h"
+#include "seeding.h"
 #include "steer.h"
 #include "terminal.h"
 #include "verbs.h"
@@ -20,14 +23,13 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/sysinfo.h>
 
 static const struct option_row options[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft (auto: see lodge host)"},
     {"translate", 0, "WHAT", "what the software engine translates: hot, never or always (hot)"},
     {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M (64M)"},
-    {"memory", 'm', "SIZE", "memory of the guest, like 512M or 1.5G (512M)"},
+    {"memory", 'm', "SIZE", "memory of the guest, like 512M or 1.5G (512M; debian: 1G)"},
     {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
     {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},
     {"initrd", 'i', "FILE", "an initial RAM disk, instead of an image's"},
@@ -39,6 +41,11 @@ static const struct option_row options[] = {
      "                               serial=X,iops=N,bps=SIZE; may be repeated"},
     {"file", 'f', "FILE", "a guest's definition, vm.conf or JSON; options override it"},
     {"name", 'n', "NAME", "the guest's name, its host name too"},
+    {"hostname", 0, "NAME", "its host name, where that is another"},
+    {"ssh-key", 0, "FILE",
+     "a public key for the image's user (Debian: debian, with sudo);\n"
+     "                               may be repeated"},
+    {"user-data", 0, "FILE", "what the guest's cloud-init shall do, by a NoCloud seed"},
     {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
     {"watchdog", 0, "WHAT",
      "when its watchdog expires: off (none), event, reset or poweroff (off)"},
@@ -63,6 +70,7 @@ struct plan {
     struct guest_conf conf;
     struct image image;
     bool has_image, agent;
+    struct root root;
     struct relay_plan relay;
     const char *argv[AGENT_STRINGS_MAX + 1];
     const char *env[ARGUMENTS_GIVEN_MAX + 1];
@@ -72,27 +80,6 @@ struct plan {
     struct overlays *overlays; /* of a restored guest */
     struct net net;
 };
-
-static int read_file(const char *path, char **ret_text, size_t *ret_length, struct err *err)
-{
-    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_errno(err, errno, "definition '%s'", path);
-    _cleanup_free_ char *text = malloc(GUEST_TEXT_MAX + 2);
-    size_t length = 0;
-    ssize_t n = text ? 1 : 0;
-    while (n > 0 && length <= GUEST_TEXT_MAX) {
-        n = read(fd, text + length, GUEST_TEXT_MAX + 1 - length);
-        if (n < 0)
-            return err_errno(err, errno, "definition '%s'", path);
-        length += (size_t)n;
-    }
-    if (!text)
-        return err_set(err, -ENOMEM, "no memory");
-    *ret_text = take_ptr(text);
-    *ret_length = length;
-    return 0;
-}
 
 static bool has_images(const struct guest_conf *conf)
 {
@@ -117,7 +104,7 @@ static int read_definition(struct plan *plan, const char *path, struct err *err)
 {
     _cleanup_free_ char *text = NULL;
     size_t length = 0;
-    int r = read_file(path, &text, &length, err);
+    int r = input_read("definition", path, GUEST_TEXT_MAX, &text, &length, err);
     if (r < 0)
         return r;
     size_t blanks = 0;
@@ -208,22 +195,38 @@ static int read_options(struct plan *plan, struct err *err)
     return r < 0 ? r : read_networks(plan, err);
 }
 
+static int find_image(struct plan *plan, const char *name, struct err *err)
+{
+    _cleanup_free_ char *store = NULL;
+    int r = image_store_path(&store, err);
+    if (r >= 0)
+        r = image_find(store, name, &plan->image, err);
+    plan->has_image = r >= 0;
+    return r;
+}
+
+/* One that is named is found before all else, for its memory is only a proposal. */
+static int find_named_image(struct plan *plan, struct err *err)
+{
+    if (!plan->arguments->word_count)
+        return 0;
+    int r = find_image(plan, plan->arguments->words[0], err);
+    if (r >= 0 && plan->image.memory)
+        plan->conf.memory = plan->image.memory;
+    return r;
+}
+
 /* The image gives what was not given: kernel, initrd, and the words its kernel likes. */
 static int apply_image(struct plan *plan, struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
-    const char *name = plan->arguments->word_count ? plan->arguments->words[0] : NULL;
-    _cleanup_free_ char *store = NULL;
-    if (!name && conf->kernel)
+    if (!plan->has_image && conf->kernel)
         return *conf->append || guest_conf_append(conf, "console=ttyS0") >= 0
                    ? 0
                    : err_set(err, -ENOMEM, "no memory");
-    int r = image_store_path(&store, err);
-    if (r >= 0)
-        r = image_find(store, name ? name : "default", &plan->image, err);
+    int r = plan->has_image ? 0 : find_image(plan, "default", err);
     if (r < 0)
         return r;
-    plan->has_image = true;
     plan->agent = plan->image.agent;
     _cleanup_free_ char *given = take_ptr(conf->append);
     conf->append = strdup(plan->image.append);
@@ -248,20 +251,6 @@ static int check_memory(const struct guest_conf *conf, struct err *err)
                    (double)conf->memory / (double)GIB(1), (double)total / (double)GIB(1));
 }
 
-static int open_file(const char *what, const char *path, int *ret_fd, struct err *err)
-{
-    struct stat status;
-    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &status) < 0)
-        return err_errno(err, errno, "%s '%s'", what, path);
-    if (!S_ISREG(status.st_mode))
-        return err_set(err, -EINVAL, "%s '%s' is no regular file", what, path);
-    if (status.st_size == 0)
-        return err_set(err, -EINVAL, "%s '%s' is empty", what, path);
-    *ret_fd = take_fd(&fd);
-    return 0;
-}
-
 static int open_kvm(struct plan *plan, struct err *err)
 {
     if (plan->conf.engine == GUEST_ENGINE_SOFT)
@@ -281,15 +270,16 @@ static int open_kvm(struct plan *plan, struct err *err)
 static int open_all(struct plan *plan, struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
-    int r = open_file("kernel", conf->kernel, &plan->kernel, err);
+    int r = input_open("kernel", conf->kernel, &plan->kernel, err);
     if (r >= 0 && conf->initrd)
-        r = open_file("initrd", conf->initrd, &plan->initrd, err);
+        r = input_open("initrd", conf->initrd, &plan->initrd, err);
     for (unsigned i = 0; r >= 0 && i < conf->disk_count; i++)
         r = chain_open(&conf->disks[i], err);
     if (r >= 0 && conf->vsock.path)
         r = vsock_host_new(conf->vsock.path, &plan->relay.vsock, err);
     if (r >= 0)
         r = open_kvm(plan, err);
+    root_forget(&plan->root);
     plan->relay.kernel = conf->kernel;
     conf->kernel_fd = plan->kernel;
     conf->initrd_fd = plan->initrd;
@@ -356,10 +346,12 @@ static int choose_relay(struct plan *plan, struct err *err)
     bool terminals = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     bool agent = plan->agent;
     const char *workdir = arguments_value(arguments, "workdir");
+    /* A console that asks for a name is what a person gets who wants no command. */
+    bool shell = agent && !plan->image.login;
     relay->shell =
-        !arguments->command && agent && terminals && !arguments_flag(arguments, "no-tty");
+        !arguments->command && shell && terminals && !arguments_flag(arguments, "no-tty");
     relay->command = arguments->command || relay->shell;
-    relay->agent = agent;
+    relay->agent = relay->command ? agent : shell;
     relay->verbose = arguments_flag(arguments, "verbose");
     relay->what.cwd = workdir ? workdir : "";
     relay->what.tty = relay->command && !arguments_flag(arguments, "no-tty") &&
@@ -382,29 +374,49 @@ static int choose_relay(struct plan *plan, struct err *err)
     return r;
 }
 
-/* The words after the name are init's; a name with a blank would be two. */
-static int append_name(struct plan *plan, struct err *err)
+static const char *hostname_of(const struct plan *plan)
 {
-    _cleanup_free_ char *word = NULL;
-    const char *name = plan->conf.name;
+    const char *given = arguments_value(plan->arguments, "hostname");
+    return given ? given : plan->conf.name;
+}
+
+/* For lodge-agent as PID 1, and for systemd. The words after the name are init's; a name with a
+ * blank would be two. */
+static int append_hostname(struct plan *plan, struct err *err)
+{
+    _cleanup_free_ char *words = NULL;
+    const char *name = hostname_of(plan);
     if (!name)
         return 0;
     if (!image_name_valid(name))
         return err_set(err, -EINVAL,
                        "'%.64s' is no name for a guest; use letters, digits, '.', '_' and '-'",
                        name);
-    if (asprintf(&word, "lodge.hostname=%s", name) < 0)
-        word = NULL;
-    return word && guest_conf_append(&plan->conf, word) >= 0 ? 0
-                                                             : err_set(err, -ENOMEM, "no memory");
+    if (asprintf(&words, "lodge.hostname=%s systemd.hostname=%s", name, name) < 0)
+        words = NULL;
+    return words && guest_conf_append(&plan->conf, words) >= 0 ? 0
+                                                               : err_set(err, -ENOMEM, "no memory");
+}
+
+/* A guest of one's own may have cloud-init as well. */
+static int add_seed(struct plan *plan, struct err *err)
+{
+    if (!seeding_wanted(plan->arguments))
+        return 0;
+    if (plan->has_image && !plan->image.seed)
+        return err_set(err, -EINVAL,
+                       "image '%s' has no cloud-init for --user-data and --ssh-key; debian has",
+                       plan->image.name);
+    int fd = seeding_open(plan->arguments, hostname_of(plan), err);
+    return fd < 0 ? fd : root_add_seed(&plan->root, &plan->conf, fd, err);
 }
 
 /* For those that read the definition from another folder. */
 static bool make_absolute(char **path)
 {
     char *whole = *path ? realpath(*path, NULL) : NULL;
-    if (*path && !whole)
-        return false;
+    if (*path && !whole) /* a disk that goes with its guest has no name any more */
+        return errno == ENOENT;
     free(*path);
     *path = whole;
     return true;
@@ -495,7 +507,9 @@ static int append_net(struct plan *plan, struct err *err)
 
 static int make_plan(struct plan *plan, struct err *err)
 {
-    int r = read_options(plan, err);
+    int r = find_named_image(plan, err);
+    if (r >= 0)
+        r = read_options(plan, err);
     if (r >= 0)
         r = apply_image(plan, err);
     if (r >= 0)
@@ -505,9 +519,13 @@ static int make_plan(struct plan *plan, struct err *err)
     if (r >= 0)
         r = choose_relay(plan, err);
     if (r >= 0)
-        r = append_name(plan, err);
+        r = append_hostname(plan, err);
     if (r >= 0)
         r = append_net(plan, err);
+    if (r >= 0)
+        r = add_seed(plan, err);
+    if (r >= 0 && plan->has_image && plan->image.disk)
+        r = root_add_overlay(&plan->root, &plan->conf, plan->image.disk, err);
     if (r >= 0)
         r = open_all(plan, err);
     const char *control = arguments_value(plan->arguments, "control");
@@ -577,7 +595,7 @@ static int run(const struct arguments *arguments)
     if (!plan)
         return RELAY_FAILED;
     plan->arguments = arguments;
-    plan->kernel = plan->initrd = plan->kvm = -1;
+    plan->kernel = plan->initrd = plan->kvm = plan->root.seed = -1;
     guest_conf_init(&plan->conf);
     int status = RELAY_FAILED;
     if (start(plan, &machine, &err) >= 0)
@@ -588,6 +606,7 @@ static int run(const struct arguments *arguments)
     for (unsigned i = 0; i < plan->conf.disk_count; i++)
         chain_close(&plan->conf.disks[i]);
     vsock_host_free(plan->relay.vsock);
+    root_forget(&plan->root);
     own_close(&plan->kernel);
     own_close(&plan->initrd);
     own_close(&plan->kvm);
@@ -636,6 +655,7 @@ static const struct option_row restore_options_rows[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft"},
     {"translate", 0, "WHAT", "what the software engine translates: hot, never or always"},
     {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M"},
+    {"vsock", 0, "PATH[,cid=N]", "where its sockets lie, if it has some; else where they were"},
     {"verify", 0, NULL,
      "hold all memory against its checksums before the guest runs; else that is\n"
      "                               done while it does"},

@@ -1,5 +1,6 @@
 /*
- * build.h: the default image, made from Debian's own packages.
+ * build.h: what a build needs from its caller, and the default image, made from Debian's own
+ * packages. (The Debian image is debian.h's.)
  *
  * A kernel (the one linux-image-cloud-amd64 depends on), BusyBox and lodge-agent become an
  * uncompressed vmlinux and an initramfs whose /init is the agent. What it is made from decides its
@@ -30,6 +31,8 @@ struct image_build {
     const char *agent; /* path of lodge-agent */
     const char *vmm;   /* path of lodge-vmm, whose sandbox unpacks the kernel */
     void (*note)(void *opaque, const char *text); /* what happens now; may be NULL */
+    /* Copies a raw disk into a new qcow2, whole and on the host's disk when it returns. */
+    int (*make_disk)(void *opaque, const char *raw, const char *qcow2, struct err *err);
     void *opaque;
     const volatile sig_atomic_t *stop; /* may be NULL */
 };

@@ -260,6 +260,10 @@ static void programs_say_why_they_failed(void **state)
                                     NULL, 64, &text, &err),
                      -EIO);
     assert_string_equal(err.text, "sh failed: why");
+    static const char *const marked[] = {
+        "sh", "-c", "echo first >&2; echo E: why >&2; echo E: so >&2; exit 3", NULL};
+    assert_int_equal(process_run(marked, NULL, NULL, 0, &err), -EIO);
+    assert_string_equal(err.text, "sh failed: E: why");
     assert_int_equal(process_run((const char *[]){"/no/such/program", NULL}, NULL, NULL, 0, &err),
                      -ENOENT);
     assert_non_null(strstr(err.text, "cannot run /no/such/program"));

@@ -151,14 +151,15 @@ static int write_entry(struct archive *archive, const struct entry *from, size_t
     return r;
 }
 
-int initramfs_write(struct initramfs *initramfs, int fd, struct err *err)
+static int write_all(struct initramfs *initramfs, int (*set_format)(struct archive *archive),
+                     int alignment, int fd, struct err *err)
 {
     struct archive *archive = archive_write_new();
     if (!archive)
         return err_set(err, -ENOMEM, "no memory");
     qsort(initramfs->entries, initramfs->count, sizeof *initramfs->entries, by_path);
-    archive_write_set_format_cpio_newc(archive);
-    archive_write_set_bytes_in_last_block(archive, 4);
+    set_format(archive);
+    archive_write_set_bytes_in_last_block(archive, alignment);
     int r = archive_write_open_fd(archive, fd);
     for (size_t i = 0; r == ARCHIVE_OK && i < initramfs->count; i++)
         r = write_entry(archive, &initramfs->entries[i], i + 1);
@@ -166,7 +167,17 @@ int initramfs_write(struct initramfs *initramfs, int fd, struct err *err)
         r = archive_write_close(archive);
     int code = 0;
     if (r != ARCHIVE_OK)
-        code = err_set(err, -EIO, "initramfs: %s", archive_error_string(archive));
+        code = err_set(err, -EIO, "archive: %s", archive_error_string(archive));
     archive_write_free(archive);
     return code;
+}
+
+int initramfs_write(struct initramfs *initramfs, int fd, struct err *err)
+{
+    return write_all(initramfs, archive_write_set_format_cpio_newc, 4, fd, err);
+}
+
+int initramfs_write_tar(struct initramfs *initramfs, int fd, struct err *err)
+{
+    return write_all(initramfs, archive_write_set_format_ustar, 512, fd, err);
 }

@@ -30,3 +30,5 @@ int initramfs_add_link(struct initramfs *initramfs, const char *path, const char
                        struct err *err);
 
 int initramfs_write(struct initramfs *initramfs, int fd, struct err *err);
+/* The same as a tar, for file systems that are unpacked and not booted. */
+int initramfs_write_tar(struct initramfs *initramfs, int fd, struct err *err);

@@ -108,6 +108,18 @@ int package_lists_stamp(const struct package_source *source, char *ret_text, siz
     return 0;
 }
 
+int package_repositories(const struct package_source *source, char **ret_text, struct err *err)
+{
+    struct command command;
+    begin(&command, source, "apt-get");
+    static const char *const words[] = {"indextargets", "--format",
+                                        "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages",
+                                        "Origin: Debian"};
+    for (size_t i = 0; i < ARRAY_LEN(words); i++)
+        add_word(&command, words[i]);
+    return process_output(command.argv, NULL, OUTPUT_MAX, ret_text, err);
+}
+
 int package_dependency(const struct package_source *source, const char *name, const char *prefix,
                        char **ret_name, struct err *err)
 {

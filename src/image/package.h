@@ -34,6 +34,10 @@ void package_free(struct package *package);
 /* Fills private lists; from then on `source` uses them. */
 int package_update(struct package_source *source, struct err *err);
 
+/* The repositories of Debian's own that the machine's apt uses: a line "SITE SUITE COMPONENT" for
+ * each, "" where it has lists of none. malloc'd. */
+int package_repositories(const struct package_source *source, char **ret_text, struct err *err);
+
 /* The first package that `name` depends on whose own name begins with `prefix`; malloc'd. */
 int package_dependency(const struct package_source *source, const char *name, const char *prefix,
                        char **ret_name, struct err *err);

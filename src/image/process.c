@@ -85,8 +85,9 @@ int process_start(struct process *process, const char *const *argv, const char *
     return 0;
 }
 
-/* The last line that says something, which is where programs put the reason. */
-static void last_line(int fd, char *ret_line, size_t size)
+/* The line with the reason: the first that apt, mmdebstrap and their like mark as an error; else
+ * the last that says something. */
+static void reason_line(int fd, char *ret_line, size_t size)
 {
     char text[4096];
     off_t end = lseek(fd, 0, SEEK_END);
@@ -95,9 +96,12 @@ static void last_line(int fd, char *ret_line, size_t size)
     text[max(length, (ssize_t)0)] = '\0';
     *ret_line = '\0';
     char *rest = NULL;
-    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         if (line[strspn(line, " \t")])
             snprintf(ret_line, size, "%s", line);
+        if (!strncmp(line, "E: ", 3))
+            return;
+    }
 }
 
 static void interrupt(struct process *process)
@@ -122,7 +126,7 @@ int process_wait(struct process *process, struct err *err)
         return err_set(err, -EINTR, "interrupted");
     }
     char line[512];
-    last_line(process->errors, line, sizeof line);
+    reason_line(process->errors, line, sizeof line);
     close_all(process);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return 0;

@@ -80,6 +80,31 @@ bool image_name_valid(const char *name)
     return word_valid(name, NAME_MAX_LENGTH);
 }
 
+bool image_reference_valid(const char *reference)
+{
+    char name[NAME_MAX_LENGTH + 1];
+    const char *colon = strchr(reference, ':');
+    if (!colon)
+        return image_name_valid(reference);
+    size_t length = (size_t)(colon - reference);
+    if (length > NAME_MAX_LENGTH)
+        return false;
+    memcpy(name, reference, length);
+    name[length] = '\0';
+    return image_name_valid(name) && image_name_valid(colon + 1);
+}
+
+char *image_full_name(const char *reference)
+{
+    return strdup(strcmp(reference, "debian") != 0 ? reference : "debian:" IMAGE_DEBIAN_SUITE);
+}
+
+bool image_usable(const struct image *image)
+{
+    return access(image->kernel, R_OK) == 0 && access(image->initrd, R_OK) == 0 &&
+           (!image->disk || access(image->disk, R_OK) == 0);
+}
+
 void image_free(struct image *image)
 {
     free(image->name);
@@ -89,6 +114,7 @@ void image_free(struct image *image)
     free(image->kernel);
     free(image->initrd);
     free(image->append);
+    free(image->disk);
     *image = (struct image){0};
 }
 
@@ -137,11 +163,16 @@ static int read_image(const char *folder, const char *name, struct image *ret_im
         .created = string_of(root, "created"),
         .release = string_of(root, "release"),
         .append = string_of(root, "append"),
+        .memory = (uint64_t)json_integer_value(json_object_get(root, "memory")),
         .agent = json_is_true(json_object_get(root, "agent")),
+        .login = json_is_true(json_object_get(root, "login")),
+        .seed = json_is_true(json_object_get(root, "seed")),
     };
     int r = file_of(root, "kernel", folder, &image.kernel, &image.size);
     if (r >= 0)
         r = file_of(root, "initrd", folder, &image.initrd, &image.size);
+    if (r >= 0 && json_object_get(root, "disk"))
+        r = file_of(root, "disk", folder, &image.disk, &image.size);
     if (r < 0) {
         image_free(&image);
         return err_set(err, r, "image '%s' is damaged; make it anew with lodge image build %s",
@@ -183,18 +214,23 @@ static int no_such_image(const char *store, const char *name, struct err *err)
     if (count == 0)
         return err_set(err, -ENOENT,
                        "image '%.64s' does not exist, and there is no other; make one with: "
-                       "lodge image build default",
-                       name);
+                       "lodge image build %.64s",
+                       name, strncmp(name, "debian", 6) == 0 ? name : "default");
     return err_set(err, -ENOENT, "image '%.64s' does not exist; there are: %s", name, names);
 }
 
 int image_find(const char *store, const char *name, struct image *ret_image, struct err *err)
 {
     _cleanup_free_ char *folder = NULL;
-    if (!image_name_valid(name))
+    if (!image_reference_valid(name))
         return err_set(err, -EINVAL,
-                       "'%.64s' is no image name; those are letters, digits, '.', '_' and '-'",
+                       "'%.64s' is no image name; those are letters, digits, '.', '_' and '-', and "
+                       "perhaps ':' and a tag",
                        name);
+    _cleanup_free_ char *full = image_full_name(name);
+    if (!full)
+        return err_set(err, -ENOMEM, "no memory");
+    name = full;
     int r = current_folder(store, name, &folder);
     if (r == -ENOENT || r == -EINVAL)
         return no_such_image(store, name, err);
@@ -212,7 +248,7 @@ static int add_image(struct image_list *list, const char *store, const char *nam
 {
     struct image image;
     _cleanup_free_ char *folder = NULL;
-    if (!image_name_valid(name) || current_folder(store, name, &folder) < 0 ||
+    if (!image_reference_valid(name) || current_folder(store, name, &folder) < 0 ||
         read_image(folder, name, &image, NULL) < 0)
         return 0; /* a folder that is no image is not ours to judge */
     struct image *images = reallocarray(list->images, list->count + 1, sizeof *images);
