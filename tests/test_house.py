@@ -21,6 +21,7 @@ MAY_INCLUDE = {
     "bus": ["base"],
     "chip": ["bus", "base"],
     "disk": ["base"],
+    "share": ["base"],
     "nic": ["base"],
     "screen": ["base"],
     "virtio": ["bus", "mem", "disk", "nic", "screen", "base"],
@@ -37,6 +38,7 @@ LIBRARIES = {  # what one folder may use that no other may
     "Zydis/": ["cpu/soft"],
     "linux/kvm.h": ["cpu/kvm"],
     "liburing.h": ["virtio"],
+    "linux/fuse.h": ["share"],
     "jansson.h": ["conf", "image", "host", "api"],
 }
 

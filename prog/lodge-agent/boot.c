@@ -46,6 +46,13 @@ static void complain(const char *what)
     dprintf(STDERR_FILENO, "lodge-agent: %s: %s\n", what, strerror(errno));
 }
 
+static void read_command_line(char *ret_line, size_t size)
+{
+    _cleanup_fd_ int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? 0 : read(fd, ret_line, size - 1);
+    ret_line[max(length, (ssize_t)0)] = '\0';
+}
+
 void boot_mount(void)
 {
     for (size_t i = 0; i < ARRAY_LEN(mounts); i++) {
@@ -140,6 +147,40 @@ bool boot_load_module(FILE *list)
     return false;
 }
 
+/* With the folders above it. */
+static void make_folder(char *path)
+{
+    for (char *at = path + 1; (at = strchr(at, '/')); at++) {
+        *at = '\0';
+        mkdir(path, 0755);
+        *at = '/';
+    }
+    mkdir(path, 0755);
+}
+
+/* TAG:FOLDER[:ro] */
+static void mount_share(char *text)
+{
+    char *rest = NULL, *tag = strtok_r(text, ":", &rest), *at = strtok_r(NULL, ":", &rest);
+    const char *how = strtok_r(NULL, ":", &rest);
+    if (!tag || !at || *at != '/')
+        return;
+    unsigned long flags = MS_NOSUID | MS_NODEV | (how && !strcmp(how, "ro") ? MS_RDONLY : 0);
+    make_folder(at);
+    if (mount(tag, at, "virtiofs", flags, NULL) < 0)
+        complain(at);
+}
+
+void boot_shares(void)
+{
+    static const char name[] = "lodge.share=";
+    char line[4096], *rest = NULL;
+    read_command_line(line, sizeof line);
+    for (char *word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest))
+        if (!strncmp(word, name, strlen(name)))
+            mount_share(word + strlen(name));
+}
+
 void boot_network(void)
 {
     struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
@@ -199,9 +240,7 @@ void boot_cards(void)
 bool boot_option(const char *name, char *ret_value, unsigned size)
 {
     char line[4096];
-    _cleanup_fd_ int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? 0 : read(fd, line, sizeof line - 1);
-    line[max(length, (ssize_t)0)] = '\0';
+    read_command_line(line, sizeof line);
     size_t name_length = strlen(name);
     char *rest = NULL;
     for (char *word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest))

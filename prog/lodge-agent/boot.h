@@ -20,6 +20,8 @@ void boot_mount(void);
 FILE *boot_load_modules(void);
 /* Loads the next of the rest; false when there is none, and the list is closed. */
 bool boot_load_module(FILE *list);
+/* Mounts what the command line names, lodge.share=TAG:FOLDER[:ro], as often as it stands there. */
+void boot_shares(void);
 void boot_network(void);
 /* Addresses for network cards, where the kernel's command line has lodge.net. After the modules. */
 void boot_cards(void);

@@ -10,7 +10,7 @@
  *
  * Kernel command line: lodge.console=ttyS0|hvc0|off (a shell there whose end powers the guest off;
  * ttyS0 when absent), lodge.hostname=NAME, lodge.net=user|tap (ask for an address for each
- * network card; with user, wait for it).
+ * network card; with user, wait for it), lodge.share=TAG:FOLDER[:ro] (a shared folder to mount).
  */
 #include "base/bytes.h"
 #include "base/own.h"
@@ -253,6 +253,7 @@ static void bring_up(struct agent *agent)
     boot_network();
     agent->modules = boot_load_modules();
     boot_cards();
+    boot_shares();
 }
 
 static int usage(void)

@@ -35,7 +35,7 @@
 enum {
     DEFINITION_FD = 3,
     FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
-              GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX
+              GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX
 };
 
 /* More than any kernel of the field unpacks to. */
@@ -121,6 +121,8 @@ static int others_close(const struct guest_conf *conf, const struct session *ses
     for (unsigned i = 0; i < conf->nic_count; i++)
         for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
             keep[count++] = conf->nics[i].fds[j];
+    for (unsigned i = 0; i < conf->share_count; i++)
+        keep[count++] = conf->shares[i].fd;
     return privileges_close_others(keep, count, err);
 }
 
@@ -186,6 +188,9 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
             (struct board_console){.name = conf->consoles[i].name, .fd = conf->consoles[i].fd};
     struct board_nic nics[GUEST_NICS_MAX];
     nics_make(conf, nics);
+    struct board_share shares[GUEST_SHARES_MAX];
+    for (unsigned i = 0; i < conf->share_count; i++)
+        shares[i] = (struct board_share){.tag = conf->shares[i].tag, .fd = conf->shares[i].fd};
     struct board_config config = {.kvm_fd = conf->kvm_fd,
                                   .memory = conf->memory,
                                   .cpus = conf->cpus,
@@ -206,6 +211,8 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
                                   .nic_count = conf->nic_count,
                                   .vsock_fd = conf->vsock.fd,
                                   .vsock_cid = conf->vsock.fd >= 0 ? conf->vsock.cid : 0,
+                                  .shares = shares,
+                                  .share_count = conf->share_count,
                                   .lockstep = {.role = lockstep_role_of[conf->lockstep.role],
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,

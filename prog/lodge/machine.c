@@ -20,7 +20,7 @@
 enum {
     KEEP_NAMED = 9, /* descriptors of the definition that have names */
     KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
-               GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX,
+               GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX,
     END_MS = 10000, /* an image may have to reach the disk */
 };
 
@@ -86,9 +86,9 @@ static int definition(const struct guest_conf *conf, struct err *err)
     return take_fd(&fd);
 }
 
-/* In the child, between fork and exec: async-signal-safe calls only. */
-static void become_vmm(const char *program, char *const *argv, const int *keep, size_t keep_count,
-                       pid_t parent)
+/* Async-signal-safe calls only. */
+void machine_execute(const char *program, char *const *argv, const int *keep, size_t keep_count,
+                     pid_t parent)
 {
     setsid();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -105,8 +105,10 @@ static void become_vmm(const char *program, char *const *argv, const int *keep, 
         if (keep[i] >= 0)
             fcntl(keep[i], F_SETFD, 0);
     execv(program, argv);
-    static const char message[] = "lodge: cannot execute lodge-vmm\n";
-    if (write(STDERR_FILENO, message, sizeof message - 1) < 0)
+    static const char before[] = "lodge: cannot execute ", after[] = "\n";
+    if (write(STDERR_FILENO, before, sizeof before - 1) < 0 ||
+        write(STDERR_FILENO, argv[0], strlen(argv[0])) < 0 ||
+        write(STDERR_FILENO, after, sizeof after - 1) < 0)
         _exit(126);
     _exit(127);
 }
@@ -140,9 +142,11 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
     for (unsigned i = 0; i < conf->nic_count; i++)
         for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
             keep[count++] = conf->nics[i].fds[j];
+    for (unsigned i = 0; i < conf->share_count; i++)
+        keep[count++] = conf->shares[i].fd;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        become_vmm(program, argv, keep, count, parent);
+        machine_execute(program, argv, keep, count, parent);
     if (pid < 0)
         return err_errno(err, errno, "lodge-vmm");
     machine->pid = pid;

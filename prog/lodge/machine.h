@@ -22,11 +22,16 @@ struct machine {
     int vsock;   /* the link of wire/vsock.h; -1 without a socket device */
 };
 
-/* `conf` holds paths already opened (kernel_fd, initrd_fd, kvm_fd); its serial, control and console
- * fields are filled here and are not valid after. The agent's port is always there: a guest without
- * agent does not look. */
+/* `conf` holds paths already opened (kernel_fd, initrd_fd, kvm_fd, disks, shares); its serial,
+ * control and console fields are filled here and are not valid after. The agent's port is always
+ * there: a guest without agent does not look. */
 int machine_start(struct machine *machine, const char *program, struct guest_conf *conf,
                   struct err *err);
+
+/* In a child, between fork and exec: becomes `program` in a session of its own, with `keep` open
+ * and nothing on standard input and output; dies with `parent`. */
+void machine_execute(const char *program, char *const *argv, const int *keep, size_t keep_count,
+                     pid_t parent) __attribute__((noreturn));
 
 /* One message, if there is one: 1, or 0 for none now, or -EPIPE when the VMM closed its end. */
 int machine_event(struct machine *machine, struct control_message *ret_message, struct err *err);

@@ -15,6 +15,7 @@
 #include "relay.h"
 #include "root.h"
 #include "seeding.h"
+#include "share.h"
 #include "steer.h"
 #include "terminal.h"
 #include "verbs.h"
@@ -39,6 +40,9 @@ static const struct option_row options[] = {
     {"disk", 'd', "PATH[,...]",
      "a disk: PATH,ro,format=raw|qcow2,cache=writeback|none|unsafe,\n"
      "                               serial=X,iops=N,bps=SIZE; may be repeated"},
+    {"share", 's', "PATH[,...]",
+     "a folder that the guest sees: PATH,tag=TAG,at=FOLDER,ro (share, /mnt/TAG);\n"
+     "                               may be repeated"},
     {"file", 'f', "FILE", "a guest's definition, vm.conf or JSON; options override it"},
     {"name", 'n', "NAME", "the guest's name, its host name too"},
     {"hostname", 0, "NAME", "its host name, where that is another"},
@@ -79,6 +83,7 @@ struct plan {
     struct endpoint endpoint;
     struct overlays *overlays; /* of a restored guest */
     struct net net;
+    pid_t servers[GUEST_SHARES_MAX]; /* of the shares, 0 = not started */
 };
 
 static bool has_images(const struct guest_conf *conf)
@@ -86,6 +91,8 @@ static bool has_images(const struct guest_conf *conf)
     bool any = false;
     for (unsigned i = 0; i < conf->disk_count; i++)
         any |= conf->disks[i].image_count > 0;
+    for (unsigned i = 0; i < conf->share_count; i++)
+        any |= conf->shares[i].fd >= 0;
     return any;
 }
 
@@ -159,6 +166,8 @@ static int set_option(struct plan *plan, const char *name, const char *value, st
         return guest_conf_set_balloon(conf, value, err);
     if (!strcmp(name, "vsock"))
         return guest_conf_set_vsock(conf, value, err);
+    if (!strcmp(name, "share"))
+        return guest_conf_add_share(conf, value, err);
     if (!strcmp(name, "name"))
         return replace(&conf->name, value, err);
     if (!strcmp(name, "net"))
@@ -277,6 +286,8 @@ static int open_all(struct plan *plan, struct err *err)
         r = chain_open(&conf->disks[i], err);
     if (r >= 0 && conf->vsock.path)
         r = vsock_host_new(conf->vsock.path, &plan->relay.vsock, err);
+    for (unsigned i = 0; r >= 0 && i < conf->share_count; i++)
+        r = share_start(&conf->shares[i], &plan->servers[i], err);
     if (r >= 0)
         r = open_kvm(plan, err);
     root_forget(&plan->root);
@@ -505,6 +516,22 @@ static int append_net(struct plan *plan, struct err *err)
     return guest_conf_append(&plan->conf, word) >= 0 ? 0 : err_set(err, -ENOMEM, "no memory");
 }
 
+/* The agent of an image mounts them before it does anything for us. */
+static int append_shares(struct plan *plan, struct err *err)
+{
+    const struct guest_conf *conf = &plan->conf;
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && plan->relay.agent && i < conf->share_count; i++) {
+        _cleanup_free_ char *word = NULL;
+        const struct guest_share *share = &conf->shares[i];
+        if (asprintf(&word, "lodge.share=%s:%s%s", share->tag, share->at,
+                     share->read_only ? ":ro" : "") < 0)
+            word = NULL;
+        r = word ? guest_conf_append(&plan->conf, word) : -ENOMEM;
+    }
+    return r < 0 ? err_set(err, -ENOMEM, "no memory") : 0;
+}
+
 static int make_plan(struct plan *plan, struct err *err)
 {
     int r = find_named_image(plan, err);
@@ -522,6 +549,8 @@ static int make_plan(struct plan *plan, struct err *err)
         r = append_hostname(plan, err);
     if (r >= 0)
         r = append_net(plan, err);
+    if (r >= 0)
+        r = append_shares(plan, err);
     if (r >= 0)
         r = add_seed(plan, err);
     if (r >= 0 && plan->has_image && plan->image.disk)
@@ -607,6 +636,8 @@ static int run(const struct arguments *arguments)
         chain_close(&plan->conf.disks[i]);
     vsock_host_free(plan->relay.vsock);
     root_forget(&plan->root);
+    for (unsigned i = 0; i < plan->conf.share_count; i++)
+        share_end(&plan->conf.shares[i], plan->servers[i]);
     own_close(&plan->kernel);
     own_close(&plan->initrd);
     own_close(&plan->kvm);

@@ -86,6 +86,12 @@ struct board_nic {
     uint64_t rate_in, rate_out;
 };
 
+/* A virtio-fs device; the board takes the descriptor over. */
+struct board_share {
+    const char *tag; /* virtio/fs.h */
+    int fd;          /* connected stream socket, with a server of files behind it */
+};
+
 /* A run whose history can be repeated: board_lockstep.h. */
 enum board_lockstep_role { BOARD_LOCKSTEP_NONE, BOARD_LOCKSTEP_LEAD, BOARD_LOCKSTEP_FOLLOW };
 
@@ -130,6 +136,8 @@ struct board_config {
     unsigned nic_count; /* <= BOARD_NICS_MAX */
     uint32_t vsock_cid;  /* the guest's; 0 = no socket device */
     int vsock_fd;        /* the link of wire/vsock.h */
+    const struct board_share *shares;
+    unsigned share_count;
 
     struct board_lockstep lockstep; /* for tests of the engine */
 

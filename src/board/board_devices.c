@@ -11,6 +11,7 @@
 #include "chip/rtc.h"
 #include "chip/watchdog.h"
 #include "virtio/blk.h"
+#include "virtio/fs.h"
 #include "virtio/pci.h"
 #include "virtio/rng.h"
 
@@ -451,6 +452,24 @@ static int make_nets(struct board *board, const struct board_config *config, str
     return r;
 }
 
+static int make_share(struct board *board, const struct board_share *share, struct err *err)
+{
+    struct virtio_device *fs;
+    int r = virtio_fs_new(board->mem,
+                          &(struct virtio_fs_config){.tag = share->tag, .fd = share->fd}, &fs, err);
+    return r < 0 ? r : add_virtio(board, fs, err);
+}
+
+static int make_shares(struct board *board, const struct board_config *config, struct err *err)
+{
+    if (config->share_count && board->lockstep)
+        return err_set(err, -EINVAL, "when they answer cannot be repeated in lockstep");
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < config->share_count; i++)
+        r = make_share(board, &config->shares[i], err);
+    return r;
+}
+
 static const struct row {
     const char *name;
     bool irqchip; /* part of the interrupt controller: only where the engine has none */
@@ -471,6 +490,7 @@ static const struct row {
     {"virtio-rng", false, make_rng},
     {"virtio-console", false, make_console},
     {"disks", false, make_disks},
+    {"shared folders", false, make_shares},
     {"virtio-net", false, make_nets},
     {"virtio-vsock", false, make_vsock},
     {"balloon", false, make_balloon},

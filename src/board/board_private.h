@@ -37,7 +37,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { BOARD_DEVICES_MAX = 32 };
+enum { BOARD_DEVICES_MAX = 48 };
 
 _Static_assert((int)BOARD_BALLOON_STATS == (int)BALLOON_STATS, "all of them are told");
 _Static_assert((int)BOARD_GENERATION_SIZE == (int)ACPI_GENERATION_SIZE, "one identity");

@@ -40,6 +40,8 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
                                "code_cache = \"128M\"\n"
                                "translate = \"never\"\n"
                                "vsock = \"a,,b.vsock,cid=7\"\n"
+                               "share = \"/s/a,,b\"\n"
+                               "share = \"src,ro,tag=code,at=/home/me/code\"\n"
                                "disk = \"/d/a,,b.img,ro,cache=none,iops=500\"\n"
                                "disk = \"two.qcow2,format=qcow2,serial=x y,bps=1.5M\"\n"
                                "watchdog = \"event\"\nballoon = \"off\"\n"
@@ -58,6 +60,15 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
     assert_int_equal(conf.translate, GUEST_TRANSLATE_NEVER);
     assert_string_equal(conf.vsock.path, "a,b.vsock");
     assert_int_equal(conf.vsock.cid, 7);
+    assert_int_equal(conf.share_count, 2);
+    assert_string_equal(conf.shares[0].path, "/s/a,b");
+    assert_string_equal(conf.shares[0].tag, "share");
+    assert_string_equal(conf.shares[0].at, "/mnt/share");
+    assert_false(conf.shares[0].read_only);
+    assert_int_equal(conf.shares[0].fd, -1);
+    assert_string_equal(conf.shares[1].tag, "code");
+    assert_string_equal(conf.shares[1].at, "/home/me/code");
+    assert_true(conf.shares[1].read_only);
     assert_int_equal(conf.disk_count, 2);
     assert_string_equal(conf.disks[0].path, "/d/a,b.img");
     assert_true(conf.disks[0].read_only && conf.disks[0].cache == GUEST_DISK_NONE);
@@ -104,6 +115,18 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"code_cache = \"536875008\"", "of 536875008 bytes is too much; it is 1M to 512M"},
         {"watchdog = \"on\"", "f:1:13: a watchdog is off, event, reset or poweroff, not 'on'"},
         {"balloon = \"yes\"", "f:1:12: a balloon is on or off, not 'yes'"},
+        {"share = \"\"", "f:1:10: a share wants a path"},
+        {"share = \",ro\"", "a share wants a path"},
+        {"share = \"x,rw\"", "'rw' says nothing of a share; there are tag=, at= and ro"},
+        {"share = \"x,path=y\"", "the path of a share is its first word"},
+        {"share = \"x,tag=\"", "a share's tag has 1 to 36 letters"},
+        {"share = \"x,tag=a b\"", "unlike 'a b'"},
+        {"share = \"x,tag=a:b\"", "unlike 'a:b'"},
+        {"share = \"x,tag=1234567890123456789012345678901234567\"", "a share's tag has 1 to 36"},
+        {"share = \"x,at=mnt\"", "is a path from /"},
+        {"share = \"x,at=/a b\"", "is a path from /"},
+        {"share = \"x,at=/a:ro\"", "is a path from /"},
+        {"share = \"x,tag=a\"\nshare = \"y,tag=a\"", "f:2:10: two shares have the tag 'a'"},
         {"disk = \"\"", "f:1:9: a disk wants a path"},
         {"disk = \"x,rw\"", "f:1:9: 'rw' is no property of a disk; there are ro, format"},
         {"disk = \"x,format=vmdk\"", "disk format 'vmdk' is unknown; there are raw and qcow2"},
@@ -165,6 +188,13 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"kernel_fd\": 4294967296}", "must be a descriptor"},
         {"{\"consoles\": [{\"fd\": 3, \"x\": 1}]}", "f:1:2: consoles: 'x' is no field"},
         {"{\"consoles\": [1]}", "must hold objects"},
+        {"{\"shares\": 1}", "shares: must be an array of at most 8 shares"},
+        {"{\"shares\": [1]}", "shares: must hold objects with a path"},
+        {"{\"shares\": [{}]}", "shares: a share wants a path"},
+        {"{\"shares\": [{\"path\": \"\"}]}", "shares: a share wants a path"},
+        {"{\"shares\": [{\"path\": \"x\", \"read_only\": 1}]}", "'read_only' is no field of a"},
+        {"{\"shares\": [{\"path\": \"x\", \"fd\": -2}]}", "'fd' is no field of a share"},
+        {"{\"shares\": [{\"path\": \"x\", \"color\": \"y\"}]}", "'color' says nothing of a"},
         {"{\"disks\": 1}", "disks: must be an array of at most 8 disks"},
         {"{\"disks\": [1]}", "disks: must hold objects"},
         {"{\"disks\": [{}]}", "disks: a disk wants a path"},
@@ -200,6 +230,9 @@ static void json_goes_round(void **state)
     conf.cpus = 64;
     assert_int_equal(guest_conf_add_disk(&conf, "a,ro,iops=5,iops_burst=7,serial=s", &err), 0);
     assert_int_equal(guest_conf_add_disk(&conf, "b,format=qcow2,cache=unsafe", &err), 0);
+    assert_int_equal(guest_conf_add_share(&conf, "src,ro", &err), 0);
+    assert_int_equal(guest_conf_add_share(&conf, "out,at=/o", &err), 0);
+    conf.shares[1].fd = 13;
     assert_int_equal(guest_disk_add_image(&conf.disks[1], "b", 11), 0);
     assert_int_equal(guest_disk_add_image(&conf.disks[1], "base.img", 12), 0);
     conf.engine = GUEST_ENGINE_SOFT;
@@ -236,6 +269,14 @@ static void json_goes_round(void **state)
     assert_int_equal(back.lockstep.fd, 9);
     assert_int_equal(back.lockstep.instructions, 1000);
     assert_int_equal(back.lockstep.tlb_entries, 16);
+    assert_int_equal(back.share_count, 2);
+    assert_string_equal(back.shares[0].path, "src");
+    assert_string_equal(back.shares[0].at, "/mnt/share");
+    assert_true(back.shares[0].read_only && !back.shares[1].read_only);
+    assert_int_equal(back.shares[0].fd, -1);
+    assert_string_equal(back.shares[1].tag, "share2");
+    assert_string_equal(back.shares[1].at, "/o");
+    assert_int_equal(back.shares[1].fd, 13);
     assert_int_equal(back.disk_count, 2);
     assert_string_equal(back.disks[0].path, "a");
     assert_true(back.disks[0].read_only && !back.disks[1].read_only);

@@ -62,6 +62,8 @@ void guest_conf_init(struct guest_conf *conf)
     };
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         conf->consoles[i].fd = -1;
+    for (size_t i = 0; i < GUEST_SHARES_MAX; i++)
+        conf->shares[i].fd = -1;
 }
 
 void guest_conf_free(struct guest_conf *conf)
@@ -77,6 +79,8 @@ void guest_conf_free(struct guest_conf *conf)
     for (size_t i = 0; i < GUEST_DISKS_MAX; i++)
         guest_disk_free(&conf->disks[i]);
     free(conf->vsock.path);
+    for (size_t i = 0; i < GUEST_SHARES_MAX; i++)
+        guest_share_free(&conf->shares[i]);
     *conf = (struct guest_conf){0};
 }
 
@@ -93,6 +97,7 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         to->consoles[i].name = NULL;
     memset(to->disks, 0, sizeof to->disks);
+    memset(to->shares, 0, sizeof to->shares);
     int r = copy_string(&to->name, from->name);
     if (r >= 0)
         r = copy_string(&to->kernel, from->kernel);
@@ -106,6 +111,8 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
         r = copy_string(&to->consoles[i].name, from->consoles[i].name);
     for (size_t i = 0; r >= 0 && i < from->disk_count; i++)
         r = guest_disk_copy(&to->disks[i], &from->disks[i]);
+    for (size_t i = 0; r >= 0 && i < GUEST_SHARES_MAX; i++)
+        r = guest_share_copy(&to->shares[i], &from->shares[i]);
     if (r < 0)
         guest_conf_free(to);
     return r;

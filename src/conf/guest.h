@@ -54,7 +54,10 @@ enum {
     GUEST_LAYERS_MAX = 16,    /* of a chain of snapshots */
     GUEST_CID_MIN = 3,         /* the default; below stand the host and its kernel */
     GUEST_VSOCK_PATH_MAX = 96, /* with _PORT behind it, it still fits a socket's address */
-    GUEST_TEXT_MAX = 1 << 20,  /* bytes of vm.conf or JSON that a reader accepts */
+    GUEST_SHARES_MAX = 8,
+    GUEST_TAG_MAX = 36, /* bytes of a share's tag, virtio 1.2, 5.11.4 */
+    GUEST_AT_MAX = 128,
+    GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
 };
 
 #define GUEST_CID_MAX UINT32_C(0xfffffffe)
@@ -114,6 +117,17 @@ struct guest_vsock {
     char *path;
     uint32_t cid; /* the guest's address, GUEST_CID_MIN..GUEST_CID_MAX */
     int fd;       /* the link of wire/vsock.h, filled by `lodge run` */
+};
+
+/* A folder of the host's, by virtio-fs. JSON: "shares": [{"path": "src", "tag": "share", "at":
+ * "/mnt/share", "read_only": true}]. */
+struct guest_share {
+    char *path;
+    char *tag; /* what the guest mounts it by */
+    char *at;  /* where the agent of the default image mounts it */
+    bool read_only;
+    int fd; /* the server's stream (virtio/fs.h), filled by `lodge run`; -1 in a definition written
+               by people */
 };
 
 /* JSON: "lockstep": {"role": "lead", "fd": 7, "instructions": 100000000}; `follow` needs no count.
@@ -178,6 +192,8 @@ struct guest_conf {
     struct guest_nic nics[GUEST_NICS_MAX]; /* none unless asked for */
     unsigned nic_count;
     struct guest_vsock vsock;
+    struct guest_share shares[GUEST_SHARES_MAX];
+    unsigned share_count;
 };
 
 void guest_conf_init(
@@ -224,6 +240,10 @@ int guest_conf_add_forward(struct guest_conf *conf, const char *text, struct err
 int guest_conf_add_forwards(struct guest_conf *conf, const char *text, struct err *err);
 /* "PATH[,cid=N]", instead of what there was; a comma of the path is written twice. */
 int guest_conf_set_vsock(struct guest_conf *conf, const char *text, struct err *err);
+/* One more shared folder: "PATH,tag=TAG,at=FOLDER,ro", of which all but the path may be missing:
+ * tags are then share, share2 and so on, and it is mounted at /mnt/TAG. */
+int guest_conf_add_share(struct guest_conf *conf, const char *text, struct err *err);
+
 /* Puts " words" behind the kernel command line. -ENOMEM. */
 int guest_conf_append(struct guest_conf *conf, const char *words);
 

@@ -9,6 +9,7 @@
 #include "conf/json_disk.h"
 #include "conf/json_nic.h"
 #include "conf/json_vsock.h"
+#include "conf/json_share.h"
 #include "conf/private.h"
 
 #include <errno.h>
@@ -35,6 +36,7 @@ enum kind {
     KIND_DISKS,
     KIND_RESTORE,
     KIND_VSOCK,
+    KIND_SHARES,
     KIND_ON_RESET,
     KIND_WATCHDOG,
     KIND_BALLOON,
@@ -67,6 +69,7 @@ static const struct field {
     {"listen_fd", KIND_FD, offsetof(struct guest_conf, listen_fd)},
     {"restore", KIND_RESTORE, 0},
     {"vsock", KIND_VSOCK, 0},
+    {"shares", KIND_SHARES, 0},
     {"on_reset", KIND_ON_RESET, 0},
     {"watchdog", KIND_WATCHDOG, 0},
     {"balloon", KIND_BALLOON, 0},
@@ -323,6 +326,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     case KIND_DISKS: return json_get_disks(value, conf, why);
     case KIND_RESTORE: return json_get_restore(value, conf, why);
     case KIND_VSOCK: return json_get_vsock(value, &conf->vsock, why);
+    case KIND_SHARES: return json_get_shares(value, conf, why);
     case KIND_ON_RESET: return get_on_reset(value, conf, why);
     case KIND_WATCHDOG: return get_watchdog(value, conf, why);
     case KIND_BALLOON: return get_balloon(value, conf, why);
@@ -451,6 +455,7 @@ static int put_field(json_t *root, const struct field *field, const struct guest
     case KIND_DISKS: return json_put_disks(root, conf);
     case KIND_RESTORE: return json_put_restore(root, conf);
     case KIND_VSOCK: return json_put_vsock(root, &conf->vsock);
+    case KIND_SHARES: return json_put_shares(root, conf);
     case KIND_CONSOLES: return conf->console_count ? put_consoles(root, conf) : 0;
     case KIND_LOCKSTEP: return conf->lockstep.role ? put_lockstep(root, &conf->lockstep) : 0;
     case KIND_ON_RESET: return put_string(root, field->name, on_reset_names[conf->on_reset]);

@@ -25,6 +25,15 @@ int guest_disk_set(struct guest_disk *disk, const char *name, const char *value,
 /* What no single property can answer. */
 int guest_disk_check(const struct guest_disk *disk, struct err *err);
 
+/* share.c */
+void guest_share_free(struct guest_share *share); /* what it holds; it is empty after */
+int guest_share_copy(struct guest_share *to, const struct guest_share *from);
+/* One property by its name: path, tag or at. */
+int guest_share_set(struct guest_share *share, const char *name, const char *value,
+                    struct err *err);
+/* One more, with what it does not say filled in; what it holds is taken over in any case. */
+int guest_conf_take_share(struct guest_conf *conf, struct guest_share *share, struct err *err);
+
 /* Where in a text: both count from 1, columns in bytes. */
 struct text_place {
     unsigned line, column;

@@ -4,9 +4,9 @@
  *     file  = *( blank / comment / entry )
  *     entry = key "=" '"' value '"' [ comment ]
  *
- * One entry a line; `disk` may stand on several lines, each other key on one; '#' begins a comment;
- * in a value, \" and \\ stand for themselves. The file has no numbers and no sections on purpose:
- * every value is quoted, so nobody has to know which must be.
+ * One entry a line; `disk` and `share` may stand on several lines, each other key on one; '#'
+ * begins a comment; in a value, \" and \\ stand for themselves. The file has no numbers and no
+ * sections on purpose: every value is quoted, so nobody has to know which must be.
  */
 #include "base/own.h"
 #include "conf/guest.h"
@@ -29,6 +29,7 @@ enum key {
     KEY_NET,
     KEY_PUBLISH,
     KEY_ROOT,
+    KEY_SHARE,
     KEY_TRANSLATE,
     KEY_VCPUS,
     KEY_WATCHDOG,
@@ -45,6 +46,7 @@ static const char *const key_names[KEY_MAX] = {
     [KEY_ROOT] = "root",         [KEY_TRANSLATE] = "translate",
     [KEY_VCPUS] = "vcpus",       [KEY_WATCHDOG] = "watchdog",
     [KEY_BALLOON] = "balloon",   [KEY_VSOCK] = "vsock",
+    [KEY_SHARE] = "share",
 };
 
 struct reader {
@@ -106,7 +108,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
         if (strlen(key_names[key]) != (size_t)length ||
             memcmp(key_names[key], name, (size_t)length))
             continue;
-        if (reader->seen[key] && key != KEY_DISK) /* a guest may have many */
+        if (reader->seen[key] && key != KEY_DISK && key != KEY_SHARE) /* a guest may have many */
             return guest_text_error(reader->err, reader->origin, start,
                                     "'%s' was set on line %u already", key_names[key],
                                     reader->seen[key]);
@@ -117,7 +119,7 @@ static int read_key(struct reader *reader, enum key *ret_key)
     return guest_text_error(
         reader->err, reader->origin, start,
         "unknown key '%.*s'; the keys are appended, balloon, code_cache, disk, engine, initrd, "
-        "kernel, mem, name, net, publish, root, translate, vcpus, vsock, watchdog",
+        "kernel, mem, name, net, publish, root, share, translate, vcpus, vsock, watchdog",
         min(length, 64), name);
 }
 
@@ -176,7 +178,7 @@ static int replace(char **field, char **value)
 static bool checks_itself(enum key key)
 {
     return key == KEY_APPENDED || key == KEY_CODE_CACHE || key == KEY_DISK || key == KEY_ENGINE ||
-           key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS || key == KEY_VSOCK;
+           key == KEY_SHARE || key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS || key == KEY_VSOCK;
 }
 
 static int set(struct reader *reader, enum key key, char **value, struct err *why)
@@ -188,6 +190,7 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     case KEY_APPENDED: return replace(&conf->append, value);
     case KEY_CODE_CACHE: return guest_conf_set_code_cache(conf, *value, why);
     case KEY_DISK: return guest_conf_add_disk(conf, *value, why);
+    case KEY_SHARE: return guest_conf_add_share(conf, *value, why);
     case KEY_ENGINE: return guest_conf_set_engine(conf, *value, why);
     case KEY_INITRD: return replace(&conf->initrd, value);
     case KEY_KERNEL: return replace(&conf->kernel, value);

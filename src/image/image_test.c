@@ -181,6 +181,8 @@ static void the_default_image_holds_what_the_agent_needs(void **state)
     add_module(&set, "drivers/wdat_wdt.ko", "watchdog");
     add_module(&set, "drivers/watchdog.ko", "");
     add_module(&set, "net/vmw_vsock_virtio_transport.ko", "virtio");
+    add_module(&set, "fs/virtiofs.ko", "virtio,fuse");
+    add_module(&set, "fs/fuse.ko", "");
     add_module(&set, "drivers/virtio.ko", "");
     add_module(&set, "drivers/virtio_net.ko", "net_failover,virtio");
     add_module(&set, "drivers/net_failover.ko", "");
@@ -205,6 +207,8 @@ static void the_default_image_holds_what_the_agent_needs(void **state)
         "100644 lib/modules/virtio_rng.ko ",
         "100755 etc/udhcpc.sh ",
         "100644 lib/modules/virtio_net.ko ",
+        "100644 lib/modules/virtiofs.ko ",
+        "100644 lib/modules/fuse.ko ",
         "40755 dev 0 \n",
         "40555 proc 0 \n",
         "100644 etc/passwd ",

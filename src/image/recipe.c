@@ -34,6 +34,7 @@ static const struct wanted {
     {"wdat_wdt", "/sys/bus/platform/devices/wdat_wdt", false},
     {"virtio_net", "0x1af4 0x1041", false},
     {"vmw_vsock_virtio_transport", "0x1af4 0x1053", false},
+    {"virtiofs", "0x1af4 0x105a", false},
     {"virtio_rng", NULL, true},
     {"virtio_balloon", "0x1af4 0x1045", true},
     {"pvpanic_mmio", NULL, true},
