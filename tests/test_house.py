@@ -39,7 +39,7 @@ LIBRARIES = {  # what one folder may use that no other may
     "linux/kvm.h": ["cpu/kvm"],
     "liburing.h": ["virtio"],
     "linux/fuse.h": ["share"],
-    "jansson.h": ["conf", "image", "host", "api"],
+    "jansson.h": ["conf", "disk", "image", "host", "api"],
 }
 
 

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 void disks_rings(struct disks *disks, struct guest_conf *conf)
 {
@@ -16,6 +17,19 @@ void disks_rings(struct disks *disks, struct guest_conf *conf)
         for (unsigned queue = 0; queue < board_disk_queues(conf->cpus); queue++)
             if (blk_ring_new(BLK_RING_ENTRIES, &disks->board[i].rings[queue], NULL) < 0)
                 return; /* and NULL in all others */
+}
+
+int disks_keys(struct disks *disks, struct err *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < disks->count; i++) {
+        if (!disks->conf[i].unlocked)
+            continue;
+        r = disk_key_receive(disks->conf[i].key_fd, &disks->keys[i], err);
+        close(disks->conf[i].key_fd);
+        disks->conf[i].unlocked = false;
+    }
+    return r;
 }
 
 /* How far disk_open() has come through the images that we were given, the top first. */
@@ -60,14 +74,17 @@ static const enum disk_cache cache_of[GUEST_DISK_CACHE_MAX] = {
     [GUEST_DISK_UNSAFE] = DISK_CACHE_UNSAFE,
 };
 
-static int open_disk(struct guest_disk *conf, struct board_disk *board, struct err *err)
+static int open_disk(struct guest_disk *conf, const struct disk_key *key, struct board_disk *board,
+                     struct err *err)
 {
     struct chain chain = {.disk = conf};
     const struct disk_opener opener = {.open = open_given, .opaque = &chain};
     const struct disk_options options = {.format = format_of[conf->format],
                                          .cache = cache_of[conf->cache],
                                          .read_only = conf->read_only,
-                                         .opener = &opener};
+                                         .unlocked = true, /* lodge has locked them */
+                                         .opener = &opener,
+                                         .key = key};
     int r = disk_open(conf->path, &options, &board->disk, err);
     board->serial = conf->serial;
     board->iops = conf->iops;
@@ -83,7 +100,9 @@ int disks_open(struct disks *disks, struct err *err)
         disks->complaints[i].path = disks->conf[i].path;
         disks->board[i].on_error = complain;
         disks->board[i].opaque = &disks->complaints[i];
-        int r = open_disk(&disks->conf[i], &disks->board[i], err);
+        int r = open_disk(&disks->conf[i], disks->keys[i], &disks->board[i], err);
+        disk_key_free(disks->keys[i]);
+        disks->keys[i] = NULL;
         if (r < 0)
             return r;
     }

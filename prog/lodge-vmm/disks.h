@@ -2,6 +2,7 @@
  * disks.h: the disks of the machine, from descriptors to what the board wants.
  *
  *     disks_rings()   before the filter, after which no I/O ring can be made
+ *     disks_keys()    before it, too: memory can be locked only then
  *     disks_open()    inside it: an image is bytes from a stranger
  *     disks_close()   when nothing uses them any more
  *
@@ -21,9 +22,11 @@ struct disks {
         const char *path;
         _Atomic int number; /* what was told last */
     } complaints[GUEST_DISKS_MAX];
+    struct disk_key *keys[GUEST_DISKS_MAX]; /* until it is open; NULL: not encrypted */
     unsigned count;
 };
 
 void disks_rings(struct disks *disks, struct guest_conf *conf);
+int disks_keys(struct disks *disks, struct err *err);
 int disks_open(struct disks *disks, struct err *err);
 void disks_close(struct disks *disks);

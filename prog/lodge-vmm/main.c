@@ -34,8 +34,8 @@
 
 enum {
     DEFINITION_FD = 3,
-    FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
-              GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX
+    FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * (GUEST_IMAGES_MAX + 1) +
+              2 * GUEST_LAYERS_MAX + GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX
 };
 
 /* More than any kernel of the field unpacks to. */
@@ -103,10 +103,10 @@ static int others_close(const struct guest_conf *conf, const struct session *ses
 {
     int keep[FDS_MAX];
     size_t count = 0;
-    const int named[] = {conf->kernel_fd,    conf->initrd_fd,     conf->kvm_fd,
-                         conf->serial_in_fd, conf->serial_out_fd, conf->control_fd,
-                         conf->lockstep.fd,  conf->listen_fd,     session->statm_fd,
-                         session->pagemap_fd,  conf->vsock.fd};
+    const int named[] = {conf->kernel_fd,     conf->initrd_fd,     conf->kvm_fd,
+                         conf->serial_in_fd,  conf->serial_out_fd, conf->control_fd,
+                         conf->lockstep.fd,   conf->listen_fd,     session->statm_fd,
+                         session->pagemap_fd, conf->vsock.fd};
     for (size_t i = 0; i < ARRAY_LEN(named); i++)
         keep[count++] = named[i];
     for (unsigned i = 0; i < conf->console_count; i++)
@@ -123,6 +123,9 @@ static int others_close(const struct guest_conf *conf, const struct session *ses
             keep[count++] = conf->nics[i].fds[j];
     for (unsigned i = 0; i < conf->share_count; i++)
         keep[count++] = conf->shares[i].fd;
+    for (unsigned i = 0; i < conf->disk_count; i++)
+        if (conf->disks[i].unlocked)
+            keep[count++] = conf->disks[i].key_fd;
     return privileges_close_others(keep, count, err);
 }
 
@@ -264,6 +267,8 @@ static int run(int definition_fd)
     struct disks disks = {0};
     r = others_close(&conf, &session, &err);
     disks_rings(&disks, &conf);
+    if (r >= 0)
+        r = disks_keys(&disks, &err);
     if (r < 0 || privileges_drop(&err) < 0)
         return session_error(conf.control_fd, err.text);
 

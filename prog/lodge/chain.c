@@ -2,6 +2,7 @@
 
 #include "base/own.h"
 #include "disk/disk.h"
+#include "fetch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 
 struct chain {
     struct guest_disk *disk;
+    struct fetch fetch;
     bool busy; /* somebody else has locked one of the files */
 };
 
@@ -16,7 +18,7 @@ static int open_and_keep(void *opaque, const char *path, const char *from, bool 
 {
     struct chain *chain = opaque;
     bool writes = !from && !chain->disk->read_only;
-    _cleanup_fd_ int fd = disk_opener_files.open(NULL, path, from, writes, direct);
+    _cleanup_fd_ int fd = fetch_open(&chain->fetch, path, from, writes, direct);
     if (fd < 0)
         return take_fd(&fd);
     int r = disk_lock(fd, writes);
@@ -31,6 +33,19 @@ static int open_and_keep(void *opaque, const char *path, const char *from, bool 
     return take_fd(&fd);
 }
 
+/* The passphrase stays here. */
+static int keep_key(struct guest_disk *disk, const struct disk *opened, struct err *err)
+{
+    int fd = disk->key_file ? disk_key_unlocked(opened) : 0;
+    if (!disk->key_file)
+        return 0;
+    if (fd < 0)
+        return err_errno(err, -fd, "disk '%s': key", disk->path);
+    disk->key_fd = fd;
+    disk->unlocked = true;
+    return 0;
+}
+
 int chain_open(struct guest_disk *disk, struct err *err)
 {
     static const enum disk_format formats[GUEST_DISK_FORMAT_MAX] = {
@@ -38,19 +53,31 @@ int chain_open(struct guest_disk *disk, struct err *err)
         [GUEST_DISK_RAW] = DISK_FORMAT_RAW,
         [GUEST_DISK_QCOW2] = DISK_FORMAT_QCOW2,
     };
-    struct chain chain = {.disk = disk};
+    struct chain chain = {.disk = disk, .fetch = {.ca_file = disk->cacert}};
+    struct disk_key *key = NULL;
     const struct disk_opener opener = {.open = open_and_keep, .opaque = &chain};
-    const struct disk_options options = {
+    struct disk_options options = {
         .format = formats[disk->format],
         .cache = disk->cache == GUEST_DISK_NONE ? DISK_CACHE_NONE : DISK_CACHE_WRITEBACK,
         .read_only = true,
+        .unlocked = true, /* open_and_keep() locks them as the guest will use them */
         .opener = &opener,
     };
     struct disk *opened;
-    int r = disk_open(disk->path, &options, &opened, err);
+    int r = disk->key_file ? disk_key_read(disk->key_file, &key, err) : 0;
+    options.key = key;
+    if (r >= 0)
+        r = disk_open(disk->path, &options, &opened, err);
+    disk_key_free(key);
+    if (r < 0 && *chain.fetch.why.text)
+        return err_set(err, r, "disk '%s': %s", disk->path, chain.fetch.why.text);
     if (r < 0 && chain.busy)
         return err_set(err, r, "disk '%s' is in use, or an image that it stands on", disk->path);
-    return r < 0 ? r : disk_close(opened);
+    if (r < 0)
+        return r;
+    r = keep_key(disk, opened, err);
+    int closed = disk_close(opened);
+    return r < 0 ? r : closed;
 }
 
 void chain_close(struct guest_disk *disk)
@@ -59,4 +86,7 @@ void chain_close(struct guest_disk *disk)
         own_close(&disk->images[i].fd);
         disk->images[i].fd = -1;
     }
+    if (disk->unlocked)
+        close(disk->key_fd);
+    disk->unlocked = false;
 }

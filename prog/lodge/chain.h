@@ -7,6 +7,9 @@
  *
  * Each file is locked as long as anybody has it open: the top for itself if it is written to, all
  * else shared. -EBUSY with the path where another guest has it.
+ *
+ * A disk of a web server is read through the socket of a lodge-http, which is started here. What is
+ * encrypted is unlocked here: disk->key_fd then has the key, and the passphrase goes nowhere.
  */
 #pragma once
 

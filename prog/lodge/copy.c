@@ -63,7 +63,7 @@ static int copy(struct disk *from, struct disk *to, const volatile sig_atomic_t 
 int copy_disk(struct disk *from, const char *path, const struct disk_create *create,
               const volatile sig_atomic_t *stop, struct err *err)
 {
-    struct disk_options options = {.format = create->format};
+    struct disk_options options = {.format = create->format, .key = create->key};
     struct disk *to;
     int r = disk_create(path, create, err);
     if (r < 0)

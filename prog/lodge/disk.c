@@ -8,6 +8,7 @@
 #include "base/own.h"
 #include "conf/guest.h"
 #include "copy.h"
+#include "fetch.h"
 #include "verbs.h"
 
 #include <errno.h>
@@ -97,6 +98,59 @@ static int want_words(const struct arguments *arguments, unsigned count, struct 
                          arguments->verb->usage, arguments->path);
 }
 
+/* --- keys --- */
+
+static void own_key(struct disk_key **key)
+{
+    disk_key_free(*key);
+}
+#define _cleanup_key_ _cleanup_(own_key)
+
+/* Opens what is there, a web server's file too. */
+static int open_existing(const struct arguments *arguments, struct disk_options *options,
+                         struct disk **ret_disk, struct err *err)
+{
+    struct fetch fetch = {.ca_file = arguments_value(arguments, "cacert")};
+    const struct disk_opener opener = {fetch_open, &fetch};
+    options->opener = &opener;
+    int r = disk_open(arguments->words[0], options, ret_disk, err);
+    options->opener = NULL;
+    return r < 0 && *fetch.why.text
+               ? err_set(err, r, "disk '%s': %s", arguments->words[0], fetch.why.text)
+               : r;
+}
+
+static int read_key(const struct arguments *arguments, const char *option,
+                    struct disk_key **ret_key, struct err *err)
+{
+    const char *path = arguments_value(arguments, option);
+    return path ? disk_key_read(path, ret_key, err) : 0;
+}
+
+/* What a new container shall be like; nothing is read yet. */
+static int parse_encryption(const struct arguments *arguments, struct disk_create *create,
+                            struct err *err)
+{
+    const char *kdf = arguments_value(arguments, "kdf"),
+               *ms = arguments_value(arguments, "iter-time");
+    bool encrypt = arguments_flag(arguments, "encrypt");
+    if (encrypt != (arguments_value(arguments, "key-file") != NULL))
+        return err_set(err, -EINVAL,
+                       encrypt ? "--encrypt needs --key-file" : "--key-file is for --encrypt");
+    if (!encrypt && (kdf || ms))
+        return err_set(err, -EINVAL, "--kdf and --iter-time are for --encrypt");
+    if (kdf && strcmp(kdf, "argon2id") != 0 && strcmp(kdf, "pbkdf2") != 0)
+        return err_set(err, -EINVAL, "--kdf is argon2id or pbkdf2, not '%.32s'", kdf);
+    create->kdf = kdf && !strcmp(kdf, "pbkdf2") ? DISK_KDF_PBKDF2 : DISK_KDF_ARGON2ID;
+    if (!ms)
+        return 0;
+    size_t length = strlen(ms);
+    if (length == 0 || length > 5 || strspn(ms, "0123456789") != length || *ms == '0')
+        return err_set(err, -EINVAL, "--iter-time takes milliseconds, 1 to 99999, not '%.32s'", ms);
+    create->unlock_ms = (unsigned)strtoul(ms, NULL, 10);
+    return 0;
+}
+
 /* --- create --- */
 
 static int read_create(const struct arguments *arguments, struct disk_create *create,
@@ -107,6 +161,8 @@ static int read_create(const struct arguments *arguments, struct disk_create *cr
         r = parse_cluster_size(arguments, &create->cluster_bits, err);
     if (r >= 0)
         r = parse_type(arguments, "backing-type", DISK_FORMAT_PROBE, &create->backing_format, err);
+    if (r >= 0)
+        r = parse_encryption(arguments, create, err);
     create->backing = arguments_value(arguments, "backing");
     create->preallocate = arguments_flag(arguments, "preallocate");
     if (r < 0)
@@ -123,10 +179,14 @@ static int create(const struct arguments *arguments)
 {
     struct err err = {0};
     struct disk_create create = {0};
+    _cleanup_key_ struct disk_key *key = NULL;
     int r = read_create(arguments, &create, &err);
     if (r < 0)
         return mistake(&err);
-    r = disk_create(arguments->words[0], &create, &err);
+    r = read_key(arguments, "key-file", &key, &err);
+    create.key = key;
+    if (r >= 0)
+        r = disk_create(arguments->words[0], &create, &err);
     return r < 0 ? failed(&err) : 0;
 }
 
@@ -148,6 +208,8 @@ static int info_json(const char *path, const struct disk_info *info)
             json_object_set_new(object, "backing_type",
                                 json_string(type_name(info->backing_format)));
     }
+    if (*info->encryption)
+        json_object_set_new(object, "encryption", json_string(info->encryption));
     int r = object ? json_dumpf(object, stdout, JSON_INDENT(2)) : -1;
     json_decref(object);
     putchar('\n');
@@ -171,6 +233,8 @@ static void info_table(const struct disk_info *info)
     if (info->cluster_bits)
         printf("%-13s %d\n%-13s %u\n", "cluster size", 1 << info->cluster_bits, "snapshots",
                info->snapshots);
+    if (*info->encryption)
+        printf("%-13s %s\n", "encryption", info->encryption);
     if (info->dirty || info->corrupt)
         printf("%-13s %s\n", "state", info->corrupt ? "damaged" : "refcounts are to be mended");
     if (info->backing) {
@@ -186,6 +250,7 @@ static int info(const struct arguments *arguments)
 {
     struct err err = {0};
     struct disk_options options = {.read_only = true, .alone = true, .unlocked = true};
+    _cleanup_key_ struct disk_key *key = NULL;
     struct disk_info info;
     struct disk *disk;
     const char *format = arguments_value(arguments, "format");
@@ -197,7 +262,10 @@ static int info(const struct arguments *arguments)
         r = parse_type(arguments, "type", DISK_FORMAT_PROBE, &options.format, &err);
     if (r < 0)
         return mistake(&err);
-    if (disk_open(arguments->words[0], &options, &disk, &err) < 0)
+    if (read_key(arguments, "key-file", &key, &err) < 0)
+        return failed(&err);
+    options.key = key;
+    if (open_existing(arguments, &options, &disk, &err) < 0)
         return failed(&err);
     r = disk_info(disk, &info);
     disk_close(disk);
@@ -228,6 +296,7 @@ static int resize(const struct arguments *arguments)
 {
     struct err err = {0};
     struct disk_options options = {0};
+    _cleanup_key_ struct disk_key *key = NULL;
     struct disk *disk;
     uint64_t size;
     int r = want_words(arguments, 2, &err);
@@ -237,6 +306,9 @@ static int resize(const struct arguments *arguments)
         r = new_size(arguments->words[1], 0, &size, &err);
     if (r < 0)
         return mistake(&err);
+    if (read_key(arguments, "key-file", &key, &err) < 0)
+        return failed(&err);
+    options.key = key;
     if (disk_open(arguments->words[0], &options, &disk, &err) < 0)
         return failed(&err);
     r = new_size(arguments->words[1], disk_size(disk), &size, &err);
@@ -271,8 +343,12 @@ static int check(const struct arguments *arguments)
         .progress = bar_draw,
         .opaque = &bar,
     };
+    _cleanup_key_ struct disk_key *key = NULL;
     if (want_words(arguments, 1, &err) < 0)
         return mistake(&err);
+    if (read_key(arguments, "key-file", &key, &err) < 0)
+        return failed(&err);
+    checker.key = key;
     int r = disk_check(arguments->words[0], DISK_FORMAT_PROBE, &checker, &found, &err);
     bar_clear(&bar);
     if (r < 0)
@@ -311,6 +387,8 @@ static int convert(const struct arguments *arguments)
     struct err err = {0};
     struct disk_options options = {.read_only = true};
     struct disk_create create = {.preallocate = arguments_flag(arguments, "preallocate")};
+    _cleanup_key_ struct disk_key *key = NULL;
+    _cleanup_key_ struct disk_key *from_key = NULL;
     struct disk *from;
     int r = want_words(arguments, 2, &err);
     if (r >= 0)
@@ -319,9 +397,16 @@ static int convert(const struct arguments *arguments)
         r = parse_type(arguments, "type", DISK_FORMAT_QCOW2, &create.format, &err);
     if (r >= 0)
         r = parse_cluster_size(arguments, &create.cluster_bits, &err);
+    if (r >= 0)
+        r = parse_encryption(arguments, &create, &err);
     if (r < 0)
         return mistake(&err);
-    if (disk_open(arguments->words[0], &options, &from, &err) < 0)
+    if (read_key(arguments, "from-key-file", &from_key, &err) < 0 ||
+        read_key(arguments, "key-file", &key, &err) < 0)
+        return failed(&err);
+    options.key = from_key;
+    create.key = key;
+    if (open_existing(arguments, &options, &from, &err) < 0)
         return failed(&err);
     watch_signals();
     r = convert_to(from, arguments->words[1], &create, &err);
@@ -337,6 +422,10 @@ static const struct option_row create_options[] = {
     {"backing-type", 'B', "TYPE", "of the backing, qcow2 or raw"},
     {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"},
     {"preallocate", 0, NULL, "take all of its space now"},
+    {"encrypt", 0, NULL, "encrypt it: inside a LUKS2 container, AES-256-XTS"},
+    {"key-file", 0, "FILE", "its passphrase: all bytes of FILE; - is standard input"},
+    {"kdf", 0, "KDF", "what makes guessing slow: argon2id or pbkdf2 (argon2id)"},
+    {"iter-time", 0, "MS", "how long it takes to unlock, on this machine (1000)"},
     {0},
 };
 
@@ -357,6 +446,8 @@ static const struct verb verb_create = {
 static const struct option_row info_options[] = {
     {"format", 0, "FORMAT", "table or json (table)"},
     {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"},
+    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"},
+    {"cacert", 0, "FILE", "believe these certificates of https servers, not the system's"},
     {0},
 };
 
@@ -375,6 +466,7 @@ static const struct verb verb_info = {
 static const struct option_row resize_options[] = {
     {"shrink", 0, NULL, "lose what lies behind the new end"},
     {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"},
+    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"},
     {0},
 };
 
@@ -392,6 +484,7 @@ static const struct verb verb_resize = {
 
 static const struct option_row check_options[] = {
     {"repair", 'r', NULL, "mend refcounts and flags, give leaked space back"},
+    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"},
     {0},
 };
 
@@ -411,8 +504,14 @@ static const struct verb verb_check = {
 static const struct option_row convert_options[] = {
     {"type", 't', "TYPE", "of the new disk, qcow2 or raw (qcow2)"},
     {"from-type", 'T', "TYPE", "of the old one; else its first bytes tell"},
+    {"from-key-file", 0, "FILE", "of an encrypted SOURCE, all bytes of FILE"},
     {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"},
     {"preallocate", 0, NULL, "take all of its space now"},
+    {"encrypt", 0, NULL, "encrypt it: inside a LUKS2 container, AES-256-XTS"},
+    {"key-file", 0, "FILE", "its passphrase: all bytes of FILE; - is standard input"},
+    {"kdf", 0, "KDF", "what makes guessing slow: argon2id or pbkdf2 (argon2id)"},
+    {"iter-time", 0, "MS", "how long it takes to unlock, on this machine (1000)"},
+    {"cacert", 0, "FILE", "believe these certificates of https servers, not the system's"},
     {0},
 };
 

@@ -19,7 +19,7 @@
 
 enum {
     KEEP_NAMED = 9, /* descriptors of the definition that have names */
-    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * GUEST_IMAGES_MAX + 2 * GUEST_LAYERS_MAX +
+    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * (GUEST_IMAGES_MAX + 1) + 2 * GUEST_LAYERS_MAX +
                GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX,
     END_MS = 10000, /* an image may have to reach the disk */
 };
@@ -144,6 +144,9 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
             keep[count++] = conf->nics[i].fds[j];
     for (unsigned i = 0; i < conf->share_count; i++)
         keep[count++] = conf->shares[i].fd;
+    for (unsigned i = 0; i < conf->disk_count; i++)
+        if (conf->disks[i].unlocked)
+            keep[count++] = conf->disks[i].key_fd;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         machine_execute(program, argv, keep, count, parent);

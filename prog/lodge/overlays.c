@@ -51,6 +51,9 @@ static int put(struct overlays *overlays, unsigned index, struct guest_disk *dis
 {
     enum disk_format format;
     char *path;
+    if (disk->key_file)
+        return err_set(err, -ENOTSUP, "disk '%s' is encrypted; no overlay can be put on it yet",
+                       disk->path);
     int r = format_of(disk, &format, err);
     if (r < 0)
         return r;

@@ -39,7 +39,8 @@ static const struct option_row options[] = {
     {"append", 'a', "WORDS", "more words for the kernel's command line"},
     {"disk", 'd', "PATH[,...]",
      "a disk: PATH,ro,format=raw|qcow2,cache=writeback|none|unsafe,\n"
-     "                               serial=X,iops=N,bps=SIZE; may be repeated"},
+     "                               serial=X,iops=N,bps=SIZE,key_file=FILE,cacert=FILE;\n"
+     "                               PATH may be an http or https URL; may be repeated"},
     {"share", 's', "PATH[,...]",
      "a folder that the guest sees: PATH,tag=TAG,at=FOLDER,ro (share, /mnt/TAG);\n"
      "                               may be repeated"},
@@ -90,7 +91,7 @@ static bool has_images(const struct guest_conf *conf)
 {
     bool any = false;
     for (unsigned i = 0; i < conf->disk_count; i++)
-        any |= conf->disks[i].image_count > 0;
+        any |= conf->disks[i].image_count > 0 || conf->disks[i].unlocked;
     for (unsigned i = 0; i < conf->share_count; i++)
         any |= conf->shares[i].fd >= 0;
     return any;

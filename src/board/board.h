@@ -134,8 +134,8 @@ struct board_config {
     enum board_watchdog watchdog;
     const struct board_nic *nics;
     unsigned nic_count; /* <= BOARD_NICS_MAX */
-    uint32_t vsock_cid;  /* the guest's; 0 = no socket device */
-    int vsock_fd;        /* the link of wire/vsock.h */
+    uint32_t vsock_cid; /* the guest's; 0 = no socket device */
+    int vsock_fd;       /* the link of wire/vsock.h */
     const struct board_share *shares;
     unsigned share_count;
 

@@ -89,7 +89,7 @@ struct board {
     struct virtio_console *console;                  /* NULL without ports */
     struct virtio_device *virtio[BOARD_DEVICES_MAX]; /* all that are on the PCI bus */
     unsigned virtio_count;
-    struct board_vsock vsock;       /* its device is NULL where there is none */
+    struct board_vsock vsock; /* its device is NULL where there is none */
     struct virtio_blk *disks[BOARD_DISKS_MAX];
     unsigned disk_count;
     struct virtio_balloon *balloon; /* or NULL */

@@ -3,8 +3,9 @@
  *
  *     PATH [",ro"] [",format=" raw|qcow2] [",cache=" writeback|none|unsafe] [",serial=" TEXT]
  *          [",iops=" N] [",bps=" SIZE] [",iops_burst=" N] [",bps_burst=" SIZE]
+ *          [",key_file=" FILE] [",cacert=" FILE]
  *
- * A comma in PATH or TEXT is written twice.
+ * A comma in PATH, TEXT or FILE is written twice.
  */
 #include "base/own.h"
 #include "conf/guest.h"
@@ -51,6 +52,8 @@ void guest_disk_free(struct guest_disk *disk)
     guest_disk_forget_images(disk);
     free(disk->path);
     free(disk->serial);
+    free(disk->key_file);
+    free(disk->cacert);
     *disk = (struct guest_disk){0};
 }
 
@@ -74,9 +77,14 @@ int guest_disk_copy(struct guest_disk *to, const struct guest_disk *from)
     *to = *from;
     to->images = NULL;
     to->image_count = 0;
-    to->path = from->path ? strdup(from->path) : NULL;
-    to->serial = from->serial ? strdup(from->serial) : NULL;
-    int r = (from->path && !to->path) || (from->serial && !to->serial) ? -ENOMEM : 0;
+    char *const texts[] = {from->path, from->serial, from->key_file, from->cacert};
+    char **const copies[] = {&to->path, &to->serial, &to->key_file, &to->cacert};
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+        *copies[i] = texts[i] ? strdup(texts[i]) : NULL;
+        if (texts[i] && !*copies[i])
+            r = -ENOMEM;
+    }
     for (unsigned i = 0; r >= 0 && i < from->image_count; i++)
         r = guest_disk_add_image(to, from->images[i].name, from->images[i].fd);
     if (r < 0)
@@ -124,6 +132,31 @@ static int set_serial(struct guest_disk *disk, const char *text, struct err *err
     return 0;
 }
 
+static int set_file(char **field, const char *text, struct err *err)
+{
+    if (!*text)
+        return err_set(err, -EINVAL, "a disk's key_file and cacert are paths");
+    char *copy = strdup(text);
+    if (!copy)
+        return err_set(err, -ENOMEM, "no memory");
+    free(*field);
+    *field = copy;
+    return 0;
+}
+
+static int set_key_file(struct guest_disk *disk, const char *text, struct err *err)
+{
+    if (!strcmp(text, "-"))
+        return err_set(err, -EINVAL,
+                       "standard input is the guest's; key_file takes a path, like /dev/fd/9");
+    return set_file(&disk->key_file, text, err);
+}
+
+static int set_cacert(struct guest_disk *disk, const char *text, struct err *err)
+{
+    return set_file(&disk->cacert, text, err);
+}
+
 static int set_count(uint64_t *field, const char *text, struct err *err)
 {
     size_t length = strlen(text);
@@ -141,6 +174,8 @@ static const struct word {
     {"format", set_format, 0, 0},
     {"cache", set_cache, 0, 0},
     {"serial", set_serial, 0, 0},
+    {"key_file", set_key_file, 0, 0},
+    {"cacert", set_cacert, 0, 0},
     {"iops", NULL, offsetof(struct guest_disk, iops) + 1, 0},
     {"iops_burst", NULL, offsetof(struct guest_disk, iops_burst) + 1, 0},
     {"bps", NULL, 0, offsetof(struct guest_disk, bps) + 1},
@@ -161,7 +196,7 @@ int guest_disk_set(struct guest_disk *disk, const char *name, const char *value,
     }
     return err_set(err, -EINVAL,
                    "'%.64s' is no property of a disk; there are ro, format, cache, serial, iops, "
-                   "bps, iops_burst, bps_burst",
+                   "bps, iops_burst, bps_burst, key_file, cacert",
                    name);
 }
 

@@ -51,7 +51,7 @@ enum {
     GUEST_DISKS_MAX = 8,
     GUEST_IMAGES_MAX = 32, /* of one disk: itself, and what stands behind it */
     GUEST_SERIAL_MAX = 20,
-    GUEST_LAYERS_MAX = 16,    /* of a chain of snapshots */
+    GUEST_LAYERS_MAX = 16,     /* of a chain of snapshots */
     GUEST_CID_MIN = 3,         /* the default; below stand the host and its kernel */
     GUEST_VSOCK_PATH_MAX = 96, /* with _PORT behind it, it still fits a socket's address */
     GUEST_SHARES_MAX = 8,
@@ -106,8 +106,12 @@ struct guest_disk {
     char *serial;                   /* at most GUEST_SERIAL_MAX bytes, NULL = none */
     uint64_t iops, bps;             /* requests and bytes a second; 0 = no limit */
     uint64_t iops_burst, bps_burst; /* so many at once; 0 = a tenth of a second's worth */
+    char *key_file;                 /* of an encrypted disk; or NULL */
+    char *cacert;                   /* certificates for https; NULL: the system's */
     struct guest_image *images;     /* filled by `lodge run`, the top first */
     unsigned image_count;
+    bool unlocked; /* by `lodge run`: key_fd has what opens it */
+    int key_fd;
 };
 
 /* A virtio socket device. `lodge run` listens at `path` for clients that want to connect to the
@@ -224,8 +228,9 @@ int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct e
 /* One of off, event, reset, poweroff; on or off. */
 int guest_conf_set_watchdog(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_balloon(struct guest_conf *conf, const char *text, struct err *err);
-/* One more disk: "PATH,ro,format=raw,cache=none,serial=X,iops=N,bps=SIZE", of which all but the
- * path may be missing. */
+/* One more disk:
+ * "PATH,ro,format=raw,cache=none,serial=X,iops=N,bps=SIZE,key_file=FILE,cacert=FILE", of which all
+ * but the path may be missing. */
 int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err);
 void guest_disk_forget_images(struct guest_disk *disk); /* closes nothing */
 /* -E2BIG, -ENOMEM. */

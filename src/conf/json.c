@@ -8,8 +8,8 @@
 #include "conf/guest.h"
 #include "conf/json_disk.h"
 #include "conf/json_nic.h"
-#include "conf/json_vsock.h"
 #include "conf/json_share.h"
+#include "conf/json_vsock.h"
 #include "conf/private.h"
 
 #include <errno.h>

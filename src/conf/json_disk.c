@@ -61,6 +61,12 @@ static int get_field(const char *name, const json_t *value, struct guest_disk *d
     }
     if (!strcmp(name, "images"))
         return get_images(value, disk, why);
+    if (!strcmp(name, "key_fd") && json_is_integer(value) && json_integer_value(value) >= 0 &&
+        json_integer_value(value) <= INT_MAX) {
+        disk->key_fd = (int)json_integer_value(value);
+        disk->unlocked = true;
+        return 0;
+    }
     if (json_is_integer(value))
         return get_number(value, name, disk, why);
     if (!json_is_string(value))
@@ -134,6 +140,12 @@ static int put_disk(json_t *object, const struct guest_disk *disk)
         r = put_string(object, "cache", guest_disk_cache_name(disk->cache));
     if (r >= 0)
         r = put_string(object, "serial", disk->serial);
+    if (r >= 0)
+        r = put_string(object, "key_file", disk->key_file);
+    if (r >= 0)
+        r = put_string(object, "cacert", disk->cacert);
+    if (r >= 0 && disk->unlocked)
+        r = json_object_set_new(object, "key_fd", json_integer(disk->key_fd));
     for (size_t i = 0; r >= 0 && i < ARRAY_LEN(limits); i++) {
         uint64_t number;
         memcpy(&number, (const char *)disk + limits[i].offset, sizeof number);

@@ -178,7 +178,8 @@ static int replace(char **field, char **value)
 static bool checks_itself(enum key key)
 {
     return key == KEY_APPENDED || key == KEY_CODE_CACHE || key == KEY_DISK || key == KEY_ENGINE ||
-           key == KEY_SHARE || key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS || key == KEY_VSOCK;
+           key == KEY_SHARE || key == KEY_MEM || key == KEY_TRANSLATE || key == KEY_VCPUS ||
+           key == KEY_VSOCK;
 }
 
 static int set(struct reader *reader, enum key key, char **value, struct err *why)

@@ -2,9 +2,11 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "disk/luks.h"
 #include "disk/private.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -62,6 +64,13 @@ static int check_chain(const struct disk_opening *opening, const struct file *fi
     return 0;
 }
 
+/* Puts a layer of plaintext above the file. */
+static int unlock(struct file **file, const char *path, const struct disk_key *key, struct err *err)
+{
+    int r = luks_open(*file, key, file, err);
+    return r < 0 ? err_prefix(err, r, "disk '%s'", path) : r;
+}
+
 static int open_image(const struct disk_opening *opening, struct disk **ret_disk, struct err *err)
 {
     struct file *file;
@@ -71,6 +80,8 @@ static int open_image(const struct disk_opening *opening, struct disk **ret_disk
     if (r < 0)
         return r;
     r = check_chain(opening, file, err);
+    if (r >= 0 && opening->options->key && !opening->from)
+        r = unlock(&file, opening->path, opening->options->key, err);
     if (r >= 0 && format == DISK_FORMAT_PROBE && (r = probe(file, &format)) < 0)
         err_errno(err, -r, "disk '%s'", opening->path);
     const struct disk_ops *ops = find_format(format);
@@ -86,6 +97,7 @@ static int open_image(const struct disk_opening *opening, struct disk **ret_disk
     }
     struct disk_opening whole = *opening;
     whole.path = path;
+    whole.write = opening->write && file_writable(file);
     if (r >= 0)
         r = ops->open(&whole, file, &disk, err);
     if (r < 0) {
@@ -96,7 +108,7 @@ static int open_image(const struct disk_opening *opening, struct disk **ret_disk
     disk->path = path;
     disk->from = NULL;
     pthread_mutex_init(&disk->guard, NULL);
-    disk->read_only = disk->read_only || !opening->write;
+    disk->read_only = disk->read_only || !whole.write;
     disk->guarded = opening->format == DISK_FORMAT_PROBE && format == DISK_FORMAT_RAW;
     *ret_disk = disk;
     return 0;
@@ -105,6 +117,10 @@ static int open_image(const struct disk_opening *opening, struct disk **ret_disk
 int disk_open_backing(struct disk *disk, const struct disk_opening *opening, const char *path,
                       enum disk_format format, struct err *err)
 {
+    if (file_is_remote(disk->file))
+        return err_set(err, -EPERM,
+                       "disk '%s' comes from a web server and names a file, '%s'; it gets none",
+                       opening->path, path);
     struct disk_opening below = {
         .path = path,
         .options = opening->options,
@@ -333,6 +349,57 @@ static int backing_size(const char *path, const struct disk_create *create, uint
     return 0;
 }
 
+static int create_inside(struct file *file, const char *path, const struct disk_create *create,
+                         struct err *err)
+{
+    if (create->format == DISK_FORMAT_QCOW2)
+        return qcow2_create_in(file, path, create, err);
+    if (create->backing)
+        return err_set(err, -EINVAL, "a raw disk has no backing; qcow2 has");
+    int r = file_truncate(file, create->size);
+    if (r >= 0 && create->preallocate)
+        r = file_reserve(file, 0, create->size);
+    return r < 0 ? err_errno(err, -r, "cannot write") : 0;
+}
+
+static int create_around(struct file *file, const char *path, const struct disk_create *create,
+                         struct err *err)
+{
+    struct file *inside;
+    struct crypt *crypt = secret_new(sizeof *crypt);
+    int r = crypt ? luks_format(file, create, crypt, err) : err_set(err, -ENOMEM, "no memory");
+    if (r >= 0)
+        r = crypt_open(file, crypt, &inside, err);
+    secret_free(crypt, sizeof *crypt);
+    if (r < 0) {
+        file_free(file);
+        return r;
+    }
+    r = create_inside(inside, path, create, err);
+    int flushed = r < 0 ? 0 : file_flush(inside);
+    file_free(inside);
+    return flushed < 0 ? err_errno(err, -flushed, "cannot write") : r;
+}
+
+static int create_encrypted(const char *path, const struct disk_create *create, struct err *err)
+{
+    struct disk_options options = {0};
+    struct file *file;
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_errno(err, errno, "disk '%s'", path);
+    close(fd);
+    int r = file_open(path, NULL, true, &options, &file, err);
+    if (r >= 0) {
+        r = create_around(file, path, create, err);
+        if (r < 0)
+            err_prefix(err, r, "disk '%s'", path);
+    }
+    if (r < 0)
+        unlink(path);
+    return r;
+}
+
 int disk_create(const char *path, const struct disk_create *create, struct err *err)
 {
     struct disk_create checked = *create;
@@ -345,7 +412,9 @@ int disk_create(const char *path, const struct disk_create *create, struct err *
         r = check_size(checked.size, err);
     if (r < 0)
         return err_prefix(err, r, "disk '%s'", path);
-    checked.size = align_up(checked.size, DISK_SECTOR);
+    checked.size = align_up(checked.size, create->key ? max(create->crypt_sector, 512u) : 512u);
+    if (create->key)
+        return create_encrypted(path, &checked, err);
     return create->format == DISK_FORMAT_QCOW2 ? qcow2_create(path, &checked, err)
                                                : raw_create(path, &checked, err);
 }
@@ -357,6 +426,8 @@ int disk_info(struct disk *disk, struct disk_info *ret_info)
         .size = disk->size,
         .allocated = file_allocated(disk->file),
     };
+    struct file *below = file_below(disk->file);
+    luks_describe(below ? below : disk->file, info.encryption, sizeof info.encryption);
     int r = disk->ops->info ? disk->ops->info(disk, &info) : 0;
     if (r >= 0)
         *ret_info = info;
@@ -382,7 +453,9 @@ int disk_check(const char *path, enum disk_format format, const struct disk_chec
     int r = file_open(path, NULL, opening.write, &options, &file, err);
     if (r < 0)
         return r;
-    if (format == DISK_FORMAT_PROBE && (r = probe(file, &format)) < 0)
+    if (checker->key)
+        r = unlock(&file, path, checker->key, err);
+    if (r >= 0 && format == DISK_FORMAT_PROBE && (r = probe(file, &format)) < 0)
         err_errno(err, -r, "disk '%s'", path);
     if (r >= 0 && format != DISK_FORMAT_QCOW2)
         r = err_set(err, -ENOTSUP, "disk '%s' is raw: there is nothing to check", path);

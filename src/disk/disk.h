@@ -25,8 +25,10 @@
  *
  * Errors: -errno. -EINVAL for a range outside the disk (nothing is done), -EIO also for an image
  * that contradicts itself, -ENOSPC when the host's disk is full (the write may be tried again),
- * -EROFS for a write to what was opened for reading only, -EBUSY for an image in use. Images are
- * hostile: sizes and offsets in them are believed only after they were checked against the file.
+ * -EROFS for a write to what was opened for reading only, -EBUSY for an image in use, -EACCES where
+ * a key does not open what is encrypted, -ESTALE when a web server has something else than before.
+ * Images are hostile: sizes and offsets in them are believed only after they were checked against
+ * the file.
  */
 #pragma once
 
@@ -54,16 +56,32 @@ enum disk_format {
 
 /* How files are opened: the VMM cannot open any and hands out descriptors that it was given.
  * Returns a descriptor that the disk owns, or -errno. `path` is as the image has it; `from` is the
- * path of the image that names it, NULL for the first. */
+ * path of the image that names it, NULL for the first. A first path that is a URL (http, https)
+ * wants the client's end of a lodge-http's socket (disk/http_wire.h); the disk is read-only, and
+ * stands on nothing. */
 struct disk_opener {
     int (*open)(void *opaque, const char *path, const char *from, bool write, bool direct);
     void *opaque;
 };
-extern const struct disk_opener disk_opener_files; /* open(2); relative to the folder of `from` */
+/* open(2); relative to the folder of `from`; no URL. */
+extern const struct disk_opener disk_opener_files;
+
+/*
+ * What opens an encrypted disk: a passphrase, or what an unlocked disk handed on. Encryption (LUKS)
+ * is a layer of its own: inside it is a raw disk or a qcow2. Who gives a key gets plaintext, or an
+ * error where nothing is encrypted; who gives none gets the container's bytes as they are, for a
+ * guest may encrypt its disk itself. The key is for the first image only.
+ */
+struct disk_key;
+
+/* All bytes of a file, a final newline too, as cryptsetup --key-file takes them; "-" is standard
+ * input. */
+int disk_key_read(const char *path, struct disk_key **ret_key, struct err *err);
+void disk_key_free(struct disk_key *key); /* wiped; NULL is fine */
 
 /* One may write to an image, or many may read it: others are kept away, as long as anybody has the
- * descriptor, also QEMU and its tools (lock.c). -EBUSY. What a disk opens by itself, without an
- * opener, it locks. */
+ * descriptor, also QEMU and its tools (lock.c). -EBUSY. What a disk opens it locks, unless it is
+ * told that it is unlocked, or that its files are locked already. */
 int disk_lock(int fd, bool write);
 
 struct disk_options {
@@ -71,8 +89,9 @@ struct disk_options {
     enum disk_cache cache;
     bool read_only;
     bool alone;    /* without its backing, which reads as zeros: to look at the image itself */
-    bool unlocked; /* whoever uses the image meanwhile: to look at what seldom changes */
+    bool unlocked; /* takes no locks: to look at what seldom changes, or where somebody took them */
     const struct disk_opener *opener; /* NULL: disk_opener_files */
+    const struct disk_key *key;       /* NULL: the bytes are taken as they are */
 };
 
 struct disk;
@@ -85,6 +104,12 @@ int disk_open(const char *path, const struct disk_options *options, struct disk 
 /* Flushes metadata and closes. -errno of that flush; the disk is gone all the same. NULL is fine.
  */
 int disk_close(struct disk *disk);
+
+/* A descriptor by which another process opens the same disk without the passphrase and without a
+ * look at the header; -ENOENT where nothing is encrypted. The one reads it with
+ * disk_key_receive(), which leaves it open. */
+int disk_key_unlocked(const struct disk *disk);
+int disk_key_receive(int fd, struct disk_key **ret_key, struct err *err);
 
 uint64_t disk_size(const struct disk *disk); /* bytes, a multiple of DISK_SECTOR */
 bool disk_read_only(const struct disk *disk);
@@ -135,6 +160,8 @@ int disk_status(struct disk *disk, uint64_t offset, uint64_t length,
 /* Grows or shrinks. Shrinking loses what lies behind; nobody may use the disk meanwhile. */
 int disk_resize(struct disk *disk, uint64_t size, struct err *err);
 
+enum disk_kdf { DISK_KDF_ARGON2ID, DISK_KDF_PBKDF2 };
+
 struct disk_create {
     enum disk_format format;
     uint64_t size; /* bytes; rounded up to a sector. 0 with a backing: as large as that */
@@ -142,6 +169,11 @@ struct disk_create {
     const char *backing; /* NULL: none; written into the image as it stands here */
     enum disk_format backing_format;
     unsigned cluster_bits; /* 9 to 21; 0: 16 */
+
+    const struct disk_key *key; /* a passphrase: inside a LUKS2 container; NULL: in the clear */
+    enum disk_kdf kdf;
+    unsigned unlock_ms;    /* how long unlocking shall take here; 0: 1000 */
+    unsigned crypt_sector; /* 512 to 4096, a power of two; 0: 512 */
 };
 
 /* Makes a new image. -EEXIST: there is something; nothing is overwritten. */
@@ -156,6 +188,7 @@ struct disk_info {
     char *backing; /* as the image has it, or NULL; freed by disk_info_free() */
     enum disk_format backing_format;
     unsigned snapshots;
+    char encryption[256]; /* what the container is, for people; "" without one */
 };
 
 int disk_info(struct disk *disk, struct disk_info *ret_info);
@@ -168,6 +201,7 @@ struct disk_check {
 };
 
 struct disk_checker {
+    const struct disk_key *key;                                  /* or NULL */
     bool repair;                                                 /* leaks, refcounts, flags */
     void (*report)(void *opaque, const char *line);              /* one finding; or NULL */
     void (*progress)(void *opaque, uint64_t done, uint64_t all); /* or NULL */

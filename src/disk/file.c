@@ -1,5 +1,7 @@
 #include "disk/file.h"
 
+#include "disk/http.h"
+
 #include "base/bytes.h"
 #include "base/own.h"
 
@@ -26,7 +28,10 @@ struct file {
     bool block_device, write, sync;
     atomic_bool no_punch; /* the host said EOPNOTSUPP once */
     uint32_t alignment;
-    pthread_mutex_t unaligned; /* read, change, write back: one at a time */
+    pthread_mutex_t unaligned;      /* read, change, write back: one at a time */
+    const struct file_layer *layer; /* NULL: the descriptor is all there is */
+    void *opaque;
+    struct file *below; /* the layer's */
 };
 
 /* --- opening --- */
@@ -34,6 +39,8 @@ struct file {
 static int open_file(void *opaque, const char *path, const char *from, bool write, bool direct)
 {
     _cleanup_free_ char *joined = NULL;
+    if (http_is_url(path))
+        return -EPROTONOSUPPORT;
     const char *slash = from ? strrchr(from, '/') : NULL;
     if (*path != '/' && slash) {
         if (asprintf(&joined, "%.*s/%s", (int)(slash - from), from, path) < 0)
@@ -86,11 +93,24 @@ static int lock(struct file *file, const char *path, struct err *err)
     return r < 0 ? err_errno(err, -r, "disk '%s' cannot be locked", path) : 0;
 }
 
+/* What a disk of a guest names must not make us ask servers of its choice. */
+static int open_remote(const char *url, const char *from, const struct disk_opener *opener,
+                       struct file **ret_file, struct err *err)
+{
+    if (from)
+        return err_set(err, -EPERM, "disk '%s' names a web server, '%s'; it is not asked", from,
+                       url);
+    int fd = opener->open(opener->opaque, url, NULL, false, false);
+    return fd < 0 ? err_errno(err, -fd, "disk '%s'", url) : http_open(fd, url, ret_file, err);
+}
+
 int file_open(const char *path, const char *from, bool write, const struct disk_options *options,
               struct file **ret_file, struct err *err)
 {
     const struct disk_opener *opener = options->opener ? options->opener : &disk_opener_files;
     bool direct = options->cache == DISK_CACHE_NONE;
+    if (http_is_url(path))
+        return open_remote(path, from, opener, ret_file, err);
     struct file *file = calloc(1, sizeof *file);
     if (!file)
         return err_set(err, -ENOMEM, "disk '%s': no memory", path);
@@ -101,7 +121,7 @@ int file_open(const char *path, const char *from, bool write, const struct disk_
     if (file->fd == -EINVAL && direct) /* a file system without O_DIRECT: flushes do what counts */
         file->fd = opener->open(opener->opaque, path, from, write, false);
     int r = file->fd < 0 ? err_errno(err, -file->fd, "disk '%s'", path) : adopt(file, path, err);
-    if (r >= 0 && !options->opener && !options->unlocked)
+    if (r >= 0 && !options->unlocked)
         r = lock(file, path, err);
     if (r < 0) {
         file_free(file);
@@ -111,10 +131,59 @@ int file_open(const char *path, const char *from, bool write, const struct disk_
     return 0;
 }
 
+int file_new_layer(const struct file_layer *layer, void *opaque, struct file *below,
+                   struct file **ret_file)
+{
+    struct file *file = calloc(1, sizeof *file);
+    if (!file)
+        return -ENOMEM;
+    pthread_mutex_init(&file->unaligned, NULL);
+    file->fd = -1;
+    file->alignment = 1;
+    file->layer = layer;
+    file->opaque = opaque;
+    file->below = below;
+    file->write = layer->write && (!below || below->write);
+    if (below) {
+        file->block_device = below->block_device;
+        file->device = below->device;
+        file->inode = below->inode;
+    }
+    *ret_file = file;
+    return 0;
+}
+
+bool file_is_layer(const struct file *file)
+{
+    return file->layer;
+}
+
+bool file_is_remote(const struct file *file)
+{
+    return file->layer && (!file->below || file_is_remote(file->below));
+}
+
+struct file *file_below(struct file *file)
+{
+    return file->below;
+}
+
+void *file_opaque(const struct file *file, const struct file_layer *layer)
+{
+    return file->layer == layer ? file->opaque : NULL;
+}
+
+bool file_writable(const struct file *file)
+{
+    return file->write;
+}
+
 void file_free(struct file *file)
 {
     if (!file)
         return;
+    if (file->layer)
+        file->layer->free(file->opaque);
     if (file->fd >= 0)
         close(file->fd);
     pthread_mutex_destroy(&file->unaligned);
@@ -133,6 +202,8 @@ uint32_t file_alignment(const struct file *file)
 
 int file_length(const struct file *file, uint64_t *ret_length)
 {
+    if (file->layer)
+        return file->layer->length(file->opaque, ret_length);
     struct stat about;
     off_t end;
     if (!file->block_device) {
@@ -150,13 +221,15 @@ int file_length(const struct file *file, uint64_t *ret_length)
 
 bool file_is_regular(const struct file *file)
 {
-    return !file->block_device;
+    return !file->block_device && !file->layer;
 }
 
 uint64_t file_allocated(const struct file *file)
 {
     struct stat about;
     uint64_t length;
+    if (file->layer)
+        return file->below ? file_allocated(file->below) : 0;
     if (file->block_device)
         return file_length(file, &length) < 0 ? 0 : length;
     return fstat(file->fd, &about) < 0 ? 0 : (uint64_t)about.st_blocks * 512;
@@ -314,11 +387,19 @@ static int transfer(struct file *file, uint64_t offset, struct span *span, uint6
 
 int file_read(struct file *file, uint64_t offset, struct span *to, uint64_t length)
 {
+    if (file->layer)
+        return offset_sane(offset, length) ? file->layer->read(file->opaque, offset, to, length)
+                                           : -EINVAL;
     return transfer(file, offset, to, length, read_some);
 }
 
 int file_write(struct file *file, uint64_t offset, struct span *from, uint64_t length)
 {
+    if (file->layer && !file->layer->write)
+        return -EROFS;
+    if (file->layer)
+        return offset_sane(offset, length) ? file->layer->write(file->opaque, offset, from, length)
+                                           : -EINVAL;
     return transfer(file, offset, from, length, write_some);
 }
 
@@ -375,6 +456,8 @@ int file_zero(struct file *file, uint64_t offset, uint64_t length, bool unmap)
         return -EINVAL;
     if (!length)
         return 0;
+    if (file->layer)
+        return file->layer->zero ? file->layer->zero(file->opaque, offset, length) : -EROFS;
     uint64_t end;
     int r = file_length(file, &end);
     if (r < 0)
@@ -399,6 +482,8 @@ int file_discard(struct file *file, uint64_t offset, uint64_t length)
         return -EINVAL;
     if (!length || file->no_punch)
         return 0;
+    if (file->layer)
+        return file->layer->discard ? file->layer->discard(file->opaque, offset, length) : -EROFS;
     int r = change_space(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
     if (!unsupported(r))
         return r;
@@ -408,6 +493,8 @@ int file_discard(struct file *file, uint64_t offset, uint64_t length)
 
 int file_reserve(struct file *file, uint64_t offset, uint64_t length)
 {
+    if (length && file->layer)
+        return file->layer->reserve ? file->layer->reserve(file->opaque, offset, length) : -EROFS;
     if (!length || file->block_device)
         return 0;
     int r = change_space(file, 0, offset, length);
@@ -422,6 +509,8 @@ int file_truncate(struct file *file, uint64_t length)
 {
     if (length > INT64_MAX)
         return -EFBIG;
+    if (file->layer)
+        return file->layer->truncate ? file->layer->truncate(file->opaque, length) : -ENOTSUP;
     if (file->block_device)
         return -ENOTSUP;
     return ftruncate(file->fd, (off_t)length) < 0 ? -errno : 0;
@@ -429,6 +518,8 @@ int file_truncate(struct file *file, uint64_t length)
 
 int file_flush(struct file *file)
 {
+    if (file->layer)
+        return file->layer->flush ? file->layer->flush(file->opaque) : 0;
     if (!file->sync || !file->write)
         return 0;
     return fdatasync(file->fd) < 0 ? -errno : 0;
@@ -439,6 +530,8 @@ int file_status(struct file *file, uint64_t offset, uint64_t length, bool *ret_h
 {
     *ret_hole = false;
     *ret_length = length;
+    if (offset_sane(offset, length) && file->layer)
+        return file->layer->status(file->opaque, offset, length, ret_hole, ret_length);
     if (!offset_sane(offset, length) || file->block_device)
         return 0;
     off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);

@@ -72,5 +72,8 @@ bool disk_magic_names_files(const uint8_t *bytes, size_t length);
 
 int raw_create(const char *path, const struct disk_create *create, struct err *err);
 int qcow2_create(const char *path, const struct disk_create *create, struct err *err);
+/* Into a new and empty file. */
+int qcow2_create_in(struct file *file, const char *path, const struct disk_create *create,
+                    struct err *err);
 int qcow2_check(const struct disk_opening *opening, struct file *file,
                 const struct disk_checker *checker, struct disk_check *ret_check, struct err *err);

@@ -148,8 +148,8 @@ static int preallocate(struct file *file, const char *path, struct err *err)
     return r >= 0 && closed < 0 ? err_errno(err, -closed, "cannot write") : r;
 }
 
-static int create_in(struct file *file, const char *path, const struct disk_create *create,
-                     struct err *err)
+int qcow2_create_in(struct file *file, const char *path, const struct disk_create *create,
+                    struct err *err)
 {
     if (create->backing && create->preallocate)
         return err_set(err, -EINVAL, "space that is taken beforehand would hide the backing");
@@ -167,7 +167,7 @@ int qcow2_create(const char *path, const struct disk_create *create, struct err 
     close(fd);
     int r = file_open(path, NULL, true, &options, &file, err);
     if (r >= 0) {
-        r = create_in(file, path, create, err);
+        r = qcow2_create_in(file, path, create, err);
         if (r < 0)
             err_prefix(err, r, "disk '%s'", path);
         file_free(file);

@@ -459,6 +459,8 @@ bool qcow2_direct(struct disk *disk, uint64_t offset, uint64_t length, bool writ
     struct qcow2 *q = qcow2_of(disk);
     struct qcow2_run run;
     struct hold *hold = NULL;
+    if (file_is_layer(disk->file))
+        return false;
     pthread_mutex_lock(&q->lock);
     if (qcow2_map_cached(q, offset, length, &run)) {
         uint64_t host = run.place.host + (offset & (q->cluster_size - 1));

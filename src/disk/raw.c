@@ -74,7 +74,7 @@ static bool raw_direct(struct disk *disk, uint64_t offset, uint64_t length, bool
 {
     uint64_t end = disk->size;
     uint32_t alignment = file_alignment(disk->file);
-    if (offset % alignment)
+    if (offset % alignment || file_is_layer(disk->file))
         return false;
     if ((write && disk->guarded && offset < DISK_SECTOR) ||
         (!write && file_length(disk->file, &end) < 0))
