@@ -23,7 +23,7 @@
  */
 
 /* lodge-http answers within two minutes, whatever the server does. */
-enum { PATIENCE_MS = 150 * 1000, WINDOW = 64 };
+enum { PATIENCE_MS = 150 * 1000, WINDOW = 64, STALE_MAX = 1000 };
 
 struct http {
     int socket, cache_fd;
@@ -267,9 +267,11 @@ static int greet(struct http *http, struct http_message *ret_welcome, const char
 {
     struct http_message hello = {.type = HTTP_HELLO, .id = http->next_id++};
     int r = send_message(http->socket, &hello);
-    for (bool welcome = false; r >= 0 && !welcome;) {
+    bool welcome = false;
+    for (unsigned i = 0; r >= 0 && !welcome; i++) {
         int fd;
         r = receive_message(http->socket, ret_welcome, &fd);
+        r = r >= 0 && i == STALE_MAX ? -EIO : r;
         welcome = r >= 0 && ret_welcome->type == HTTP_WELCOME && ret_welcome->id == hello.id;
         if (welcome)
             http->cache_fd = fd;
