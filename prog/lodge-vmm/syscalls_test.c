@@ -78,11 +78,6 @@ static void attack_listen(void)
     syscall(SYS_listen, 0, 1);
 }
 
-static void attack_accept(void)
-{
-    syscall(SYS_accept4, 0, NULL, NULL, 0);
-}
-
 static void attack_setsockopt(void)
 {
     syscall(SYS_setsockopt, 0, SOL_SOCKET, SO_RCVBUF, NULL, 0);
@@ -242,7 +237,6 @@ static const struct attack {
     {"connect", attack_connect},
     {"bind", attack_bind},
     {"listen", attack_listen},
-    {"accept4", attack_accept},
     {"setsockopt", attack_setsockopt},
     {"execve", attack_execve},
     {"execveat", attack_execveat},

@@ -213,7 +213,7 @@ static int http_read(void *opaque, uint64_t offset, struct span *to, uint64_t le
     for (uint64_t left = inside; r >= 0 && left;) {
         uint64_t block = offset / http->block_size, within = offset % http->block_size;
         size_t part = (size_t)min(left, http->block_size - within);
-        uint32_t slot;
+        uint32_t slot = 0;
         r = hold_block(http, block, &slot);
         if (r < 0)
             break;

@@ -203,7 +203,7 @@ static void the_default_image_holds_what_the_agent_needs(void **state)
         "120777 bin/sh 12 /bin/busybox\n",
         "120777 usr/bin/awk 12 /bin/busybox\n",
         "120777 sbin/init 5 /init\n",
-        "100644 lib/modules/lodge.list 238 \n",
+        "100644 lib/modules/lodge.list 388 \n",
         "100644 lib/modules/virtio_rng.ko ",
         "100755 etc/udhcpc.sh ",
         "100644 lib/modules/virtio_net.ko ",
