@@ -48,7 +48,7 @@ format:
 	@tools/format
 
 fresh-check:
-	@tools/install-deps fresh
+	@tools/install-deps run
 	@tools/fresh-check
 
 clean:
