@@ -60,7 +60,7 @@ def test_the_image_is_whole_and_built_once(debian):
     assert image["agent"] is True
     info = json.loads(subprocess.run([debian, "disk", "info", "--format", "json", image["disk"]],
                                      check=True, capture_output=True).stdout)
-    assert info["format"] == "qcow2" and info["size"] == 10 << 30
+    assert info["type"] == "qcow2" and info["size"] == 10 << 30
     subprocess.run([debian, "disk", "check", image["disk"]], check=True, stdout=subprocess.DEVNULL)
     begin = time.monotonic()
     again = subprocess.run([debian, "image", "build", "debian:bookworm"], capture_output=True,
