@@ -45,7 +45,8 @@ static int spawn(struct process *process, const char *const *argv, const char *d
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setsigmask(&attributes, &none);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    /* Its own process group: what it has started in turn ends with it (interrupt()). */
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_adddup2(&actions, out, 1);
     posix_spawn_file_actions_adddup2(&actions, process->errors, 2);
@@ -107,7 +108,7 @@ static void reason_line(int fd, char *ret_line, size_t size)
 static void interrupt(struct process *process)
 {
     process->interrupted = true;
-    kill(process->pid, SIGTERM);
+    kill(-process->pid, SIGTERM);
 }
 
 int process_wait(struct process *process, struct err *err)

@@ -5,7 +5,8 @@
  * standard error is kept, and its last line becomes the phrase in *err when it fails. No shell is
  * involved, so no argument needs quoting.
  *
- * Errors: -EINTR when a signal handler ran while we waited (the program is killed first, so that
+ * Errors: -EINTR when a signal handler ran while we waited (the program, with all it started,
+ * is killed first, so that
  * who asked to stop is obeyed), -EIO when it failed, what exec said when it could not be started.
  */
 #pragma once

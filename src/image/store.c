@@ -216,6 +216,10 @@ static int no_such_image(const char *store, const char *name, struct err *err)
                        "image '%.64s' does not exist, and there is no other; make one with: "
                        "lodge image build %.64s",
                        name, strncmp(name, "debian", 6) == 0 ? name : "default");
+    if (strncmp(name, "debian:", 7) == 0)
+        return err_set(err, -ENOENT,
+                       "image '%.64s' does not exist; make it with: lodge image build %.64s", name,
+                       name);
     return err_set(err, -ENOENT, "image '%.64s' does not exist; there are: %s", name, names);
 }
 
