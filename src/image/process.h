@@ -2,12 +2,12 @@
  * process.h: other people's programs (apt-get, dpkg-deb), run to their end.
  *
  * A program is found on PATH, gets /dev/null as standard input, and LC_ALL=C. What it says on
- * standard error is kept, and its last line becomes the phrase in *err when it fails. No shell is
- * involved, so no argument needs quoting.
+ * standard error is kept, and the line with the reason becomes the phrase in *err when it fails. No
+ * shell is involved, so no argument needs quoting.
  *
- * Errors: -EINTR when a signal handler ran while we waited (the program, with all it started,
- * is killed first, so that
- * who asked to stop is obeyed), -EIO when it failed, what exec said when it could not be started.
+ * Errors: -EINTR when a signal handler ran while we waited (the program, with all it has started,
+ * is killed first, so that who asked to stop is obeyed), -EIO when it failed, what exec said when
+ * it could not be started.
  */
 #pragma once
 
