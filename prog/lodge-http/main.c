@@ -22,6 +22,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/capability.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -173,6 +174,19 @@ static int serve(struct server *server, const char *ca_file, uint64_t cache_size
     return count ? 0 : FAILED;
 }
 
+static void own_caps(cap_t *caps)
+{
+    cap_free(*caps);
+}
+
+static int capabilities_drop(void)
+{
+    _cleanup_(own_caps)
+    cap_t none = cap_init();
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    return none && cap_set_proc(none) == 0 ? 0 : -1;
+}
+
 /* Nothing of our caller's but what we were given. */
 static int confine(int first, int second, struct err *err)
 {
@@ -182,7 +196,7 @@ static int confine(int first, int second, struct err *err)
         close_range((unsigned)high + 1, ~0u, 0) < 0)
         return err_errno(err, errno, "cannot close descriptors");
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){0}) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 ||
-        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || capabilities_drop() < 0)
         return err_errno(err, errno, "cannot give up privileges");
     return syscalls_confine(err);
 }

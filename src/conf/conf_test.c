@@ -128,6 +128,8 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"share = \"x,at=/a:ro\"", "is a path from /"},
         {"share = \"x,tag=a\"\nshare = \"y,tag=a\"", "f:2:10: two shares have the tag 'a'"},
         {"disk = \"\"", "f:1:9: a disk wants a path"},
+        {"disk = \"x,key_file=-\"", "standard input is the guest's"},
+        {"disk = \"x,key_file=\"", "key_file and cacert are paths"},
         {"disk = \"x,rw\"", "f:1:9: 'rw' is no property of a disk; there are ro, format"},
         {"disk = \"x,format=vmdk\"", "disk format 'vmdk' is unknown; there are raw and qcow2"},
         {"disk = \"x,format=probe\"", "disk format 'probe' is unknown"},
@@ -228,13 +230,17 @@ static void json_goes_round(void **state)
     guest_conf_append(&conf, "panic=-1");
     conf.memory = GIB(3);
     conf.cpus = 64;
-    assert_int_equal(guest_conf_add_disk(&conf, "a,ro,iops=5,iops_burst=7,serial=s", &err), 0);
+    assert_int_equal(guest_conf_add_disk(
+                         &conf, "a,ro,iops=5,iops_burst=7,serial=s,key_file=k,,1,cacert=c", &err),
+                     0);
     assert_int_equal(guest_conf_add_disk(&conf, "b,format=qcow2,cache=unsafe", &err), 0);
     assert_int_equal(guest_conf_add_share(&conf, "src,ro", &err), 0);
     assert_int_equal(guest_conf_add_share(&conf, "out,at=/o", &err), 0);
     conf.shares[1].fd = 13;
     assert_int_equal(guest_disk_add_image(&conf.disks[1], "b", 11), 0);
     assert_int_equal(guest_disk_add_image(&conf.disks[1], "base.img", 12), 0);
+    conf.disks[1].unlocked = true;
+    conf.disks[1].key_fd = 13;
     conf.engine = GUEST_ENGINE_SOFT;
     conf.translate = GUEST_TRANSLATE_ALWAYS;
     conf.code_cache = GUEST_CODE_CACHE_MAX;
@@ -287,6 +293,10 @@ static void json_goes_round(void **state)
     assert_int_equal(back.disks[0].cache, GUEST_DISK_WRITEBACK);
     assert_int_equal(back.disks[1].cache, GUEST_DISK_UNSAFE);
     assert_int_equal(back.disks[1].format, GUEST_DISK_QCOW2);
+    assert_string_equal(back.disks[0].key_file, "k,1");
+    assert_string_equal(back.disks[0].cacert, "c");
+    assert_false(back.disks[0].unlocked);
+    assert_true(back.disks[1].unlocked && back.disks[1].key_fd == 13);
     assert_string_equal(back.disks[1].images[1].name, "base.img");
     assert_int_equal(back.disks[1].images[1].fd, 12);
     assert_string_equal(back.vsock.path, "web.vsock");

@@ -396,8 +396,14 @@ static void open_disk(struct harness *harness, char **argv, const char *cache, b
                  : !strcmp(cache, "unsafe") ? DISK_CACHE_UNSAFE
                                             : DISK_CACHE_WRITEBACK,
     };
+    const char *key_path = getenv("LODGE_DISK_KEY");
+    struct disk_key *key = NULL;
+    if (key_path && disk_key_read(key_path, &key, &err) < 0)
+        FATAL("%s", err.text);
+    options.key = key;
     if (disk_open(argv[2], &options, &harness->disk, &err) < 0)
         FATAL("%s", err.text);
+    disk_key_free(key);
     harness->size = disk_size(harness->disk);
 }
 
