@@ -78,12 +78,13 @@ static const struct {
      "ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n\n"
      "[Install]\nWantedBy=multi-user.target\n"},
 
-    /* The network is networkd's, the package sources are as they were made, the disk has no
-     * partitions, and RSA keys take long to make and are not missed. */
+    /* The network is networkd's, the package sources are as they were made, the disk has
+     * neither partitions nor a boot loader, and RSA keys take long to make and are not missed. */
     {"etc/cloud/cloud.cfg.d/90-lodge.cfg", "datasource_list: [ NoCloud, ConfigDrive ]\n"
                                            "network: {config: disabled}\n"
                                            "apt: {preserve_sources_list: true}\n"
                                            "growpart: {mode: 'off'}\n"
+                                           "grub_dpkg: {enabled: false}\n"
                                            "ssh_genkeytypes: [ed25519]\n"
                                            "locale: C.UTF-8\n"},
 
