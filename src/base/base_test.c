@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -180,6 +181,149 @@ static void a_driven_clock_fires_when_told(void **state)
     timers_free(timers);
 }
 
+/* ---- timers_settle() and timers_set_now(), with the timers' own thread ---- */
+
+struct slow {
+    _Atomic bool begun, go, ended;
+    _Atomic int count;
+};
+
+static void be_slow(void *opaque)
+{
+    struct slow *slow = opaque;
+    slow->begun = true;
+    for (int i = 0; i < 5000 && !slow->go; i++)
+        nap(1);
+    slow->ended = true;
+    slow->count++;
+}
+
+static void *let_go(void *opaque)
+{
+    struct slow *slow = opaque;
+    nap(30);
+    slow->go = true;
+    return NULL;
+}
+
+static void settling_waits_for_a_callback_under_way(void **state)
+{
+    (void)state;
+    struct timers *timers = timers_new();
+    struct slow slow = {0};
+    struct timer timer;
+    pthread_t thread;
+    timer_init(&timer, timers, be_slow, &slow);
+    timer_arm(&timer, 0);
+    for (int i = 0; i < 2000 && !slow.begun; i++)
+        nap(1);
+    assert_true(slow.begun);
+    timers_pause(timers);
+    assert_int_equal(pthread_create(&thread, NULL, let_go, &slow), 0);
+    timers_settle(timers);
+    assert_true(slow.ended);
+    pthread_join(thread, NULL);
+    timers_free(timers);
+}
+
+/* Whether the thread came to a timer before the clock stopped or not, it has run once. */
+static void settling_runs_what_was_due(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 200; i++) {
+        struct timers *timers = timers_new();
+        struct fired due = {.timers = timers}, later = {.timers = timers};
+        struct timer a, b;
+        timer_init(&a, timers, note_fired, &due);
+        timer_init(&b, timers, note_fired, &later);
+        timer_arm(&a, timers_now(timers) + 50000);
+        timer_arm(&b, timers_now(timers) + UINT64_C(3600) * NSEC_PER_SEC);
+        while (timers_now(timers) < a.at) {
+        }
+        timers_pause(timers);
+        timers_settle(timers);
+        assert_int_equal(due.count, 1);
+        assert_int_equal(due.at > timers_now(timers), 0);
+        nap(0);
+        assert_int_equal(due.count, 1);
+        assert_int_equal(later.count, 0);
+        assert_true(timer_armed(&b));
+        timers_free(timers);
+    }
+}
+
+struct again {
+    struct timer timer;
+    uint64_t step;
+    int left, count;
+};
+
+static void arm_again(void *opaque)
+{
+    struct again *again = opaque;
+    again->count++;
+    if (--again->left > 0)
+        timer_arm(&again->timer, again->timer.at + again->step);
+}
+
+/* A periodic device that is late catches up, and stops where the clock has. */
+static void settling_runs_what_callbacks_arm(void **state)
+{
+    (void)state;
+    struct timers *timers = timers_new();
+    struct again again = {.step = 1000, .left = 1000};
+    timers_pause(timers);
+    timers_set_now(timers, 10500);
+    timer_init(&again.timer, timers, arm_again, &again);
+    timer_arm(&again.timer, 1000);
+    timers_settle(timers);
+    assert_int_equal(again.count, 10);
+    assert_int_equal(again.timer.at, 11000);
+    assert_true(timer_armed(&again.timer));
+    timers_settle(timers);
+    assert_int_equal(again.count, 10);
+    timers_free(timers);
+}
+
+static void a_running_clock_is_left_alone_by_settling(void **state)
+{
+    (void)state;
+    struct timers *timers = timers_new();
+    struct fired later = {.timers = timers};
+    struct timer timer;
+    timer_init(&timer, timers, note_fired, &later);
+    timer_arm(&timer, timers_now(timers) + 20000000);
+    timers_settle(timers);
+    assert_int_equal(later.count, 0);
+    wait_for(&later, 1);
+    assert_int_equal(later.count, 1);
+    assert_true(later.at >= timer.at);
+    timers_free(timers);
+}
+
+/* A guest may have run for longer than this host is up, or have just begun. */
+static void a_clock_that_was_set_goes_on_from_there(void **state)
+{
+    (void)state;
+    const uint64_t years = UINT64_C(30) * 365 * 86400 * NSEC_PER_SEC, times[] = {0, 1000, years};
+    for (size_t i = 0; i < ARRAY_LEN(times); i++) {
+        struct timers *timers = timers_new();
+        struct fired fired = {.timers = timers};
+        struct timer timer;
+        timer_init(&timer, timers, note_fired, &fired);
+        timers_pause(timers);
+        timers_set_now(timers, times[i]);
+        assert_true(timers_now(timers) == times[i]);
+        timer_arm(&timer, times[i] + 10000000);
+        timers_resume(timers);
+        wait_for(&fired, 1);
+        assert_int_equal(fired.count, 1);
+        assert_true(fired.at >= times[i] + 10000000);
+        assert_true(timers_now(timers) < times[i] + UINT64_C(10) * NSEC_PER_SEC);
+        timers_free(timers);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -191,6 +335,11 @@ int main(void)
         cmocka_unit_test(a_deadline_already_past_fires_at_once),
         cmocka_unit_test(a_paused_clock_stands_still),
         cmocka_unit_test(a_driven_clock_fires_when_told),
+        cmocka_unit_test(settling_waits_for_a_callback_under_way),
+        cmocka_unit_test(settling_runs_what_was_due),
+        cmocka_unit_test(settling_runs_what_callbacks_arm),
+        cmocka_unit_test(a_running_clock_is_left_alone_by_settling),
+        cmocka_unit_test(a_clock_that_was_set_goes_on_from_there),
     };
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);
 }

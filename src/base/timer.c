@@ -105,9 +105,12 @@ static void *timers_thread(void *opaque)
             continue;
         }
         struct timer *next = timers->heap[0];
-        if (next->at > now_locked(timers)) {
-            uint64_t wake =
-                next->at < UINT64_MAX - timers->base ? next->at + timers->base : UINT64_MAX;
+        uint64_t now = now_locked(timers);
+        if (next->at > now) {
+            /* By what is left: `base` wraps round where the guest's clock is ahead of the host's,
+             * as that of a guest which has run for longer than this host. */
+            uint64_t wake = host_now(), left = next->at - now;
+            wake = left < UINT64_MAX - wake ? wake + left : UINT64_MAX;
             struct timespec until = {.tv_sec = (time_t)(wake / NSEC_PER_SEC),
                                      .tv_nsec = (long)(wake % NSEC_PER_SEC)};
             pthread_cond_clockwait(&timers->changed, &timers->lock, CLOCK_MONOTONIC, &until);
