@@ -10,9 +10,12 @@
 
 enum {
     CHUNK_BYTES = PAGES_CHUNK * MEM_PAGE_SIZE,
-    GAP_MAX = 32,         /* pages: zeros in between that are mapped with what is around them */
-    RUN_MIN = 16,         /* pages: shorter ones of a later file are copied */
-    MAPPINGS_MAX = 16384, /* of one restore; the kernel's limit is 65530 a process */
+    GAP_MAX = 32, /* pages: zeros in between that are mapped with what is around them */
+    RUN_MIN = 16, /* pages: shorter ones of a later file are copied */
+    /* Each mapping makes two of one that was there. A chain of 16 stays below the kernel's limit of
+     * 65530 a process: what goes beyond is copied. */
+    FIRST_MAPPINGS_MAX = 16384,
+    LATER_MAPPINGS_MAX = 960,
 };
 
 /* proc(5), pagemap. */
@@ -234,7 +237,8 @@ static int read_whole(int fd, uint8_t *to, uint64_t size, uint64_t at)
 static int map_run(struct mapper *mapper, uint64_t page, uint64_t count)
 {
     uint64_t at = (mapper->first + page) << MEM_PAGE_SHIFT, size = count << MEM_PAGE_SHIFT;
-    bool copied = (!mapper->bottom && count < RUN_MIN) || mapper->mappings >= MAPPINGS_MAX;
+    unsigned limit = mapper->bottom ? FIRST_MAPPINGS_MAX : LATER_MAPPINGS_MAX;
+    bool copied = (!mapper->bottom && count < RUN_MIN) || mapper->mappings >= limit;
     if (copied)
         return read_whole(mapper->fd, mapper->region->host + (page << MEM_PAGE_SHIFT), size, at);
     mapper->mappings++;
