@@ -364,7 +364,8 @@ static uint64_t serve(struct blk_queue *queue)
     if (queue->ring)
         blk_ring_await(queue->ring, false);
     while (more && !worker_stopping(&queue->worker)) {
-        if (queue->live)
+        /* While it is held the rings are being saved: nothing may be written there. */
+        if (queue->live && !device->held)
             queue_notifications_stop(ring);
         more = admit(queue, &wait);
         submit(queue);
