@@ -3,9 +3,11 @@
  * Random register accesses to every chip of src/chip, wired as on a board, on a clock that the
  * input moves. Beside what the sanitizers find it checks what must hold after any history:
  * apic_accept() returns what apic_poll() announced, a saved APIC page loads again to the same
- * page, and serial_receive() takes no more than it was offered.
+ * page, serial_receive() takes no more than it was offered, and whatever state a chip takes, it
+ * goes on with it and saves as much again.
  */
 #include "base/bytes.h"
+#include "base/record.h"
 #include "chip/apic.h"
 #include "chip/debug.h"
 #include "chip/i8042.h"
@@ -250,7 +252,43 @@ static void check_page(struct board *board, unsigned vcpu)
     assert(memcmp(page, again, sizeof page) == 0);
 }
 
-static void step(struct board *board, struct input *input, uint64_t *now)
+/* As in a snapshot that somebody has changed. False where the chip will not have it: the machine
+ * would end here. */
+static bool change_state(struct board *board, struct input *input)
+{
+    struct {
+        const struct device_ops *ops;
+        void *chip;
+    } chips[] = {
+        {&pic_device, board->pic},       {&pit_device, board->pit},
+        {&rtc_device, board->rtc},       {&serial_device, board->serial},
+        {&i8042_device, board->i8042},   {&power_device, board->power},
+        {&port92_device, board->port92}, {&debug_device, board->debug},
+        {&ioapic_device, board->ioapic},
+    };
+    unsigned which = (unsigned)take(input, 1) % ARRAY_LEN(chips);
+    const struct device_ops *ops = chips[which].ops;
+    struct record saved, loaded, again;
+    record_save(&saved, ops->state_version);
+    ops->state(chips[which].chip, &saved);
+    assert(record_ended(&saved));
+    for (unsigned changes = 1 + (unsigned)take(input, 1) % 16; changes && saved.size; changes--)
+        saved.bytes[take(input, 1) % saved.size] = (uint8_t)take(input, 1);
+    record_load(&loaded, saved.bytes, saved.size, ops->state_version);
+    ops->state(chips[which].chip, &loaded);
+    bool taken = record_ended(&loaded);
+    if (taken) {
+        record_save(&again, ops->state_version);
+        ops->state(chips[which].chip, &again);
+        assert(record_ended(&again) && again.size == saved.size);
+        record_free(&again);
+    }
+    record_free(&saved);
+    return taken;
+}
+
+/* False: the machine has ended. */
+static bool step(struct board *board, struct input *input, uint64_t *now)
 {
     uint8_t what = (uint8_t)take(input, 1);
     uint8_t bytes[20] = "twenty bytes of text";
@@ -275,8 +313,13 @@ static void step(struct board *board, struct input *input, uint64_t *now)
         if (what & 0x80)
             power_button(board->power);
         break;
-    case 15: check_page(board, what / 16 % VCPUS); break;
+    case 15:
+        if (what & 0x80)
+            return change_state(board, input);
+        check_page(board, what / 16 % VCPUS);
+        break;
     }
+    return true;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -287,8 +330,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input input = {data, size};
     uint64_t now = 0;
     board_make(&board);
-    for (unsigned i = 0; i < STEPS_MAX && input.size; i++)
-        step(&board, &input, &now);
+    for (unsigned i = 0; i < STEPS_MAX && input.size && step(&board, &input, &now); i++)
+        ;
     board_free(&board);
     return 0;
 }
