@@ -18,7 +18,7 @@ import pytest
 ENGINE = os.environ.get("LODGE_TEST_ENGINE", "soft")
 TIMEOUT = int(os.environ.get("LODGE_TEST_TIMEOUT", "240"))
 # The agent is part of the image: another build's would make another image.
-pytestmark = pytest.mark.plain_only
+pytestmark = [pytest.mark.plain_only, pytest.mark.torture]  # six to ten minutes
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKlYRzVPrCYuwTRHp5kl4UUbJ1JQfGCRYzhWWMB6vKxw me@here"
 
