@@ -2,9 +2,14 @@
  * Saving a machine and going on where one was saved.
  *
  * The order matters. To save: vCPUs are parked, the clock stands; what was due on it runs; each
- * virtio device finishes what it has begun and begins nothing; now nobody changes the machine. To
- * restore: memory first, for queues lie in it; then the clock, for timers are set by it; then the
- * vCPUs with their local APICs, for devices raise lines as they are loaded; then devices in the
+ * virtio device finishes what it has begun and begins nothing. Now nobody changes the machine but
+ * the host's stream behind COM1: a byte may come that raises a line. So interrupt controllers are
+ * saved first, then devices, then the vCPUs with their local APICs: where an edge is in the I/O
+ * APIC already, the UART that holds the line has it as well, and the local APIC that it went to.
+ * What is in the local APIC alone is one interrupt too many, and not one too few.
+ *
+ * To restore: memory first, for queues lie in it; then the clock, for timers are set by it; then
+ * the vCPUs with their local APICs, for devices raise lines as they are loaded; then devices in the
  * order of their making, interrupt controllers first.
  */
 #include "board/board_private.h"
@@ -174,12 +179,13 @@ static int save_all(struct board *board, const struct board_save *save, struct p
 {
     enum pages_which which;
     int r = choose_pages(board, save, &which, saved, err);
-    if (r >= 0)
-        r = save_vcpus(board, writer, err);
     if (r < 0)
         return r;
     save_machine(board, save, saved, writer);
     save_devices(board, writer);
+    r = save_vcpus(board, writer, err);
+    if (r < 0)
+        return r;
     r = pages_save(board->mem, save->to.memory_fd, save->pagemap_fd, which, map, err);
     if (r < 0)
         return r;
@@ -242,6 +248,12 @@ int board_save(struct board *board, const struct board_save *save, struct board_
 
 /* ---- restoring ---- */
 
+/* As it was asked for: what ROM covers does not count as memory. */
+static uint64_t mib(uint64_t bytes)
+{
+    return (bytes >> 20) + (bytes % MIB(1) != 0);
+}
+
 static int load_machine(const struct board *board, struct snapshot_reader *reader,
                         struct machine *ret_machine, struct err *err)
 {
@@ -258,7 +270,7 @@ static int load_machine(const struct board *board, struct snapshot_reader *reade
         return err_set(err, -EINVAL,
                        "the snapshot is of a machine with %" PRIu32 " CPUs and %" PRIu64
                        " MiB of memory, this one has %u and %" PRIu64,
-                       machine.cpus, machine.memory >> 20, board->cpus, mem_size(board->mem) >> 20);
+                       machine.cpus, mib(machine.memory), board->cpus, mib(mem_size(board->mem)));
     if (machine.tsc_khz < 1000 || machine.tsc_khz > 100000000)
         return err_set(err, -EBADMSG, "the snapshot's TSC has a frequency that cannot be");
     *ret_machine = machine;
