@@ -115,7 +115,7 @@ void record_i64(struct record *record, int64_t *value)
 
 void record_bool(struct record *record, bool *value)
 {
-    uint8_t byte = *value;
+    uint8_t byte = !record->loading && *value;
     record_u8_below(record, &byte, 2);
     if (record->loading)
         *value = byte;

@@ -19,17 +19,20 @@ static int get_fd(const json_t *object, const char *name, int *ret_fd)
 
 int json_get_restore(const json_t *value, struct guest_conf *conf, struct err *why)
 {
-    struct guest_restore restore = {.same_host = json_is_true(json_object_get(value, "same_host")),
-                                    .verify = json_is_true(json_object_get(value, "verify"))};
+    const json_t *same_host = json_object_get(value, "same_host");
+    const json_t *verify = json_object_get(value, "verify");
+    struct guest_restore restore = {.same_host = json_is_true(same_host),
+                                    .verify = json_is_true(verify)};
     const json_t *layers = json_object_get(value, "layers");
     size_t count = json_array_size(layers);
-    if (!json_is_object(value) || json_object_size(value) != 3 || count < 1 ||
-        count > GUEST_LAYERS_MAX)
+    if (!json_is_boolean(same_host) || !json_is_boolean(verify) || json_object_size(value) != 3 ||
+        count < 1 || count > GUEST_LAYERS_MAX)
         return err_set(why, -EINVAL, "it has layers (1 to %d), same_host and verify",
                        GUEST_LAYERS_MAX);
     for (size_t i = 0; i < count; i++) {
         const json_t *layer = json_array_get(layers, i);
-        if (get_fd(layer, "state_fd", &restore.layers[i].state_fd) < 0 ||
+        if (json_object_size(layer) != 2 ||
+            get_fd(layer, "state_fd", &restore.layers[i].state_fd) < 0 ||
             get_fd(layer, "memory_fd", &restore.layers[i].memory_fd) < 0)
             return err_set(why, -EINVAL, "a layer has a state_fd and a memory_fd");
     }

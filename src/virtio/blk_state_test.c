@@ -171,7 +171,8 @@ static void start_many(struct fixture *f, unsigned round)
         offer(f, n, type_of(n), sector);
     }
     driver_kick(&f->side.driver, 0);
-    driver_kick(&f->side.driver, 1);
+    if (round % 2) /* else the device does not know yet of half of them */
+        driver_kick(&f->side.driver, 1);
 }
 
 static void check_many(struct fixture *f, unsigned round)
@@ -307,13 +308,13 @@ static void holding_twice_and_an_idle_device(void **state)
         virtio_hold(f->side.device);
         virtio_hold(f->side.device);
         virtio_release(f->side.device);
-        start_many(f, round);
+        start_many(f, 2 * round + 1);
         for (unsigned finished = 0, tries = PATIENCE_MS * 5; finished < MANY; tries--) {
             assert_true(tries > 0);
             finished += taken(f);
             nap();
         }
-        check_many(f, round);
+        check_many(f, 2 * round + 1);
     }
     done(f);
 }
