@@ -85,13 +85,14 @@ static struct board_history *history_of(struct board *board)
 
 void board_history_free(struct board *board)
 {
-    struct board_history *history = take_ptr(board->history);
+    struct board_history *history = board->history;
     if (!history)
         return;
-    if (history->has_verifier) {
+    if (history->has_verifier) { /* it looks for the history there, and may not have begun yet */
         history->verify_stop = true;
         pthread_join(history->verifier, NULL);
     }
+    board->history = NULL;
     for (unsigned i = 0; i < history->layers; i++)
         page_map_free(&history->maps[i]);
     snapshot_reader_free(&history->state);

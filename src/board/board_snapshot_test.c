@@ -619,6 +619,24 @@ static void a_restored_machine_can_be_reset(void **state)
     end(&two);
 }
 
+/* While, or before, its memory is verified. */
+static void a_restored_machine_is_taken_apart_at_once(void **state)
+{
+    struct machine one = boot(1, false, &engine_soft);
+    struct files files = save(&one, false);
+    struct err err = {0};
+    for (unsigned i = 0; i < 60; i++) {
+        struct machine two = restored_from(1, &files);
+        if (i % 3)
+            start(&two);
+        if (i % 3 == 2)
+            assert_int_equal(board_reset(two.board, &err), 0);
+        end(&two);
+    }
+    files_free(&files);
+    end(&one);
+}
+
 static void a_restored_machine_is_paused_and_resumed(void **state)
 {
     struct machine one = boot(1, false, &engine_soft);
@@ -716,6 +734,7 @@ int main(void)
         cmocka_unit_test(a_chain_with_a_wrong_link_is_refused),
         cmocka_unit_test(a_save_that_fails_loses_nothing),
         cmocka_unit_test(a_restored_machine_can_be_reset),
+        cmocka_unit_test(a_restored_machine_is_taken_apart_at_once),
         cmocka_unit_test(a_restored_machine_is_paused_and_resumed),
         cmocka_unit_test(a_byte_that_comes_meanwhile_loses_no_interrupt),
     };
