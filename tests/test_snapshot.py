@@ -202,6 +202,27 @@ def test_disks_go_with_the_snapshot(tools, tmp_path):
     assert "another size" in tools.run("restore", "snap", status=125).stderr.decode()
 
 
+def test_overlays_are_not_worth_a_snapshot(tools, lodge, tmp_path):
+    """What a restored guest writes to a disk is gone with it: no snapshot may stand on that."""
+    (tmp_path / "disk.img").write_bytes(bytes(MIB))
+    guest = tools.start("disk", "echo ready; sleep 1000", "--disk", "disk.img")
+    tools.run("snapshot", "--stop", "disk", "snap")
+    guest.wait(timeout=20)
+    again = subprocess.Popen([lodge, "restore", "--engine", ENGINE, "--name", "again", "snap", "--",
+                              "sh", "-c", "echo ready; sleep 1000"], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, cwd=tmp_path)
+    try:
+        assert again.stdout.readline() == b"ready\n"
+        for options in ([], ["--stop"], ["--base", "snap"]):
+            result = tools.run("snapshot", *options, "again", "more", status=1)
+            assert "has a disk that goes with it" in result.stderr.decode()
+            assert not (tmp_path / "more").exists()
+        assert again.poll() is None
+    finally:
+        again.kill()
+        again.wait()
+
+
 @pytest.fixture
 def snap(tools, tmp_path):
     tools.start("whole", COUNTER, "--memory", "128M")

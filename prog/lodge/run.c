@@ -587,8 +587,9 @@ static int open_endpoint(struct plan *plan, struct err *err)
     for (unsigned i = 0; i < plain.nic_count; i++)
         if (!memcmp(plain.nics[i].mac, none, sizeof none))
             guest_nic_mac(conf->name, i, plain.nics[i].mac);
-    _cleanup_free_ char *text =
-        make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent) : NULL;
+    _cleanup_free_ char *text = make_paths_absolute(&plain)
+                                    ? folder_describe(&plain, plan->agent, plan->overlays != NULL)
+                                    : NULL;
     guest_conf_free(&plain);
     if (!text)
         return err_errno(err, errno, "the paths of guest '%s'", conf->name);

@@ -85,8 +85,9 @@ static int check_disks(const struct taking *taking, struct err *err)
     guest_conf_init(&conf);
     int r = guest_conf_read_json(&conf, taking->about.definition, strlen(taking->about.definition),
                                  "definition", err);
-    for (unsigned i = 0; r >= 0 && i < conf.disk_count; i++)
-        if (access(conf.disks[i].path, F_OK) < 0)
+    for (unsigned i = 0; r >= 0 && i < conf.disk_count; i++) {
+        if (access(conf.disks[i].path, F_OK) < 0 ||
+            (taking->about.overlays && !conf.disks[i].read_only))
             r = err_set(err, -EINVAL,
                         "guest '%s' has a disk that goes with it: there is nothing that a snapshot "
                         "could stand on",
@@ -96,6 +97,7 @@ static int check_disks(const struct taking *taking, struct err *err)
                         "guest '%s' writes to disk '%s', which would go on without the snapshot; "
                         "end the guest with it: --stop",
                         taking->name, conf.disks[i].path);
+    }
     guest_conf_free(&conf);
     return r;
 }

@@ -249,7 +249,7 @@ int board_save(struct board *board, const struct board_save *save, struct board_
 
 /* ---- restoring ---- */
 
-/* As it was asked for: what ROM covers does not count as memory. */
+/* As it was asked for: where the VGA window lies there is no memory. */
 static uint64_t mib(uint64_t bytes)
 {
     return (bytes >> 20) + (bytes % MIB(1) != 0);
