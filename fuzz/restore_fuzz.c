@@ -1,11 +1,11 @@
-// needs: base mem cpu cpu/kvm cpu/soft bus chip disk nic virtio board
+// needs: base wire mem cpu cpu/kvm cpu/soft bus chip disk nic virtio board
 // flags: -len_control=0 -max_len=256
 /*
- * A snapshot from a stranger, up to a machine that runs. One with two processors, consoles and a
- * disk is saved for real; the input then changes its state: bytes and words inside of sections,
- * sections cut, grown, left out, twice, renamed, of another version. Checksums are made right
- * again, so that what lies behind them is reached. Where board_new() takes it, the machine runs for
- * a moment, may be saved once more, and is taken apart.
+ * A snapshot from a stranger, up to a machine that runs. One with two processors and
+ * all devices is saved for real; the input then changes its state: bytes and words inside of
+ * sections, sections cut, grown, left out, twice, renamed, of another version. Checksums are made
+ * right again, so that what lies behind them is reached. Where board_new() takes it, the machine
+ * runs for a moment, may be saved once more, and is taken apart.
  *
  * What must hold: no access outside of memory, every wait ends, nothing is left behind, and what
  * was taken can be saved and restored again. (The file alone is snapshot_fuzz.c's.)
@@ -13,9 +13,11 @@
 #include "base/bytes.h"
 #include "base/own.h"
 #include "board/board.h"
+#include "board/board_private.h"
 #include "board/snapshot.h"
 #include "board/snapshot_guest.h"
 #include "disk/disk.h"
+#include "virtio/test_driver.h"
 
 #include <assert.h>
 #include <fcntl.h>
@@ -55,10 +57,13 @@ static uint64_t next(struct input *input, unsigned bytes)
 
 /* ---- machines ---- */
 
-/* Descriptors and the disk of one machine. */
+/* Socket pairs of one machine. */
+enum { CONSOLE, AGENT, NETWORK, VSOCK, PAIRS };
+
 struct host {
     int kernel_fd, disk_fd;
-    int consoles[2], ends[2];
+    int theirs[PAIRS], ours[PAIRS];
+    ino_t inodes[PAIRS]; /* of `theirs` */
     struct disk *disk;
 };
 
@@ -76,25 +81,30 @@ static void host_init(struct host *host)
     host->kernel_fd = guest_kernel(CPUS, false);
     host->disk_fd = memfd_create("disk", MFD_CLOEXEC);
     int r = ftruncate(host->disk_fd, DISK_BYTES);
-    for (unsigned i = 0; r >= 0 && i < 2; i++) {
+    for (unsigned i = 0; r >= 0 && i < PAIRS; i++) {
+        struct stat about;
         int pair[2];
-        r = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
-        host->consoles[i] = pair[0];
-        host->ends[i] = pair[1];
+        r = socketpair(AF_UNIX, (i == VSOCK ? SOCK_SEQPACKET : SOCK_STREAM) | SOCK_CLOEXEC, 0,
+                       pair);
+        host->theirs[i] = pair[0];
+        host->ours[i] = pair[1];
+        if (r >= 0)
+            r = fstat(pair[0], &about);
+        host->inodes[i] = about.st_ino;
     }
     if (r >= 0)
         r = disk_open("disk", &options, &host->disk, NULL);
     assert(r >= 0);
 }
 
-/* A board that could not be made may have closed its consoles, or not. */
-static void host_fini(struct host *host, const struct stat consoles[2])
+/* A board that could not be made may have closed its sockets, or not. */
+static void host_fini(struct host *host)
 {
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < PAIRS; i++) {
         struct stat about;
-        if (fstat(host->consoles[i], &about) == 0 && about.st_ino == consoles[i].st_ino)
-            close(host->consoles[i]);
-        close(host->ends[i]);
+        if (fstat(host->theirs[i], &about) == 0 && about.st_ino == host->inodes[i])
+            close(host->theirs[i]);
+        close(host->ours[i]);
     }
     disk_close(host->disk);
     close(host->disk_fd);
@@ -104,9 +114,14 @@ static void host_fini(struct host *host, const struct stat consoles[2])
 static int make(struct host *host, const struct board_restore *restore, struct board **ret_board,
                 struct err *err)
 {
-    const struct board_console consoles[] = {{.fd = host->consoles[0]},
-                                             {.name = "agent", .fd = host->consoles[1]}};
+    const struct board_console consoles[] = {{.fd = host->theirs[CONSOLE]},
+                                             {.name = "agent", .fd = host->theirs[AGENT]}};
     const struct board_disk disk = {.disk = host->disk};
+    const struct board_nic nic = {.kind = BOARD_NIC_USER,
+                                  .fds = &host->theirs[NETWORK],
+                                  .fd_count = 1,
+                                  .mac = {2, 0, 0, 0, 0, 1},
+                                  .mtu = 1500};
     const struct board_config config = {.engine = &engine_soft,
                                         .kvm_fd = -1,
                                         .memory = MIB(8),
@@ -121,6 +136,12 @@ static int make(struct host *host, const struct board_restore *restore, struct b
                                         .console_count = 2,
                                         .disks = &disk,
                                         .disk_count = 1,
+                                        .balloon = true,
+                                        .watchdog = BOARD_WATCHDOG_EVENT,
+                                        .nics = &nic,
+                                        .nic_count = 1,
+                                        .vsock_cid = 3,
+                                        .vsock_fd = host->theirs[VSOCK],
                                         .restore = restore};
     return board_new(&config, ret_board, err);
 }
@@ -145,6 +166,58 @@ static int save(struct board *board, struct board_layer to, uint8_t id, struct e
     return board_save(board, &what, &saved, err);
 }
 
+/* Chains of the kinds that the device wants. */
+static void offer(struct driver *driver, unsigned queue)
+{
+    enum { BUFFERS = 0x700000, NETWORK_ID = 0x1041, DISK_ID = 0x1042 };
+    struct driver_ring *ring = &driver->rings[queue];
+    uint32_t at = BUFFERS + driver->slot * 0x8000 + queue * 4096;
+    unsigned id = driver_config(driver, PCI_DEVICE_ID, 2);
+    const struct driver_buffer read = {at, 64, false}, write = {at + 64, 2048, true};
+    const struct driver_buffer request[] = {
+        {at, 16, false}, {at + 64, 512, true}, {at + 1024, 1, true}};
+    bool receives = id == NETWORK_ID && queue == 0;
+    if (id == NETWORK_ID && queue > 1) /* the control queue */
+        return;
+    if (id != DISK_ID && !receives)
+        driver_ring_add(ring, &read, 1);
+    if (id != DISK_ID && (id != NETWORK_ID || receives))
+        driver_ring_add(ring, &write, 1);
+    if (id != NETWORK_ID)
+        driver_ring_add(ring, request, 3);
+    driver_kick(driver, queue);
+}
+
+/* The guest's drivers, for it has none: each virtio device is live, and has a few chains to serve
+ * and some that it keeps. */
+static void drive(struct board *board)
+{
+    enum { RINGS = 0x600000, RING = 8, COMMON_QUEUES = 18 };
+    struct driver_machine machine = {.mem = board->mem, .bus = board->bus, .host = board->pci};
+    struct driver *driver = calloc(1, sizeof *driver);
+    uint64_t base = RINGS;
+    _Static_assert((int)DRIVER_ECAM == (int)MAP_ECAM, "both find configuration space there");
+    for (unsigned slot = 1; slot < PCI_SLOTS; slot++) {
+        *driver = (struct driver){.machine = &machine, .slot = slot};
+        if (driver_config(driver, PCI_VENDOR_ID, 2) != 0x1af4)
+            continue;
+        driver_init(driver, &machine, slot);
+        if (!driver_negotiate(driver, driver_offered(driver)))
+            continue;
+        driver->next_base = base;
+        unsigned queues = (unsigned)driver_read(driver, driver->common + COMMON_QUEUES, 2);
+        driver_msix_on(driver, queues + 1);
+        for (unsigned queue = 0; queue < queues; queue++)
+            driver_queue(driver, queue, RING, true);
+        base = driver->next_base;
+        driver_live(driver);
+        for (unsigned queue = 0; queue < queues; queue++)
+            offer(driver, queue);
+        assert(!(driver_status(driver) & VIRTIO_STATUS_NEEDS_RESET));
+    }
+    free(driver);
+}
+
 static struct board_layer files_new(void)
 {
     struct board_layer layer = {memfd_create("state", MFD_CLOEXEC),
@@ -162,24 +235,22 @@ static void files_free(struct board_layer layer)
 static struct seed seed_make(void)
 {
     struct host host;
-    struct stat consoles[2];
     struct board *board;
     struct err err = {0};
     struct board_layer layer = files_new();
     struct seed seed = {layer.state_fd, layer.memory_fd, {0}};
     host_init(&host);
-    for (unsigned i = 0; i < 2; i++)
-        fstat(host.consoles[i], &consoles[i]);
     int r = make(&host, NULL, &board, &err);
-    if (r >= 0)
-        r = board_start(board, &err);
+    assert(r >= 0);
+    drive(board);
+    r = board_start(board, &err);
     assert(r >= 0);
     run_for(60000000);
     board_pause(board);
     r = save(board, layer, 1, &err);
     assert(r >= 0);
     board_free(board);
-    host_fini(&host, consoles);
+    host_fini(&host);
     r = snapshot_read(seed.state_fd, &seed.reader, &err);
     assert(r >= 0 && seed.reader.count < SECTIONS_MAX / 2);
     (void)r;
@@ -298,15 +369,14 @@ static int parts_write(struct parts *parts)
 
 /* ---- what becomes of it ---- */
 
-static void go_on(struct host *host, const struct board_restore *restore, bool again,
-                  const struct stat consoles[2])
+static void go_on(struct host *host, const struct board_restore *restore, bool again)
 {
     struct board *board;
     struct err err = {0};
     int r = make(host, restore, &board, &err);
     if (r < 0) {
         assert(err.text[0]);
-        host_fini(host, consoles);
+        host_fini(host);
         return;
     }
     struct board_layer files = files_new();
@@ -315,18 +385,15 @@ static void go_on(struct host *host, const struct board_restore *restore, bool a
     board_pause(board);
     r = again ? save(board, files, 2, &err) : -1;
     board_free(board);
-    host_fini(host, consoles);
+    host_fini(host);
     if (r >= 0) { /* what this machine has become goes on as well */
         struct host other;
         const struct board_restore saved = {.layers = {files}, .count = 1, .same_host = true};
         host_init(&other);
-        struct stat ends[2];
-        for (unsigned i = 0; i < 2; i++)
-            fstat(other.consoles[i], &ends[i]);
         r = make(&other, &saved, &board, &err);
         assert(r >= 0);
         board_free(board);
-        host_fini(&other, ends);
+        host_fini(&other);
     }
     files_free(files);
 }
@@ -337,7 +404,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input input = {data, size};
     struct parts parts = {.count = 0};
     struct host host;
-    struct stat consoles[2];
     if (!seed.reader.bytes)
         seed = seed_make();
     unsigned how = (unsigned)next(&input, 1);
@@ -356,9 +422,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .verify = how & 32};
     restore.layers[0].state_fd = parts_write(&parts);
     host_init(&host);
-    for (unsigned i = 0; i < 2; i++)
-        fstat(host.consoles[i], &consoles[i]);
-    go_on(&host, &restore, how & 64, consoles);
+    go_on(&host, &restore, how & 64);
     close(restore.layers[0].state_fd);
     return 0;
 }
