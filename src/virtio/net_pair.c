@@ -346,7 +346,8 @@ void net_pair_stop(struct net_pair *pair)
 
 static bool serve(struct net_pair *pair)
 {
-    if (!pair->live)
+    /* While it is held the rings are being saved: nothing may be written there. */
+    if (!pair->live || pair->net->device.held)
         return false;
     bool more = transmit(pair);
     return receive(pair) || more;
@@ -375,7 +376,7 @@ static struct timespec *sleep_time(const struct net_pair *pair, bool more,
 static void fill_poll(const struct net_pair *pair, struct pollfd *fds)
 {
     int events = (pair->held ? 0 : POLLIN) | (pair->output_full ? POLLOUT : 0);
-    bool asks = pair->live && !pair->gone && events;
+    bool asks = pair->live && !pair->gone && events && !pair->net->device.held;
     fds[0] = (struct pollfd){.fd = pair->worker.wake_fd, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = asks ? nic_fd(pair->net->nic, pair->index) : -1,
                              .events = (short)events};

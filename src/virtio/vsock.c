@@ -42,7 +42,8 @@ static bool watch(struct virtio_vsock *vsock, int fd, uint64_t data)
 /* One pass over everything; true where more waits. Under the mutex. */
 static bool serve(struct virtio_vsock *vsock)
 {
-    if (!vsock->live)
+    /* While it is held the rings are being saved: nothing may be written there. */
+    if (!vsock->live || vsock->device.held)
         return false;
     bool more = vsock_transmit(vsock);
     for (unsigned i = 0; i < vsock->high; i++)
