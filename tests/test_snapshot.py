@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+from test_disk_http import Server
 
 ENGINE = os.environ.get("LODGE_TEST_ENGINE", "soft")
 TIMEOUT = int(os.environ.get("LODGE_TEST_TIMEOUT", "240"))
@@ -200,6 +201,25 @@ def test_disks_go_with_the_snapshot(tools, tmp_path):
     # Another disk in its place would be a surprise for the guest's driver.
     disk.write_bytes(before[:4 * MIB])
     assert "another size" in tools.run("restore", "snap", status=125).stderr.decode()
+
+
+def test_disks_that_only_look_like_gone(tools, lodge, tmp_path):
+    """One on a web server, and one whose key lies in a relative path: both are found again, from
+    another folder."""
+    server = Server(b"of the web".ljust(MIB, b"."))
+    (tmp_path / "key").write_bytes(b"open sesame")
+    tools.run("disk", "create", "--type", "raw", "--encrypt", "--key-file", "key", "--kdf", "pbkdf2",
+              "--iter-time", "10", "enc.img", "1M")
+    tools.start("disk", "echo ready; sleep 1000", "--disk", server.url, "--disk",
+                "enc.img,ro,format=raw,key_file=key")
+    tools.run("snapshot", "disk", "snap")
+    (tmp_path / "elsewhere").mkdir()
+    result = subprocess.run([lodge, "restore", "--engine", ENGINE, "../snap", "--", "sh", "-c",
+                             "head -c 10 /dev/vda; blockdev --getro /dev/vda; head -c 9 /dev/vdb | "
+                             "hexdump -e '9/1 \"%d\"'"],
+                            cwd=tmp_path / "elsewhere", capture_output=True, text=True,
+                            stdin=subprocess.DEVNULL, timeout=TIMEOUT)
+    assert (result.returncode, result.stdout) == (0, "of the web1\n000000000"), result.stderr
 
 
 def test_overlays_are_not_worth_a_snapshot(tools, lodge, tmp_path):

@@ -2,6 +2,7 @@
 
 #include "base/own.h"
 #include "disk/disk.h"
+#include "disk/http.h"
 #include "fetch.h"
 
 #include <errno.h>
@@ -64,6 +65,7 @@ int chain_open(struct guest_disk *disk, struct err *err)
         .opener = &opener,
     };
     struct disk *opened;
+    disk->read_only |= http_is_url(disk->path);
     int r = disk->key_file ? disk_key_read(disk->key_file, &key, err) : 0;
     options.key = key;
     if (r >= 0)

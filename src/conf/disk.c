@@ -38,18 +38,20 @@ const char *guest_disk_cache_name(enum guest_disk_cache cache)
     return cache_names[cache];
 }
 
-void guest_disk_forget_images(struct guest_disk *disk)
+void guest_disk_forget_descriptors(struct guest_disk *disk)
 {
     for (unsigned i = 0; i < disk->image_count; i++)
         free(disk->images[i].name);
     free(disk->images);
     disk->images = NULL;
     disk->image_count = 0;
+    disk->unlocked = false;
+    disk->key_fd = 0;
 }
 
 void guest_disk_free(struct guest_disk *disk)
 {
-    guest_disk_forget_images(disk);
+    guest_disk_forget_descriptors(disk);
     free(disk->path);
     free(disk->serial);
     free(disk->key_file);

@@ -232,7 +232,7 @@ int guest_conf_set_balloon(struct guest_conf *conf, const char *text, struct err
  * "PATH,ro,format=raw,cache=none,serial=X,iops=N,bps=SIZE,key_file=FILE,cacert=FILE", of which all
  * but the path may be missing. */
 int guest_conf_add_disk(struct guest_conf *conf, const char *text, struct err *err);
-void guest_disk_forget_images(struct guest_disk *disk); /* closes nothing */
+void guest_disk_forget_descriptors(struct guest_disk *disk); /* closes nothing */
 /* -E2BIG, -ENOMEM. */
 int guest_disk_add_image(struct guest_disk *disk, const char *name, int fd);
 

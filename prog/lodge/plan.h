@@ -1,0 +1,54 @@
+/*
+ * plan.h: one guest of lodge run or lodge restore, from words to descriptors: what both do alike.
+ *
+ * The verb's own part fills the plan in (`make` of plan_run()); it is started, joined to standard
+ * input and output, and taken apart here.
+ */
+#pragma once
+
+#include "conf/guest.h"
+#include "endpoint.h"
+#include "image/store.h"
+#include "net.h"
+#include "overlays.h"
+#include "relay.h"
+#include "root.h"
+#include "verbs.h"
+
+#include <sys/types.h>
+
+struct plan {
+    const struct arguments *arguments;
+    struct guest_conf conf;
+    struct image image;
+    bool has_image, agent;
+    struct root root;
+    struct relay_plan relay;
+    const char *argv[AGENT_STRINGS_MAX + 1];
+    const char *env[ARGUMENTS_GIVEN_MAX + 1];
+    char term[128];
+    int kernel, initrd, kvm; /* descriptors */
+    struct endpoint endpoint;
+    struct overlays *overlays; /* of a restored guest */
+    struct net net;
+    pid_t servers[GUEST_SHARES_MAX]; /* of the shares, 0 = not started */
+};
+
+/* The verb, whole; its exit status. */
+int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, struct err *err));
+
+/* Sets the options that were given and are a guest's property; without --on-reset a reset ends it.
+ * Not --publish: a port wants a network card that is there. */
+int plan_set_options(struct plan *plan, struct err *err);
+
+/* A string of the definition. */
+int plan_replace(char **field, const char *value, struct err *err);
+
+/* Descriptors in a file would be numbers of nothing. */
+int plan_refuse_descriptors(const struct guest_conf *conf, const char *path, struct err *err);
+
+/* How the guest is joined to us (relay.h). The image is known. */
+int plan_choose_relay(struct plan *plan, struct err *err);
+
+/* Opens disks, vsock and KVM, and gives the definition all descriptors of the plan. */
+int plan_open(struct plan *plan, struct err *err);

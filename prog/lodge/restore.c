@@ -1,0 +1,94 @@
+/*
+ * lodge restore: lets a guest go on from a snapshot (docs/snapshot.md). Its definition is the one
+ * it was saved with; options say what may be otherwise.
+ */
+#include "base/own.h"
+#include "folder.h"
+#include "plan.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A kernel is needed for a reset only; where it has gone since, that is when it is missed. */
+static void open_if_there(const char *path, int *ret_fd)
+{
+    *ret_fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+}
+
+static int make(struct plan *plan, struct err *err)
+{
+    struct guest_conf *conf = &plan->conf;
+    struct snapshot_about about;
+    if (plan->arguments->word_count != 1)
+        return err_set(err, -EINVAL, "restore takes the folder of a snapshot");
+    const char *folder = plan->arguments->words[0];
+    int r = folder_read(folder, &about, err);
+    if (r < 0)
+        return r;
+    r = guest_conf_read_json(conf, about.definition, strlen(about.definition), folder, err);
+    if (r >= 0)
+        r = plan_refuse_descriptors(conf, folder, err);
+    plan->agent = about.agent;
+    plan->relay.restored = true;
+    conf->restore.same_host = about.same_host;
+    conf->restore.verify = arguments_flag(plan->arguments, "verify");
+    snapshot_about_free(&about);
+    free(take_ptr(conf->name)); /* the first one may still run under it */
+    if (r >= 0)
+        r = plan_set_options(plan, err);
+    if (r >= 0)
+        r = folder_open_chain(folder, &conf->restore, err);
+    if (r >= 0)
+        r = guest_conf_check(conf, err);
+    if (r >= 0)
+        r = plan_choose_relay(plan, err);
+    if (r >= 0)
+        r = overlays_make(conf, &plan->overlays, err);
+    open_if_there(conf->kernel, &plan->kernel);
+    open_if_there(conf->initrd, &plan->initrd);
+    plan->relay.kernel = conf->kernel ? conf->kernel : folder;
+    return r < 0 ? r : plan_open(plan, err);
+}
+
+static int run(const struct arguments *arguments)
+{
+    return plan_run(arguments, make);
+}
+
+static const struct option_row options[] = {
+    {"name", 'n', "NAME", "a name for the restored guest, by which it is found"},
+    {"engine", 0, "ENGINE", "auto, kvm or soft"},
+    {"translate", 0, "WHAT", "what the software engine translates: hot, never or always"},
+    {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M"},
+    {"vsock", 0, "PATH[,cid=N]", "where its sockets lie, if it has some; else where they were"},
+    {"verify", 0, NULL,
+     "hold all memory against its checksums before the guest runs; else that is\n"
+     "                               done while it does"},
+    {"on-reset", 0, "WHAT", "when the guest resets its machine: exit or reboot (exit)"},
+    {"env", 'e', "NAME=VALUE", "environment of the command; may be repeated"},
+    {"workdir", 'w', "FOLDER", "the folder the command starts in"},
+    {"tty", 't', NULL, "give the command a terminal even where ours is none"},
+    {"no-tty", 'T', NULL, "give it none even where ours is one"},
+    {"agent-timeout", 0, "SECONDS",
+     "how long a command waits for the guest's agent (300; 0: ever)"},
+    {"verbose", 'v', NULL, "show the engine, and the guest's kernel messages on standard error"},
+    {0},
+};
+
+const struct verb verb_restore = {
+    .name = "restore",
+    .summary = "Let a guest go on from a snapshot",
+    .usage = "FOLDER [-- COMMAND ARG...]",
+    .details =
+        "The guest goes on where it was written down, as often as you like, several at once\n"
+        "too. It writes to overlays of its disks, which go with it. Standard input and\n"
+        "output, COMMAND and the exit status are as with lodge run.",
+    .example = "lodge restore web.snapshot -- uptime",
+    .options = options,
+    .words_max = 1,
+    .takes_command = true,
+    .mistake_status = RELAY_FAILED,
+    .run = run,
+};
