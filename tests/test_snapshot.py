@@ -4,7 +4,9 @@ import os
 import random
 import select
 import shutil
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -323,3 +325,37 @@ def test_a_name_is_free_again(tools, lodge, tmp_path):
     assert sorted(os.listdir(tmp_path / "lodge")) == ["again.json", "again.lock", "again.sock"]
     tools.run("run", "--engine", ENGINE, "--name", "again", "--", "true")
     assert os.listdir(tmp_path / "lodge") == []
+
+
+def test_devices_that_join_the_host_go_along(tools, tmp_path):
+    """A network card, sockets and the balloon: the guest's side stays, the host's is made anew."""
+    if not shutil.which("passt"):
+        pytest.skip("no passt")
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(TIMEOUT)
+    port = server.getsockname()[1]
+    mac = "52:54:00:12:34:56"
+    tools.start("joined", "until ip route | grep -q default; do sleep 0.1; done; "
+                "ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p' >/tmp/via; echo ready; while :; do sleep 1; done",
+                "--net", f"user,host-loopback,mac={mac}", "--vsock", tmp_path / "a.vsock")
+    tools.run("snapshot", "joined", "snap")
+    refused = tools.run("restore", "snap", "--", "true", status=125)
+    assert b"a.vsock' is in use" in refused.stderr
+    said = []
+
+    def answer():
+        peer, _ = server.accept()
+        with peer:
+            said.append(peer.recv(100))
+            peer.sendall(b"from the host\n")
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    out = tools.restored("snap", "cat /sys/class/net/eth0/address; "
+                         f"echo from the guest | timeout 8 nc $(cat /tmp/via) {port}; grep MemFree /proc/meminfo",
+                         "--vsock", tmp_path / "b.vsock")
+    thread.join(TIMEOUT)
+    assert said == [b"from the guest\n"]
+    lines = out.splitlines()
+    assert lines[0] == mac and lines[1] == "from the host" and int(lines[2].split()[1]) > 100000
+    assert not os.path.exists(tmp_path / "b.vsock")
