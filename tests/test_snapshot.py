@@ -149,8 +149,14 @@ def test_chains_of_changes(tools, tmp_path):
     assert counts == sorted(counts)
     # A base that is not the last one is refused, and nothing is left behind.
     result = tools.run("snapshot", "--base", "whole", "chain", "fourth", status=1)
-    assert "is not the snapshot that guest 'chain' was last saved to" in result.stderr.decode()
+    assert "the base is not the snapshot that this machine was last saved" in result.stderr.decode()
     assert not (tmp_path / "fourth").exists()
+    # It has not spoilt the chain, and the guest, which was to end, goes on.
+    tools.run("snapshot", "--stop", "--base", "whole", "chain", "fourth", status=1)
+    tools.run("snapshot", "--base", "third", "chain", "fourth")
+    tools.run("snapshot", "--base", "fourth", "chain", "fifth")
+    count = [int(rows(tools.restored(name, script))[5]) for name in ("fourth", "fifth")]
+    assert counts[-1] < count[0] < count[1]
     # A chain that has lost a link says which.
     shutil.rmtree(tmp_path / "second")
     assert "second" in tools.run("restore", "third", status=125).stderr.decode()

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import select
 import socket
 import struct
@@ -25,8 +26,8 @@ def message(kind, payload=b""):
     return struct.pack("<IHH", len(payload), kind, 0) + payload
 
 
-def save_message(number=1, changes=0):
-    return message(SAVE, bytes([number]) * 16 + bytes([changes]))
+def save_message(number=1, parent=None):
+    return message(SAVE, bytes([number]) * 16 + bytes([parent or 0]) * 16 + bytes([parent is not None]))
 
 
 class Vmm:
@@ -99,6 +100,11 @@ class Vmm:
                 return True
         return False
 
+    def cpu_seconds(self):
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
+            words = file.read().rsplit(")", 1)[1].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
@@ -137,9 +143,9 @@ def close_all(fds):
 
 def test_requests_are_answered(vmm):
     client = vmm.client()
-    assert ask(client, message(PAUSE)) == (DONE, bytes(24))
+    assert ask(client, message(PAUSE)) == (DONE, bytes(9))
     assert vmm.is_silent()
-    assert ask(client, message(PAUSE))[0] == DONE
+    assert ask(client, message(PAUSE)) == (DONE, bytes(8) + b"\1")  # it stood already
     assert ask(client, message(RESUME))[0] == DONE
     assert vmm.talks()
     kind, payload = ask(client, message(STATS_ASK))
@@ -180,7 +186,7 @@ def test_garbage_costs_its_sender_the_connection(vmm):
     packets = [b"\0", b"\0" * 8, message(STATS_ASK)[:7], message(STATS_ASK) + b"x",
                message(STATS_ASK) * 2, message(0), message(200), message(STATS_ASK, b"more"),
                struct.pack("<IHH", 0, STATS_ASK, 1), struct.pack("<IHH", 0xffffffff, STATS_ASK, 0),
-               struct.pack("<IHH", 9, SAVE, 0) + bytes(9), save_message(changes=2),
+               struct.pack("<IHH", 9, SAVE, 0) + bytes(9), save_message()[:-1] + b"\2",
                noise.randbytes(100000), bytes(60000)]
     packets += [noise.randbytes(noise.randrange(1, 300)) for _ in range(100)]
     for packet in packets:
@@ -198,7 +204,7 @@ def test_events_are_no_requests(vmm):
     """They are well-formed, so whoever sends one may stay."""
     client = vmm.client()
     events = [message(2, bytes(5)), message(3), message(4), message(6, bytes(4)), message(7),
-              message(8, b"text"), message(STATS, bytes(24)), message(DONE, bytes(24)),
+              message(8, b"text"), message(STATS, bytes(24)), message(DONE, bytes(9)),
               message(FAILED, b"x")]
     for event in events:
         assert ask(client, event) == (FAILED, b"that is no request")
@@ -256,6 +262,33 @@ def test_clients_that_come_and_go(vmm):
     assert vmm.talks()
 
 
+def test_a_machine_that_is_paused_stays_so_through_a_reset(vmm):
+    client = vmm.client()
+    assert ask(client, message(PAUSE))[0] == DONE
+    assert ask(client, message(RESET_NOW))[0] == DONE
+    assert vmm.is_silent()
+    state, memory = memory_files()
+    assert ask(client, save_message(), [state, memory])[0] == DONE
+    close_all([state, memory])
+    assert vmm.is_silent()
+    assert ask(client, message(RESUME))[0] == DONE
+    assert vmm.talks()
+
+
+def test_no_descriptors_for_clients_is_no_reason_to_spin(vmm):
+    client = vmm.client()
+    assert ask(client, message(PAUSE))[0] == DONE
+    limits = resource.prlimit(vmm.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(vmm.process.pid, resource.RLIMIT_NOFILE, (vmm.descriptors(), limits[1]))
+    waiting = [vmm.client() for _ in range(3)]
+    before = vmm.cpu_seconds()
+    time.sleep(1.5)
+    assert vmm.cpu_seconds() - before < 0.5
+    resource.prlimit(vmm.process.pid, resource.RLIMIT_NOFILE, limits)
+    for one in waiting:
+        assert ask(one, message(STATS_ASK))[0] == STATS
+
+
 def test_files_that_nobody_asked_for_are_closed(vmm):
     client = vmm.client()
     assert ask(client, message(STATS_ASK))[0] == STATS
@@ -265,9 +298,11 @@ def test_files_that_nobody_asked_for_are_closed(vmm):
         assert ask(client, message(STATS_ASK), files)[0] == STATS
         assert ask(client, message(RESUME), files[:1])[0] == DONE
         assert ask(client, message(STATS_ASK), files * 20)[0] == STATS
-        assert ask(client, message(DONE, bytes(24)), files)[0] == FAILED
+        assert ask(client, message(DONE, bytes(9)), files)[0] == FAILED
         rude = vmm.client()
         assert ask(rude, b"garbage", files)[0] == FAILED
+        silent = vmm.client()
+        assert ask(silent, b"", files) is None  # a packet of nothing, with files
         rude.close()
     assert ask(client, message(STATS_ASK))[0] == STATS
     assert vmm.descriptors() == before
@@ -311,10 +346,10 @@ def test_a_guest_that_was_saved_goes_on(vmm, bin_folder, tmp_path):
     changes = memory_files()
     kind, payload = ask(client, save_message(1), whole)
     assert kind == DONE
-    pages, parent = struct.unpack("<Q16s", payload)
-    assert pages > 0 and parent == bytes(16)
-    kind, payload = ask(client, save_message(2, 1), changes)
-    assert kind == DONE and payload[8:] == bytes([1]) * 16
+    assert struct.unpack("<QB", payload)[0] > 0
+    kind, payload = ask(client, save_message(2, 3), changes)
+    assert kind == FAILED and b"is not the snapshot" in payload
+    assert ask(client, save_message(2, 1), changes)[0] == DONE  # which that has not spoilt
     layers = [{"state_fd": fds[0], "memory_fd": fds[1]} for fds in (changes, whole)]
     for chain, good in ((layers, True), (layers[1:], True), (layers[:1], False)):
         folder = tmp_path / str(len(chain)) / str(good)

@@ -14,6 +14,7 @@
 
 enum {
     DRAIN_SLICE_MS = 50,
+    DEAF_MS = 100,
     DRAIN_CONSOLES_MS = 1000, /* whoever still wants those bytes is reading already */
 };
 
@@ -133,6 +134,8 @@ static void guest_reset(struct session *session)
     session->panicked = false;
     if (board_reset(session->board, &err) < 0)
         end(session, session_error(session->control_fd, err.text));
+    else if (session->paused) /* it stands at its first instruction */
+        board_pause(session->board);
 }
 
 static void reply_failed(const struct session *session, int fd, const char *text)
@@ -158,6 +161,7 @@ static void save(struct session *session, int fd, const struct control_message *
     }
     _Static_assert((int)CONTROL_ID_SIZE == (int)BOARD_ID_SIZE, "one id");
     memcpy(what.id, message->id, sizeof what.id);
+    memcpy(what.parent, message->parent, sizeof what.parent);
     board_pause(session->board);
     int r = board_save(session->board, &what, &saved, &err);
     if (!session->paused)
@@ -167,7 +171,6 @@ static void save(struct session *session, int fd, const struct control_message *
         return;
     }
     done.pages = saved.pages;
-    memcpy(done.id, saved.parent, sizeof done.id);
     reply(session, fd, &done);
 }
 
@@ -227,12 +230,14 @@ static void request_handle(struct session *session, const struct control_message
 static void client_handle(struct session *session, int fd, const struct control_message *message,
                           const int fds[CONTROL_FDS_MAX])
 {
+    const struct control_message done = {
+        .type = CONTROL_DONE, .was_paused = message->type == CONTROL_PAUSE && session->paused};
     if (message->type == CONTROL_SAVE)
         save(session, fd, message, fds);
     else if (message->type == CONTROL_STATS_ASK)
         stats_send(session, fd);
     else if (simple_request(session, message))
-        reply(session, fd, &(struct control_message){.type = CONTROL_DONE});
+        reply(session, fd, &done);
     else
         reply_failed(session, fd, "that is no request");
 }
@@ -273,27 +278,29 @@ static bool client_receive(struct session *session, int fd)
     ssize_t n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return true;
-    if (n <= 0)
+    if (n < 0)
         return false;
     struct control_message message;
     struct err err = {0};
-    take_fds(&header, fds);
-    int took = control_decode(bytes, (size_t)n, &message, &err);
-    if (took == n)
+    take_fds(&header, fds); /* nothing else may have come with them */
+    int took = n > 0 ? control_decode(bytes, (size_t)n, &message, &err) : 0;
+    if (n > 0 && took == n)
         client_handle(session, fd, &message, fds);
-    else
+    else if (n > 0)
         reply_failed(session, fd, took < 0 ? err.text : "half a message");
     for (unsigned i = 0; i < CONTROL_FDS_MAX; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    return took == n;
+    return n > 0 && took == n;
 }
 
 static void client_accept(struct session *session)
 {
     int fd = accept4(session->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0)
+    if (fd < 0) {
+        session->deaf = errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS;
         return;
+    }
     if (session->client_count == SESSION_CLIENTS_MAX) {
         reply_failed(session, fd, "too many clients");
         close(fd);
@@ -422,6 +429,13 @@ static void event_handle(struct session *session, const struct board_event *even
     }
 }
 
+/* In milliseconds; -1: until something comes. */
+static int time_to_wait(const struct session *session)
+{
+    int wait = session->balloon_asked ? (int)max(session->balloon_deadline - now_ms(), 0l) : -1;
+    return session->deaf && (wait < 0 || wait > DEAF_MS) ? DEAF_MS : wait;
+}
+
 int session_run(struct session *session)
 {
     enum { EVENTS, OWNER, LISTENER, CLIENTS };
@@ -429,14 +443,14 @@ int session_run(struct session *session)
         struct pollfd polls[CLIENTS + SESSION_CLIENTS_MAX] = {
             [EVENTS] = {.fd = board_event_fd(session->board), .events = POLLIN},
             [OWNER] = {.fd = session->control_fd, .events = POLLIN},
-            [LISTENER] = {.fd = session->listen_fd, .events = POLLIN},
+            [LISTENER] = {.fd = session->deaf ? -1 : session->listen_fd, .events = POLLIN},
         };
         unsigned clients = session->client_count;
         for (unsigned i = 0; i < clients; i++)
             polls[CLIENTS + i] = (struct pollfd){.fd = session->clients[i], .events = POLLIN};
-        int wait = session->balloon_asked ? (int)max(session->balloon_deadline - now_ms(), 0l) : -1;
-        int ready = poll(polls, CLIENTS + clients, wait);
-        if (ready == 0)
+        int ready = poll(polls, CLIENTS + clients, time_to_wait(session));
+        session->deaf = false;
+        if (session->balloon_asked && now_ms() >= session->balloon_deadline)
             balloon_answer(session);
         if (ready <= 0)
             continue;

@@ -30,6 +30,7 @@ struct session {
     bool panicked;            /* since the last reset */
     unsigned balloon_asked;   /* answers that wait for the guest's statistics */
     int64_t balloon_deadline; /* CLOCK_MONOTONIC ms: then without them */
+    bool deaf;                /* clients cannot be taken for a moment: there are no descriptors */
     bool over;
     int status; /* where over */
     size_t received;

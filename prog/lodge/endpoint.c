@@ -107,6 +107,9 @@ int endpoint_open(struct endpoint *endpoint, const char *name, const char *defin
         return err_errno(err, errno, "lock of guest '%s'", name);
     if (flock(lock, LOCK_EX | LOCK_NB) < 0)
         return err_set(err, -EEXIST, "a guest named '%s' runs already", name);
+    struct stat about;
+    if (fstat(lock, &about) < 0 || about.st_nlink == 0) /* it was taken away before we had it */
+        return err_set(err, -EEXIST, "a guest named '%s' is just ending; try again", name);
     endpoint->lock = take_fd(&lock);
     r = write_definition(endpoint, definition, err);
     if (r >= 0)

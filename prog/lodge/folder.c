@@ -97,6 +97,8 @@ void folder_remove(const char *path, int folder)
 {
     for (unsigned i = 0; folder >= 0 && i < CONTROL_FDS_MAX; i++)
         unlinkat(folder, names[i], 0);
+    unlinkat(folder, "guest.json.new", 0);
+    unlinkat(folder, "guest.json", 0);
     rmdir(path);
 }
 
@@ -134,8 +136,15 @@ static int write_about(int folder, const struct snapshot_about *about, struct er
     _cleanup_fd_ int fd =
         openat(folder, "guest.json.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     size_t length = text ? strlen(text) : 0;
-    if (!text || fd < 0 || write(fd, text, length) != (ssize_t)length || fsync(fd) < 0 ||
-        renameat(folder, "guest.json.new", folder, "guest.json") < 0 || fsync(folder) < 0)
+    if (!text)
+        return err_set(err, -ENOMEM, "no memory");
+    if (fd < 0)
+        return err_errno(err, errno, "guest.json");
+    ssize_t n = write(fd, text, length);
+    if (n >= 0 && (size_t)n < length)
+        return err_errno(err, ENOSPC, "guest.json");
+    if (n < 0 || fsync(fd) < 0 || renameat(folder, "guest.json.new", folder, "guest.json") < 0 ||
+        fsync(folder) < 0)
         return err_errno(err, errno, "guest.json");
     return 0;
 }

@@ -105,19 +105,15 @@ static int check_disks(const struct taking *taking, struct err *err)
 }
 
 /* The folder of the base as seen from the new one, so that both may move together. */
-static int link_base(struct taking *taking, struct err *err)
+static int link_base(struct taking *taking, uint8_t ret_id[CONTROL_ID_SIZE], struct err *err)
 {
     struct snapshot_about base;
     char here[PATH_MAX], there[PATH_MAX];
     int r = folder_read(taking->base, &base, err);
     if (r < 0)
         return r;
-    bool same = !memcmp(base.id, taking->about.id, sizeof base.id);
+    memcpy(ret_id, base.id, sizeof base.id);
     snapshot_about_free(&base);
-    if (!same)
-        return err_set(err, -EINVAL,
-                       "'%s' is not the snapshot that guest '%s' was last saved to, or came from",
-                       taking->base, taking->name);
     if (!realpath(taking->path, here) || !realpath(taking->base, there))
         return err_errno(err, errno, "'%s'", taking->base);
     char *slash = strrchr(here, '/'), *other = strrchr(there, '/');
@@ -128,25 +124,37 @@ static int link_base(struct taking *taking, struct err *err)
     return r < 0 ? err_set(err, -ENOMEM, "no memory") : 0;
 }
 
-static int save(struct taking *taking, struct err *err)
+static int write_all(struct taking *taking, struct err *err)
 {
-    struct control_message request = {.type = CONTROL_SAVE, .changes = taking->base != NULL};
-    struct control_message reply, quit = {.type = CONTROL_QUIT};
-    const struct control_message pause = {.type = CONTROL_PAUSE};
+    struct control_message reply, request = {.type = CONTROL_SAVE, .changes = taking->base != NULL};
     if (getrandom(request.id, sizeof request.id, 0) != sizeof request.id)
         return err_errno(err, errno, "random bytes");
-    int r = taking->stop ? endpoint_ask(taking->guest, &pause, NULL, 0, &reply, err) : 0;
-    if (r >= 0)
-        r = endpoint_ask(taking->guest, &request, taking->files, CONTROL_FDS_MAX, &reply, err);
+    int r = taking->base ? link_base(taking, request.parent, err) : 0;
+    if (r < 0)
+        return r;
+    r = endpoint_ask(taking->guest, &request, taking->files, CONTROL_FDS_MAX, &reply, err);
     if (r < 0)
         return err_prefix(err, r, "guest '%s'", taking->name);
-    memcpy(taking->about.id, reply.id, sizeof reply.id); /* of the parent, for a moment */
-    r = taking->base ? link_base(taking, err) : 0;
     memcpy(taking->about.id, request.id, sizeof request.id);
+    return folder_finish(taking->path, taking->folder, taking->files, &taking->about, err);
+}
+
+/* With --stop it stands from before until its end, or goes on if it cannot be saved. */
+static int save(struct taking *taking, struct err *err)
+{
+    const struct control_message pause = {.type = CONTROL_PAUSE}, quit = {.type = CONTROL_QUIT},
+                                 resume = {.type = CONTROL_RESUME};
+    struct control_message paused, reply;
+    if (!taking->stop)
+        return write_all(taking, err);
+    int r = endpoint_ask(taking->guest, &pause, NULL, 0, &paused, err);
+    if (r < 0)
+        return err_prefix(err, r, "guest '%s'", taking->name);
+    r = write_all(taking, err);
     if (r >= 0)
-        r = folder_finish(taking->path, taking->folder, taking->files, &taking->about, err);
-    if (r >= 0 && taking->stop)
         endpoint_ask(taking->guest, &quit, NULL, 0, &reply, NULL);
+    else if (!paused.was_paused)
+        endpoint_ask(taking->guest, &resume, NULL, 0, &reply, NULL);
     return r;
 }
 

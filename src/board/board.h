@@ -169,12 +169,13 @@ struct board_save {
     struct board_layer to;     /* empty files, opened for reading and writing */
     int pagemap_fd;            /* /proc/self/pagemap, or -1: slower */
     uint8_t id[BOARD_ID_SIZE]; /* random: the snapshot's name for those that stand on it */
-    bool changes; /* only what has changed since the last snapshot, or since the one it came from */
+    bool changes; /* only what has changed since `parent`: the last snapshot, or the one it came
+                     from */
+    uint8_t parent[BOARD_ID_SIZE];
 };
 
 struct board_saved {
-    uint64_t pages;                /* written or noted */
-    uint8_t parent[BOARD_ID_SIZE]; /* with `changes`: what it stands on */
+    uint64_t pages; /* written or noted */
 };
 
 enum board_event_kind {

@@ -133,7 +133,7 @@ static void save_devices(struct board *board, struct snapshot_writer *writer)
 }
 
 static void save_machine(struct board *board, const struct board_save *save,
-                         const struct board_saved *saved, struct snapshot_writer *writer)
+                         struct snapshot_writer *writer)
 {
     struct machine machine = {.cpus = board->cpus,
                               .memory = mem_size(board->mem),
@@ -142,7 +142,8 @@ static void save_machine(struct board *board, const struct board_save *save,
                               .clock = timers_now(board->timers),
                               .has_parent = save->changes};
     memcpy(machine.id, save->id, sizeof machine.id);
-    memcpy(machine.parent, saved->parent, sizeof machine.parent);
+    if (save->changes)
+        memcpy(machine.parent, save->parent, sizeof machine.parent);
     machine_record(&machine, snapshot_begin(writer, "machine", MACHINE_VERSION));
     snapshot_end(writer);
     struct cpuid cpuid = *board->engine->vm_cpuid(board->vm);
@@ -150,17 +151,20 @@ static void save_machine(struct board *board, const struct board_save *save,
     snapshot_end(writer);
 }
 
+/* Marks that are not set are only read: those of memory that was never used take no room. */
 static void marks_clear(struct mem *mem)
 {
     for (unsigned i = 0; i < mem->count; i++)
-        for (uint64_t page = 0; page < mem->regions[i].size >> MEM_PAGE_SHIFT; page++)
-            __atomic_fetch_and(&mem->regions[i].marks[page], (uint8_t)~MEM_PAGE_DIRTY,
-                               __ATOMIC_RELAXED);
+        for (uint64_t page = 0; page < mem->regions[i].size >> MEM_PAGE_SHIFT; page++) {
+            uint8_t *mark = &mem->regions[i].marks[page];
+            if (__atomic_load_n(mark, __ATOMIC_RELAXED) & MEM_PAGE_DIRTY)
+                __atomic_fetch_and(mark, (uint8_t)~MEM_PAGE_DIRTY, __ATOMIC_RELAXED);
+        }
 }
 
 /* Which pages differ from what the last snapshot holds. */
 static int choose_pages(struct board *board, const struct board_save *save,
-                        enum pages_which *ret_which, struct board_saved *saved, struct err *err)
+                        enum pages_which *ret_which, struct err *err)
 {
     const struct board_history *history = board->history;
     *ret_which = PAGES_ALL;
@@ -170,7 +174,10 @@ static int choose_pages(struct board *board, const struct board_save *save,
         return err_set(err, -EINVAL,
                        "there is no snapshot of this machine that changes could stand "
                        "on; take a whole one first");
-    memcpy(saved->parent, history->id, sizeof saved->parent);
+    if (memcmp(history->id, save->parent, sizeof history->id) != 0)
+        return err_set(err, -EINVAL,
+                       "the base is not the snapshot that this machine was last saved to, or came "
+                       "from");
     *ret_which = history->logged ? PAGES_MARKED : PAGES_PRIVATE;
     return history->logged ? board->engine->dirty_sync(board->vm, err) : 0;
 }
@@ -179,10 +186,10 @@ static int save_all(struct board *board, const struct board_save *save, struct p
                     struct snapshot_writer *writer, struct board_saved *saved, struct err *err)
 {
     enum pages_which which;
-    int r = choose_pages(board, save, &which, saved, err);
+    int r = choose_pages(board, save, &which, err);
     if (r < 0)
         return r;
-    save_machine(board, save, saved, writer);
+    save_machine(board, save, writer);
     save_devices(board, writer);
     r = save_vcpus(board, writer, err);
     if (r < 0)
@@ -228,10 +235,15 @@ int board_save(struct board *board, const struct board_save *save, struct board_
     pthread_mutex_unlock(&board->lock);
     if (!stands)
         return err_set(err, -EINVAL, "a machine is saved while it is paused");
+    timers_settle(board->timers);
+    pthread_mutex_lock(&board->lock);
+    bool ended = board->ended; /* by a vCPU just before, or by a timer now: its end is not in it */
+    pthread_mutex_unlock(&board->lock);
+    if (ended)
+        return err_set(err, -EBUSY, "the guest has just ended");
     int r = page_map_init(&map, board->mem, err);
     if (r < 0)
         return r;
-    timers_settle(board->timers);
     for (unsigned i = 0; i < board->virtio_count; i++)
         virtio_hold(board->virtio[i]);
     snapshot_writer_init(&writer);

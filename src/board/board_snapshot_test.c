@@ -34,6 +34,7 @@ struct files {
 struct machine {
     struct board *board;
     int kernel_fd;
+    uint8_t last[BOARD_ID_SIZE]; /* snapshot */
 };
 
 static void sleep_ms(int ms)
@@ -116,10 +117,12 @@ static int save_to(struct machine *machine, struct files *files, bool changes, s
         .to = {files->state_fd, files->memory_fd}, .pagemap_fd = pagemap, .changes = changes};
     struct board_saved saved;
     memcpy(save.id, files->id, sizeof save.id);
+    memcpy(save.parent, machine->last, sizeof save.parent);
     int r = board_save(machine->board, &save, &saved, err);
     if (r >= 0) {
         files->pages = saved.pages;
-        memcpy(files->parent, saved.parent, sizeof files->parent);
+        memcpy(files->parent, machine->last, sizeof files->parent);
+        memcpy(machine->last, files->id, sizeof machine->last);
     }
     return r;
 }
@@ -151,6 +154,7 @@ static struct machine restored(unsigned cpus, const struct files *const *chain, 
     struct err err = {0};
     if (restore_into(&config, chain, count, false, &machine.board, &err) < 0)
         fail_msg("%s", err.text);
+    memcpy(machine.last, chain[0]->id, sizeof machine.last);
     return machine;
 }
 

@@ -167,7 +167,7 @@ static int save_pages(const struct saver *saver, uint64_t page, uint64_t count,
 
 static int read_entries(const struct saver *saver, uint64_t page, uint64_t count, uint64_t *entries)
 {
-    if (saver->pagemap < 0) {
+    if (saver->pagemap < 0 || saver->which == PAGES_MARKED) {
         memset(entries, 0xff, count * sizeof *entries);
         return 0;
     }
@@ -304,9 +304,13 @@ static int verify_chunk(int fd, const struct page_map *map, uint64_t chunk, uint
     if (!any)
         return 0;
     int r = read_whole(fd, buffer, (end - first) << MEM_PAGE_SHIFT, first << MEM_PAGE_SHIFT);
-    for (uint64_t page = first; r >= 0 && page < end; page++)
+    for (uint64_t page = first; r >= 0 && page < end; page++) {
+        const uint8_t *bytes = buffer + ((page - first) << MEM_PAGE_SHIFT);
         if (page_map_has(map, page))
-            check = crc32c(check, buffer + ((page - first) << MEM_PAGE_SHIFT), MEM_PAGE_SIZE);
+            check = crc32c(check, bytes, MEM_PAGE_SIZE);
+        else if (!is_zero(bytes)) /* a gap within what is mapped */
+            return -EBADMSG;
+    }
     return r >= 0 && check != map->checks[chunk] ? -EBADMSG : r;
 }
 

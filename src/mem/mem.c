@@ -163,6 +163,14 @@ void mem_observe_code(struct mem *mem, void (*written)(void *opaque, uint64_t gp
     mem->code_opaque = opaque;
 }
 
+bool mem_holds_file(const struct mem_region *region, uint64_t offset, uint64_t size)
+{
+    for (uint64_t page = offset >> MEM_PAGE_SHIFT; page < (offset + size) >> MEM_PAGE_SHIFT; page++)
+        if (__atomic_load_n(&region->marks[page], __ATOMIC_RELAXED) & MEM_PAGE_FILE)
+            return true;
+    return false;
+}
+
 int mem_discard(struct mem *mem, uint64_t gpa, uint64_t size)
 {
     uint8_t *host = mem_at(mem, gpa, size, true);
@@ -220,7 +228,8 @@ static int region_clear(struct mem *mem, struct mem_region *region)
         return -errno;
     madvise(region->host, region->size, MADV_DONTDUMP);
     for (uint64_t page = 0; page < region->size >> MEM_PAGE_SHIFT; page++)
-        __atomic_fetch_and(&region->marks[page], (uint8_t)~MEM_PAGE_FILE, __ATOMIC_RELAXED);
+        if (__atomic_load_n(&region->marks[page], __ATOMIC_RELAXED) & MEM_PAGE_FILE)
+            __atomic_fetch_and(&region->marks[page], (uint8_t)~MEM_PAGE_FILE, __ATOMIC_RELAXED);
     pthread_mutex_lock(&mem->advice);
     advise_huge(mem, region);
     pthread_mutex_unlock(&mem->advice);

@@ -87,6 +87,8 @@ void mem_written(struct mem *mem, uint64_t gpa, uint64_t size);
 /* Says that [gpa, gpa + size) may be pages of a file, private, of which a copy is made when one is
  * written to. */
 void mem_note_file(struct mem *mem, uint64_t gpa, uint64_t size);
+/* Is any page of [offset, offset + size) of the region one of those? */
+bool mem_holds_file(const struct mem_region *region, uint64_t offset, uint64_t size);
 
 /* Makes [gpa, gpa + size), whole pages of one region, private pages of the file from `offset` on,
  * and notes them. The file must be as long, and stay so. -errno. */

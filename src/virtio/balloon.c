@@ -138,6 +138,20 @@ static bool serve_pages(struct virtio_balloon *balloon, unsigned queue)
     return r >= 0;
 }
 
+/* The guest counts on a reported page being as it left it, or filled with its poison, which is zero
+ * here: a page that would be a file's again when it is given back stays. */
+static int discard_reported(struct virtio_balloon *balloon, uint64_t gpa, uint64_t size)
+{
+    struct mem *mem = balloon->device.mem;
+    const struct mem_region *region = mem_find(mem, gpa);
+    if (!region || !mem_at(mem, gpa, size, true))
+        return -EFAULT;
+    if (mem_holds_file(region, gpa - region->start, size))
+        return 0;
+    balloon->reported += size >> MEM_PAGE_SHIFT;
+    return mem_discard(mem, gpa, size);
+}
+
 /* The chain's buffers are themselves the free blocks. Each page once is all that there is to
  * report, which bounds the work. */
 static bool serve_report(struct virtio_balloon *balloon, unsigned queue)
@@ -148,9 +162,8 @@ static bool serve_report(struct virtio_balloon *balloon, unsigned queue)
         return false;
     bool wanted = !(balloon->device.features & F_PAGE_POISON) || balloon->poison == 0;
     for (unsigned i = chain->readable; wanted && i < chain->readable + chain->writable; i++) {
-        if (mem_discard(balloon->device.mem, chain->addresses[i], chain->buffers[i].iov_len) < 0)
+        if (discard_reported(balloon, chain->addresses[i], chain->buffers[i].iov_len) < 0)
             return false;
-        balloon->reported += chain->buffers[i].iov_len >> MEM_PAGE_SHIFT;
     }
     virtio_push(&balloon->device, queue, chain, 0);
     return true;

@@ -261,6 +261,16 @@ static void reported_blocks_are_the_hosts(void **state)
 }
 
 /* Queues are numbered differently by who counts those only that are there. */
+/* What lies over a file would be the file's again. */
+static void reported_blocks_of_a_file_stay(void **state)
+{
+    (void)state;
+    mem_note_file(f->machine.mem, PAGES_AT + 310 * MEM_PAGE_SIZE, MEM_PAGE_SIZE);
+    report(REPORT);
+    assert_int_equal(resident_pages(), PAGES - 100);
+    assert_int_equal(info().reported, 100 * MEM_PAGE_SIZE);
+}
+
 static void reports_come_wherever_a_driver_counts_to(void **state)
 {
     (void)state;
@@ -334,6 +344,7 @@ int main(void)
         TEST(the_target_and_what_is_given_are_in_the_configuration),
         TEST(statistics_are_fresh_when_asked_for),
         TEST(reported_blocks_are_the_hosts),
+        TEST(reported_blocks_of_a_file_stay),
         TEST(reports_come_wherever_a_driver_counts_to),
         TEST(poisoned_blocks_stay),
         TEST(lies_fail_the_device_and_a_reset_heals_it),

@@ -26,7 +26,7 @@ static const struct layout {
     {CONTROL_PANICKED, 0, false},
     {CONTROL_ERROR, 0, true},
     {CONTROL_STATS, 24, false},
-    {CONTROL_DONE, 8 + CONTROL_ID_SIZE, false},
+    {CONTROL_DONE, 9, false},
     {CONTROL_FAILED, 0, true},
     {CONTROL_CRASH_LOADED, 0, false},
     {CONTROL_WATCHDOG, 0, false},
@@ -38,7 +38,7 @@ static const struct layout {
     {CONTROL_QUIT, 0, false},
     {CONTROL_CONSOLE_SIZE, 8, false},
     {CONTROL_STATS_ASK, 0, false},
-    {CONTROL_SAVE, CONTROL_ID_SIZE + 1, false},
+    {CONTROL_SAVE, 2 * CONTROL_ID_SIZE + 1, false},
     {CONTROL_BALLOON_TARGET, 8, false},
     {CONTROL_BALLOON_ASK, 0, false},
     {CONTROL_NEW_GENERATION, 0, false},
@@ -100,11 +100,12 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
         break;
     case CONTROL_DONE:
         le64_write(to, message->pages);
-        memcpy(to + 8, message->id, CONTROL_ID_SIZE);
+        to[8] = message->was_paused;
         break;
     case CONTROL_SAVE:
         memcpy(to, message->id, CONTROL_ID_SIZE);
-        to[CONTROL_ID_SIZE] = message->changes;
+        memcpy(to + CONTROL_ID_SIZE, message->parent, CONTROL_ID_SIZE);
+        to[2 * CONTROL_ID_SIZE] = message->changes;
         break;
     case CONTROL_CONSOLE_SIZE:
         le32_write(to, message->port);
@@ -137,12 +138,13 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
         return true;
     case CONTROL_DONE:
         message->pages = le64_read(from);
-        memcpy(message->id, from + 8, CONTROL_ID_SIZE);
-        return true;
+        message->was_paused = from[8];
+        return from[8] <= 1;
     case CONTROL_SAVE:
         memcpy(message->id, from, CONTROL_ID_SIZE);
-        message->changes = from[CONTROL_ID_SIZE];
-        return from[CONTROL_ID_SIZE] <= 1;
+        memcpy(message->parent, from + CONTROL_ID_SIZE, CONTROL_ID_SIZE);
+        message->changes = from[2 * CONTROL_ID_SIZE];
+        return from[2 * CONTROL_ID_SIZE] <= 1;
     case CONTROL_CONSOLE_SIZE:
         message->port = le32_read(from);
         message->cols = le16_read(from + 4);

@@ -34,11 +34,11 @@
  * When the socket is closed the owner is gone: the VMM ends at once.
  *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS):
  * its state, its memory (board/board.h). It stands meanwhile, and after it does what it did before.
- * DONE then says how many pages that were, and the parent's id
+ * DONE then says how many pages that were; after PAUSE it says whether the machine stood already.
  *
  * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
- * stay together), anybody whom its file lets in may connect and send requests. Each is answered; a
- * client hears of no events, and its leaving means nothing.
+ * stay together), anybody whom its file lets in may connect and send requests, but for BALLOON_*.
+ * Each is answered; a client hears of no events, and its leaving means nothing.
  *
  * Encoding and decoding are pure; any thread. Errors: -EBADMSG for bytes that break these rules.
  */
@@ -116,10 +116,12 @@ struct control_message {
     uint64_t instructions;       /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
     uint64_t resident;           /* STATS: bytes of the process, guest memory included */
     uint64_t guest_resident;     /* STATS: bytes of guest memory that are resident */
-    uint8_t id[CONTROL_ID_SIZE]; /* SAVE: of the new snapshot; DONE: of what it stands on */
-    bool changes;                /* SAVE: only those since the last one */
-    uint64_t pages;              /* DONE, after SAVE */
-    uint64_t bytes;              /* BALLOON_TARGET */
+    uint8_t id[CONTROL_ID_SIZE]; /* SAVE: of the new snapshot */
+    uint8_t parent[CONTROL_ID_SIZE]; /* SAVE with `changes`: of what it is to stand on */
+    bool changes;                    /* SAVE: only those since the parent, the last one */
+    bool was_paused;                 /* DONE, after PAUSE */
+    uint64_t pages;                  /* DONE, after SAVE */
+    uint64_t bytes;                  /* BALLOON_TARGET */
     struct control_balloon balloon;
     char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED */
 };

@@ -43,11 +43,11 @@ static const struct control_message samples[] = {
     {.type = CONTROL_BALLOON_ASK},
     {.type = CONTROL_NEW_GENERATION},
     {.type = CONTROL_DONE},
-    {.type = CONTROL_DONE, .pages = 0x0102030405060708, .id = {0xa0, [15] = 0xaf}},
+    {.type = CONTROL_DONE, .pages = 0x0102030405060708, .was_paused = true},
     {.type = CONTROL_FAILED, .text = "a machine is saved while it is paused"},
     {.type = CONTROL_FAILED},
     {.type = CONTROL_SAVE, .id = {1, 2, 3, [15] = 16}},
-    {.type = CONTROL_SAVE, .id = {0xff}, .changes = true},
+    {.type = CONTROL_SAVE, .id = {0xff}, .parent = {[15] = 0xfe}, .changes = true},
 };
 
 static void every_message_comes_back_as_it_was(void **state)
@@ -163,18 +163,20 @@ static void malformed_messages_are_refused(void **state)
 static void saving_has_these_bytes(void **state)
 {
     (void)state;
-    const uint8_t save[] = {17, 0, 0, 0, 71, 0, 0, 0, 1, 2, 3, 0, 0,
-                            0,  0, 0, 0, 0,  0, 0, 0, 0, 0, 9, 1};
-    const uint8_t done[] = {24, 0, 0, 0, 10, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1,
-                            1,  2, 3, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9};
+    const uint8_t save[] = {33, 0, 0, 0, 71, 0, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                            0,  0, 9, 4, 5,  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 1};
+    const uint8_t done[] = {9, 0, 0, 0, 10, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 1};
     const uint8_t failed[] = {2, 0, 0, 0, 11, 0, 0, 0, 'n', 'o'};
-    struct control_message message = {
-        .type = CONTROL_SAVE, .id = {1, 2, 3, [15] = 9}, .changes = true};
+    struct control_message message = {.type = CONTROL_SAVE,
+                                      .id = {1, 2, 3, [15] = 9},
+                                      .parent = {4, 5, [15] = 6},
+                                      .changes = true};
     uint8_t bytes[CONTROL_MESSAGE_MAX];
     assert_int_equal(control_encode(&message, bytes), sizeof save);
     assert_memory_equal(bytes, save, sizeof save);
     message.type = CONTROL_DONE;
     message.pages = 0x0102030405060708;
+    message.was_paused = true;
     assert_int_equal(control_encode(&message, bytes), sizeof done);
     assert_memory_equal(bytes, done, sizeof done);
     message = (struct control_message){.type = CONTROL_FAILED, .text = "no"};
@@ -184,9 +186,10 @@ static void saving_has_these_bytes(void **state)
     assert_int_equal(control_decode(save, sizeof save, &message, NULL), sizeof save);
     assert_true(message.changes);
     assert_memory_equal(message.id, save + 8, CONTROL_ID_SIZE);
+    assert_memory_equal(message.parent, save + 24, CONTROL_ID_SIZE);
     assert_int_equal(control_decode(done, sizeof done, &message, NULL), sizeof done);
     assert_int_equal(message.pages, 0x0102030405060708);
-    assert_memory_equal(message.id, done + 16, CONTROL_ID_SIZE);
+    assert_true(message.was_paused);
 }
 
 static void malformed_saves_are_refused(void **state)
@@ -200,14 +203,17 @@ static void malformed_saves_are_refused(void **state)
         refuse(bytes, size);
     }
     bytes[size - 1] = 1;
-    le32_write(bytes, CONTROL_ID_SIZE); /* too short, too long */
+    le32_write(bytes, 2 * CONTROL_ID_SIZE); /* too short, too long */
     refuse(bytes, size - 1);
-    le32_write(bytes, CONTROL_ID_SIZE + 2);
+    le32_write(bytes, 2 * CONTROL_ID_SIZE + 2);
     refuse(bytes, size + 1);
     message.type = CONTROL_DONE;
     size = control_encode(&message, bytes);
-    le32_write(bytes, CONTROL_ID_SIZE + 7);
+    le32_write(bytes, 8);
     refuse(bytes, size - 1);
+    le32_write(bytes, 9);
+    bytes[size - 1] = 2;
+    refuse(bytes, size);
     message = (struct control_message){.type = CONTROL_FAILED, .text = "why"};
     size = control_encode(&message, bytes);
     bytes[size - 2] = 0; /* NUL in a text */

@@ -56,14 +56,6 @@ void populate_vm_fini(struct soft_vm *vm)
         free(vm->populated[i]);
 }
 
-static bool holds_file(const struct mem_region *region, uint64_t start, uint64_t size)
-{
-    for (uint64_t page = start >> MEM_PAGE_SHIFT; page < (start + size) >> MEM_PAGE_SHIFT; page++)
-        if (__atomic_load_n(&region->marks[page], __ATOMIC_RELAXED) & MEM_PAGE_FILE)
-            return true;
-    return false;
-}
-
 void populate(struct soft_vm *vm, unsigned index, uint64_t offset, bool writing)
 {
     const struct mem_region *region = &vm->mem->regions[index];
@@ -74,7 +66,7 @@ void populate(struct soft_vm *vm, unsigned index, uint64_t offset, bool writing)
         return;
     uint64_t start = stretch << STRETCH_SHIFT;
     uint64_t size = min((uint64_t)STRETCH, region->size - start);
-    if (!writing && holds_file(region, start, size))
+    if (!writing && mem_holds_file(region, start, size))
         return;
     if (__atomic_fetch_or(word, bit, __ATOMIC_RELAXED) & bit)
         return;

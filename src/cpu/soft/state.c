@@ -72,7 +72,9 @@ void soft_get_state(struct soft_vcpu *v, struct cpu_state *ret_state)
     ret_state->dr7 = v->dr7;
     get_msrs(v, ret_state);
     get_pending(v, &ret_state->pending);
-    ret_state->run_state = v->run_state;
+    /* A kick that it has not heard yet would be lost, and nothing else may wake it. */
+    bool kicked = v->run_state == CPU_HALTED && atomic_load(&v->signals) & EVENT_SIGNAL_UNHALT;
+    ret_state->run_state = kicked ? CPU_RUNNING : v->run_state;
     ret_state->has_apic = v->vm->has_apic;
     if (v->vm->has_apic)
         v->vm->apic.save(v->vm->apic.opaque, v->index, ret_state->apic);
