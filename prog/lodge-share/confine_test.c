@@ -226,10 +226,23 @@ static int change_link(struct place *place)
                : errno;
 }
 
+static int change_by_cutting(struct place *place)
+{
+    return openat(place->confine.descriptors, "none", O_RDONLY | O_TRUNC) < 0 && errno == ENOENT
+               ? FINE
+               : errno;
+}
+
+static int change_by_opening(struct place *place)
+{
+    return openat(place->confine.descriptors, "none", O_RDWR) < 0 && errno == ENOENT ? FINE : errno;
+}
+
 static void a_read_only_server_cannot_change_anything(void **state)
 {
-    static int (*const changes[])(struct place *) = {change_make, change_remove, change_mode,
-                                                     change_size, change_times,  change_link};
+    static int (*const changes[])(struct place *) = {
+        change_make,  change_remove, change_mode,       change_size,
+        change_times, change_link,   change_by_cutting, change_by_opening};
     for (size_t i = 0; i < ARRAY_LEN(changes); i++) {
         assert_int_equal(outcome(*state, true, changes[i]), KILLED);
         assert_int_equal(outcome(*state, false, changes[i]), FINE);

@@ -52,10 +52,20 @@ static int allow(scmp_filter_ctx filter, int call, struct scmp_arg_cmp compare)
 #define DESCRIPTORS(fd)   SCMP_A0(SCMP_CMP_MASKED_EQ, 0xffffffff, (scmp_datum_t)(unsigned)(fd))
 #define EMPTY_PATH(place) SCMP_CMP(place, SCMP_CMP_MASKED_EQ, AT_EMPTY_PATH, AT_EMPTY_PATH)
 
-static int allow_by_argument(scmp_filter_ctx filter, int descriptors)
+/* What a descriptor stands for, opened anew; in a read-only share to read, and nothing is made or
+ * cut. */
+static int allow_reopening(scmp_filter_ctx filter, int descriptors, bool read_only)
 {
-    /* What a descriptor stands for, opened anew. */
-    int r = allow(filter, SCMP_SYS(openat), DESCRIPTORS(descriptors));
+    const scmp_datum_t writing = O_ACCMODE | O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY);
+    if (!read_only)
+        return allow(filter, SCMP_SYS(openat), DESCRIPTORS(descriptors));
+    return seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(openat), 2, DESCRIPTORS(descriptors),
+                            SCMP_CMP(2, SCMP_CMP_MASKED_EQ, writing, 0));
+}
+
+static int allow_by_argument(scmp_filter_ctx filter, int descriptors, bool read_only)
+{
+    int r = allow_reopening(filter, descriptors, read_only);
     /* Of the descriptor itself. */
     if (r >= 0)
         r = allow(filter, SCMP_SYS(newfstatat), EMPTY_PATH(3));
@@ -93,7 +103,7 @@ int syscalls_confine(int descriptors, bool read_only, struct err *err)
     for (size_t i = 0; i < ARRAY_LEN(plain) && r >= 0; i++)
         r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, plain[i], 0);
     if (r >= 0)
-        r = allow_by_argument(filter, descriptors);
+        r = allow_by_argument(filter, descriptors, read_only);
     if (r >= 0 && !read_only)
         r = allow_changes(filter, descriptors);
     if (r >= 0)

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* The ones' complement sum of `length` bytes as 16-bit words, an odd last byte padded with zero. In
- * the byte order of memory: what checksum_store() puts back needs no swap. */
+ * the byte order of memory: what checksum_finish() puts back needs no swap. */
 uint16_t checksum_sum(const uint8_t *bytes, size_t length);
 
 /* Finishes a frame whose sum from `start` on is missing: the two bytes at start + offset hold the

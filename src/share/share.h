@@ -8,15 +8,18 @@
  *
  * Every byte of a request is hostile, and so may be what other processes of the host do in the
  * folder meanwhile. Invariants:
- *   S1  an inode is a descriptor (O_PATH), never a path: whoever moves a file or puts a symbolic
- * link in its place changes nothing about what the guest holds S2  a name is one component: not
- * empty, no slash, neither "." nor ".."; it is looked up with openat2() below its folder's
- * descriptor, and no symbolic link is ever followed. Links are the guest's to read and to follow,
- * in its own tree S3  only regular files and folders are ever opened for more than O_PATH: a guest
- * neither reaches a device nor waits at a FIFO of the host's. It makes regular files, folders and
- * symbolic links S4  no file that a guest makes or changes is set-user-ID or set-group-ID S5
- * read-only shares refuse what changes anything before they look at it S6  inodes, open files and
- * the length of a message have a limit
+ *
+ *   S1  an inode is a descriptor (O_PATH), never a path: whoever moves a file or puts a
+ *       symbolic link in its place changes nothing about what the guest holds
+ *   S2  a name is one component: not empty, no slash, neither "." nor ".."; it is looked up
+ *       with openat2() below its folder's descriptor, and no symbolic link is ever
+ *       followed. Links are the guest's to read and to follow, in its own tree
+ *   S3  only regular files and folders are ever opened for more than O_PATH: a guest
+ *       neither reaches a device nor waits at a FIFO of the host's. It makes regular files,
+ *       folders and symbolic links
+ *   S4  no file that a guest makes or changes is set-user-ID or set-group-ID
+ *   S5  read-only shares refuse what changes anything before they look at it
+ *   S6  inodes, open files and the length of a message have a limit
  *
  * Not there, and answered with ENOSYS, after which Linux does not ask again: extended attributes,
  * locks (they hold inside the guest), DAX, ioctl, poll, syncfs, copy_file_range.

@@ -12,6 +12,7 @@ enum {
     DEVICE_ID = 5,
     QUEUE_SIZE = 128,
     BATCH = 8, /* chains served before the mutex is let go of, so that a reset waits briefly */
+    LIST_MAX = 4096, /* page numbers of a list, and about so many are served at once */
     PFNS = 256,
     PFN_SIZE = 4,
     STAT_SIZE = 10, /* tag 16 bits, value 64 bits, packed */
@@ -128,7 +129,7 @@ static bool serve_pages(struct virtio_balloon *balloon, unsigned queue)
 {
     const struct queue_chain *chain = &balloon->chain;
     uint64_t count = chain->readable_bytes / PFN_SIZE;
-    int r = chain->readable_bytes % PFN_SIZE || count > balloon->pages ? -EPROTO : 0;
+    int r = chain->readable_bytes % PFN_SIZE || count > LIST_MAX ? -EPROTO : 0;
     if (r >= 0 && queue == QUEUE_INFLATE)
         r = inflate(balloon, chain, count);
     else if (r >= 0)
@@ -216,11 +217,14 @@ static bool has_stats(const struct virtio_balloon *balloon)
 /* True where more may wait. */
 static bool serve_queue(struct virtio_balloon *balloon, unsigned queue)
 {
+    uint64_t numbers = 0;
     int served = 0;
-    while (served < BATCH && virtio_pop(&balloon->device, queue, &balloon->chain) > 0) {
+    while (served < BATCH && numbers < LIST_MAX &&
+           virtio_pop(&balloon->device, queue, &balloon->chain) > 0) {
         bool fine = queue <= QUEUE_DEFLATE                   ? serve_pages(balloon, queue)
                     : balloon->device.features & F_REPORTING ? serve_report(balloon, queue)
                                                              : false;
+        numbers += queue <= QUEUE_DEFLATE ? balloon->chain.readable_bytes / PFN_SIZE : 0;
         if (!fine) {
             virtio_fail(&balloon->device);
             return false;
@@ -229,7 +233,7 @@ static bool serve_queue(struct virtio_balloon *balloon, unsigned queue)
     }
     if (served)
         virtio_notify(&balloon->device, queue);
-    return served == BATCH;
+    return served == BATCH || numbers >= LIST_MAX;
 }
 
 static bool serve(void *opaque)

@@ -3,16 +3,19 @@
  *
  * The host names a size; the guest's driver takes as many pages away from itself and tells us
  * which, and we give them back to the host (mem_discard()). Deflated pages are simply used again:
- * they read as zeroes. Offered besides: STATS_VQ        what the guest's kernel says about its
- * memory, fresh whenever it is asked for DEFLATE_ON_OOM  a guest in need takes pages back by itself
- * before it kills anybody REPORTING       the guest names large free blocks, with no balloon at
- * all, and they go back PAGE_POISON     the guest says what free pages are filled with; where that
- * is not zero, reported blocks are left alone, for they would come back as zeroes FREE_PAGE_HINT is
- * not.
+ * they read as zeroes. Offered besides:
  *
- * What a driver says is checked: a page that is no writable memory, a list with more pages than the
- * guest has, or one that is no whole number of entries breaks the protocol (virtio_fail()). A
- * driver may name pages that it goes on to use, its own rings among them; it then finds zeroes
+ *   STATS_VQ        what the guest's kernel says about its memory, whenever it is asked for
+ *   DEFLATE_ON_OOM  a guest in need takes pages back by itself before it kills anybody
+ *   REPORTING       the guest names large free blocks, with no balloon at all, and they go back
+ *   PAGE_POISON     the guest says what free pages are filled with; where that is not zero,
+ *                   reported blocks are left alone, for they would come back as zeroes
+ *
+ * FREE_PAGE_HINT is not.
+ *
+ * What a driver says is checked: a page that is no writable memory, a list of more than 4096 pages
+ * (Linux sends 256), or one that is no whole number of entries breaks the protocol (virtio_fail()).
+ * A driver may name pages that it goes on to use, its own rings among them; it then finds zeroes
  * there.
  *
  * While pages are in the balloon, guest memory gets no huge pages (mem_keep_small()).

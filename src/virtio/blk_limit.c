@@ -2,9 +2,12 @@
 
 #include "base/bytes.h"
 
+#include <stdbool.h>
+#include <time.h>
+
 enum { SECOND = 1000000000 };
 
-/* The time that `tokens` take at `rate`, no more than half of all time. */
+/* The time that `tokens` take at `rate`, no more than a quarter of all time. */
 static uint64_t duration(uint64_t tokens, uint64_t rate)
 {
     unsigned __int128 ns = (unsigned __int128)tokens * SECOND / rate;
@@ -46,21 +49,40 @@ static void take(struct blk_bucket *bucket, uint64_t now, uint64_t tokens)
         bucket->full_at = max(bucket->full_at, now) + duration(tokens, bucket->rate);
 }
 
-uint64_t blk_limit_wait(struct blk_limit *limit, uint64_t now)
+/* The rates never change; most disks have none, and ask no clock. */
+static bool limits(const struct blk_limit *limit)
 {
-    /* The rates never change; most disks have none. */
-    if (!limit->requests.rate && !limit->bytes.rate)
-        return 0;
+    return limit->requests.rate || limit->bytes.rate;
+}
+
+static uint64_t clock_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * SECOND + (uint64_t)now.tv_nsec;
+}
+
+uint64_t blk_limit_wait(struct blk_limit *limit)
+{
+    return limits(limit) ? blk_limit_wait_at(limit, clock_now()) : 0;
+}
+
+void blk_limit_take(struct blk_limit *limit, uint64_t bytes)
+{
+    if (limits(limit))
+        blk_limit_take_at(limit, clock_now(), bytes);
+}
+
+uint64_t blk_limit_wait_at(struct blk_limit *limit, uint64_t now)
+{
     pthread_mutex_lock(&limit->mutex);
     uint64_t wait = max(wait_for(&limit->requests, now), wait_for(&limit->bytes, now));
     pthread_mutex_unlock(&limit->mutex);
     return wait;
 }
 
-void blk_limit_take(struct blk_limit *limit, uint64_t now, uint64_t bytes)
+void blk_limit_take_at(struct blk_limit *limit, uint64_t now, uint64_t bytes)
 {
-    if (!limit->requests.rate && !limit->bytes.rate)
-        return;
     pthread_mutex_lock(&limit->mutex);
     take(&limit->requests, now, 1);
     take(&limit->bytes, now, bytes);

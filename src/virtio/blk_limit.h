@@ -5,7 +5,7 @@
  * further ahead than a full bucket lasts may go on, and moves it ahead by what he takes. He may
  * take more than is there; then the next ones wait for longer, and nothing has to be cut in pieces.
  *
- * Threads: any; the times of all callers come from one clock, in ns.
+ * Threads: any. Times are in ns, of CLOCK_MONOTONIC.
  */
 #pragma once
 
@@ -29,5 +29,8 @@ void blk_limit_init(struct blk_limit *limit, uint64_t iops, uint64_t iops_burst,
 void blk_limit_fini(struct blk_limit *limit);
 
 /* How long the next request has to wait: ns, 0 = not at all. */
-uint64_t blk_limit_wait(struct blk_limit *limit, uint64_t now);
-void blk_limit_take(struct blk_limit *limit, uint64_t now, uint64_t bytes);
+uint64_t blk_limit_wait(struct blk_limit *limit);
+void blk_limit_take(struct blk_limit *limit, uint64_t bytes);
+/* At a time of the caller's, for tests. */
+uint64_t blk_limit_wait_at(struct blk_limit *limit, uint64_t now);
+void blk_limit_take_at(struct blk_limit *limit, uint64_t now, uint64_t bytes);

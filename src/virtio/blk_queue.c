@@ -280,11 +280,11 @@ static struct blk_request *pop(struct blk_queue *queue)
         queue->free_requests = request->next;
         queue->in_flight++;
         int r = blk_request_read(queue->blk, request);
-        blk_limit_take(&queue->blk->limit, now_ns(), request->length);
+        blk_limit_take(&queue->blk->limit, request->length);
         if (r > 0)
             return request;
         answer(queue, request, r);
-        if (blk_limit_wait(&queue->blk->limit, now_ns()) > 0)
+        if (blk_limit_wait(&queue->blk->limit) > 0)
             return NULL;
     }
     return NULL;
@@ -301,7 +301,7 @@ static bool admit(struct blk_queue *queue, uint64_t *ret_wait)
 {
     struct blk_request *run = NULL, *request;
     bool any = false;
-    while ((*ret_wait = blk_limit_wait(&queue->blk->limit, now_ns())) == 0 && room(queue) &&
+    while ((*ret_wait = blk_limit_wait(&queue->blk->limit)) == 0 && room(queue) &&
            (request = pop(queue))) {
         any = true;
         if (run && blk_request_is_transfer(request) && joins(run, request)) {
@@ -374,7 +374,7 @@ static uint64_t serve(struct blk_queue *queue)
         if (queue->live) {
             virtio_notify(device, queue->index);
             /* While a limit holds us back, time wakes us, not the driver. */
-            if (!more && wait == 0 && peek_free(queue) && room(queue))
+            if (!more && wait == 0 && !device->held && peek_free(queue) && room(queue))
                 more = queue_notifications_start(ring) && virtio_may_pop(device);
         }
         more = more || await(queue);
@@ -480,8 +480,7 @@ void blk_queue_notified(struct blk_queue *queue)
 {
     bool wake = true;
     if (pthread_mutex_trylock(&queue->mutex) == 0) {
-        if (queue->live && queue->in_flight == 0 &&
-            blk_limit_wait(&queue->blk->limit, now_ns()) == 0)
+        if (queue->live && queue->in_flight == 0 && blk_limit_wait(&queue->blk->limit) == 0)
             wake = serve_now(queue);
         pthread_mutex_unlock(&queue->mutex);
     }

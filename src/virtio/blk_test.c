@@ -9,14 +9,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -755,24 +758,24 @@ static void the_bucket_counts(void **state)
     blk_limit_init(&limit, 1000, 5, 0, 0);
     uint64_t now = UINT64_C(1000000000000);
     int at_once = 0;
-    while (blk_limit_wait(&limit, now) == 0 && at_once < 100) {
-        blk_limit_take(&limit, now, 1 << 30);
+    while (blk_limit_wait_at(&limit, now) == 0 && at_once < 100) {
+        blk_limit_take_at(&limit, now, 1 << 30);
         at_once++;
     }
     assert_int_equal(at_once, 6);
-    assert_int_equal(blk_limit_wait(&limit, now), 1000000);
-    assert_int_equal(blk_limit_wait(&limit, now + 1000000), 0);
+    assert_int_equal(blk_limit_wait_at(&limit, now), 1000000);
+    assert_int_equal(blk_limit_wait_at(&limit, now + 1000000), 0);
     blk_limit_fini(&limit);
     /* One that takes more than there is makes the next wait. */
     blk_limit_init(&limit, 0, 0, 1000, 1000);
-    blk_limit_take(&limit, now, 10000);
-    assert_int_equal(blk_limit_wait(&limit, now), UINT64_C(9000000000));
-    blk_limit_take(&limit, now, UINT64_MAX);
-    assert_true(blk_limit_wait(&limit, now) > 0);
+    blk_limit_take_at(&limit, now, 10000);
+    assert_int_equal(blk_limit_wait_at(&limit, now), UINT64_C(9000000000));
+    blk_limit_take_at(&limit, now, UINT64_MAX);
+    assert_true(blk_limit_wait_at(&limit, now) > 0);
     blk_limit_fini(&limit);
     blk_limit_init(&limit, 0, 0, 0, 0);
-    blk_limit_take(&limit, now, UINT64_MAX);
-    assert_int_equal(blk_limit_wait(&limit, now), 0);
+    blk_limit_take_at(&limit, now, UINT64_MAX);
+    assert_int_equal(blk_limit_wait_at(&limit, now), 0);
     blk_limit_fini(&limit);
 }
 
@@ -811,6 +814,23 @@ static void bad_configurations_are_refused(void **state)
     assert_non_null(strstr(err.text, "twenty-one characters"));
 }
 
+/* Every io_uring of this process refuses to be changed; how many there are. */
+static unsigned rings_refuse(void)
+{
+    unsigned rings = 0;
+    for (int fd = 3; fd < 256; fd++) {
+        char path[32], name[64] = "";
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (readlink(path, name, sizeof name - 1) <= 0 || !strstr(name, "[io_uring]"))
+            continue;
+        rings++;
+        assert_int_equal(syscall(SYS_io_uring_register, fd, IORING_UNREGISTER_EVENTFD, NULL, 0),
+                         -1);
+        assert_int_equal(errno, EACCES);
+    }
+    return rings;
+}
+
 /* One queue, one thread, a vCPU beside it: what the ring is told not to do, it does not. */
 static void a_ring_only_reads_and_writes(void **state)
 {
@@ -835,6 +855,7 @@ static void a_ring_only_reads_and_writes(void **state)
     assert_true(blk_ring_submit(ring));
     for (int i = 0; i < 8;)
         i += blk_ring_reap(ring, &tag, &result);
+    assert_true(rings_refuse() > 0);
     blk_ring_free(ring);
 }
 

@@ -85,6 +85,8 @@ static void fill_poll(const struct virtio_console *console, struct pollfd *fds)
     for (unsigned i = 0; i < console->port_count; i++) {
         const struct console_port *port = &console->ports[i];
         int events = (port->wants_input ? POLLIN : 0) | (port->wants_output ? POLLOUT : 0);
+        if (console->device.held) /* nobody would take it, and poll() say so for ever */
+            events = 0;
         fds[i + 1] = (struct pollfd){.fd = port->hung_up ? -1 : port->fd, .events = (short)events};
     }
 }
@@ -349,7 +351,8 @@ static unsigned drain_once(struct virtio_console *console, struct pollfd *fds)
 {
     unsigned waiting = 0;
     pthread_mutex_lock(&console->mutex);
-    for (unsigned i = 0; console->live && i < console->port_count; i++) {
+    bool serves = console->live && !console->device.held;
+    for (unsigned i = 0; serves && i < console->port_count; i++) {
         struct console_port *port = &console->ports[i];
         bool more = console_port_transmit(console, port);
         if (more || port->transmit_held)

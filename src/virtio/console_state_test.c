@@ -337,9 +337,38 @@ static void a_chain_that_cannot_be_is_refused(void **state)
     }
 }
 
+static double cpu_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* What nobody takes for now is no reason to look for it again and again. */
+static void a_held_console_sleeps(void **state)
+{
+    struct fixture *f = make(PORTS);
+    (void)state;
+    bring_up(f);
+    virtio_hold(f->side.device);
+    assert_int_equal(write(f->host[1], "x", 1), 1);
+    double before = cpu_seconds();
+    for (unsigned i = 0; i < 2000; i++)
+        nap();
+    assert_true(cpu_seconds() - before < 0.2);
+    virtio_release(f->side.device);
+    uint8_t bytes[BUFFER];
+    uint32_t length;
+    assert_true(eventually(take(f, rx(1), bytes, &length)));
+    assert_int_equal(length, 1);
+    assert_int_equal(bytes[0], 'x');
+    done(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_held_console_sleeps),
         cmocka_unit_test(a_chain_that_is_half_out_goes_on_on_another_socket),
         cmocka_unit_test(both_directions_work_afterwards),
         cmocka_unit_test(an_end_that_is_gone_is_told),

@@ -11,7 +11,7 @@
  *
  *   guest                       device                        server
  *   queue 0: FORGET ... ------> one message at a time ------>
- *   queue 1: all others ------> at most FS_SLOTS wait <------ reply, by our number
+ *   queue 1: all others ------> at most SLOTS wait    <------ reply, by our number
  *
  * Messages are copied: what is sent was checked, and cannot change any more.
  *

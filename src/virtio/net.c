@@ -186,7 +186,8 @@ static void net_state(struct virtio_device *device, struct record *record)
     record_same(record, net->pair_count, "has another number of queues");
     while (used < net->pair_count && net->pairs[used].live)
         used++;
-    record_u32_below(record, &used, net->pair_count + 1);
+    /* Without MQ the queues behind the first two are others. */
+    record_u32_below(record, &used, (net->device.features & NET_F_MQ ? net->pair_count : 1) + 1);
     filter_state(record, &net->filter);
     /* With anti-spoofing the address is not the guest's to choose. */
     if (record->loading && net->config.anti_spoof)

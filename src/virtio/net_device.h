@@ -69,6 +69,7 @@ struct net_pair {
 
     bool live;              /* between start() and reset(), and among the pairs in use */
     bool gone;              /* the nic's queue has come to its end */
+    bool readable;          /* the nic may have a frame: it has not said that it has none */
     bool held;              /* `frame` waits for buffers, or for its turn */
     bool output_full;       /* the nic takes nothing for now */
     uint64_t in_at, out_at; /* ns: before this the buckets are empty; 0 = they are not */

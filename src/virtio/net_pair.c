@@ -290,8 +290,10 @@ static int fetch(struct net_pair *pair)
     int r = nic_receive(pair->net->nic, pair->index, &pair->frame);
     if (r > 0)
         pair->held = admit(pair);
-    if (r >= 0)
+    if (r >= 0) {
+        pair->readable = r > 0;
         return r;
+    }
     pair->gone = true;
     pair->output_full = false; /* nobody polls it any more: what the guest sends is dropped */
     net_status_change(pair->net, 0, NET_S_LINK_UP);
@@ -312,17 +314,18 @@ static bool deliver_in_turn(struct net_pair *pair)
 static bool receive(struct net_pair *pair)
 {
     bool more = !pair->in_at && !pair->gone;
-    unsigned seen;
-    for (seen = 0; more && seen < BATCH; seen++) {
+    bool placed = false;
+    for (unsigned seen = 0; more && seen < BATCH; seen++) {
         if (!pair->held)
-            more = fetch(pair) > 0;
+            more = pair->readable && fetch(pair) > 0;
         if (pair->held) {
             more = deliver_in_turn(pair);
             pair->held = !more;
+            placed |= more;
         }
     }
     struct queue *queue = receive_queue(pair);
-    if (seen > 0 && queue->ready) {
+    if (placed && queue->ready) {
         queue_publish(queue);
         virtio_notify(&pair->net->device, 2 * pair->index);
     }
@@ -335,6 +338,7 @@ void net_pair_start(struct net_pair *pair)
 {
     pair->live = true;
     pair->held = pair->output_full = false;
+    pair->readable = true; /* until it says otherwise */
     pair->in_at = pair->out_at = 0;
     queue_notifications_stop(receive_queue(pair));
 }
@@ -392,6 +396,8 @@ static void look(struct net_pair *pair, const struct pollfd *fds)
         pair->out_at = 0;
     if (fds[1].revents & (POLLOUT | POLLERR | POLLHUP))
         pair->output_full = false;
+    if (fds[1].revents & (POLLIN | POLLERR | POLLHUP))
+        pair->readable = true;
 }
 
 void net_pair_run(void *opaque)

@@ -346,14 +346,20 @@ unsigned queue_chain_writable(const struct queue_chain *chain, uint64_t offset,
     return slice(chain, chain->readable, chain->writable, offset, ret_iov, room);
 }
 
+/* One walk along the buffers, for they may be as many as bytes. */
 size_t queue_chain_read(const struct queue_chain *chain, uint64_t offset, void *to, size_t size)
 {
     size_t done = 0;
-    struct iovec part;
-    while (done < size && queue_chain_readable(chain, offset + done, &part, 1)) {
-        size_t step = min(part.iov_len, size - done);
-        memcpy((uint8_t *)to + done, part.iov_base, step);
+    for (unsigned i = 0; i < chain->readable && done < size; i++) {
+        const struct iovec *part = &chain->buffers[i];
+        if (offset >= part->iov_len) {
+            offset -= part->iov_len;
+            continue;
+        }
+        size_t step = min(part->iov_len - (size_t)offset, size - done);
+        memcpy((uint8_t *)to + done, (const uint8_t *)part->iov_base + offset, step);
         done += step;
+        offset = 0;
     }
     return done;
 }
@@ -361,12 +367,17 @@ size_t queue_chain_read(const struct queue_chain *chain, uint64_t offset, void *
 size_t queue_chain_write(const struct queue_chain *chain, uint64_t offset, const void *from,
                          size_t size)
 {
+    const struct iovec *buffers = chain->buffers + chain->readable;
     size_t done = 0;
-    struct iovec part;
-    while (done < size && queue_chain_writable(chain, offset + done, &part, 1)) {
-        size_t step = min(part.iov_len, size - done);
-        memcpy(part.iov_base, (const uint8_t *)from + done, step);
+    for (unsigned i = 0; i < chain->writable && done < size; i++) {
+        if (offset >= buffers[i].iov_len) {
+            offset -= buffers[i].iov_len;
+            continue;
+        }
+        size_t step = min(buffers[i].iov_len - (size_t)offset, size - done);
+        memcpy((uint8_t *)buffers[i].iov_base + offset, (const uint8_t *)from + done, step);
         done += step;
+        offset = 0;
     }
     return done;
 }
