@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
 BUILD := build
 
-.PHONY: all run test unit torture fuzz bench bench-engine install format fresh-check deps clean
+.PHONY: all run test torture fuzz bench bench-engine install format fresh-check deps clean
 
 all: deps
 	@tools/build $(BUILD)

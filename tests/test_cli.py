@@ -216,9 +216,13 @@ def test_a_definition_without_kernel_takes_the_default_image(lodge, tmp_path):
              "lodge image build default")
 
 
-def test_descriptors_in_a_definition_are_refused(lodge, tmp_path):
+@pytest.mark.parametrize("more", [
+    '"kernel_fd": 0', '"listen_fd": 5',
+    '"restore": {"layers": [{"state_fd": 4, "memory_fd": 5}], "same_host": true, "verify": false}',
+])
+def test_descriptors_in_a_definition_are_refused(lodge, tmp_path, more):
     path = tmp_path / "vm.json"
-    path.write_text('{"kernel": "/k", "kernel_fd": 0}')
+    path.write_text('{"kernel": "/k", %s}' % more)
     one_line(lodge("run", "-f", path), 125, "descriptors")
 
 

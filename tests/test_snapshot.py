@@ -333,6 +333,20 @@ def test_a_name_is_free_again(tools, lodge, tmp_path):
     assert os.listdir(tmp_path / "lodge") == []
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_what_a_guest_has_not_cannot_be_given(tools):
+    tools.start("bare", "echo ready; sleep 1000")
+    tools.run("snapshot", "bare", "snap")
+    for option, value, words in (("--vsock", "x.vsock", b"has no vsock"),
+                                 ("--publish", "8080:80", b"has no network")):
+        result = tools.run("restore", option, value, "snap", "--", "true", status=125)
+        assert words in result.stderr
+
+
 def test_devices_that_join_the_host_go_along(tools, tmp_path):
     """A network card, sockets and the balloon: the guest's side stays, the host's is made anew."""
     if not shutil.which("passt"):
@@ -343,10 +357,13 @@ def test_devices_that_join_the_host_go_along(tools, tmp_path):
     mac = "52:54:00:12:34:56"
     tools.start("joined", "until ip route | grep -q default; do sleep 0.1; done; "
                 "ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p' >/tmp/via; echo ready; while :; do sleep 1; done",
-                "--net", f"user,host-loopback,mac={mac}", "--vsock", tmp_path / "a.vsock")
+                "--net", f"user,host-loopback,mac={mac}", "-p", f"127.0.0.1:{free_port()}:80",
+                "--vsock", f"{tmp_path}/a.vsock,cid=9")
     tools.run("snapshot", "joined", "snap")
     refused = tools.run("restore", "snap", "--", "true", status=125)
     assert b"a.vsock' is in use" in refused.stderr
+    busy = tools.run("restore", "--vsock", "b.vsock", "snap", "--", "true", status=125)
+    assert b"bind" in busy.stderr  # the port
     said = []
 
     def answer():
@@ -359,7 +376,8 @@ def test_devices_that_join_the_host_go_along(tools, tmp_path):
     thread.start()
     out = tools.restored("snap", "cat /sys/class/net/eth0/address; "
                          f"echo from the guest | timeout 8 nc $(cat /tmp/via) {port}; grep MemFree /proc/meminfo",
-                         "--vsock", tmp_path / "b.vsock")
+                         "--vsock", tmp_path / "b.vsock", "--publish", "none",
+                         "--control", tmp_path / "control")
     thread.join(TIMEOUT)
     assert said == [b"from the guest\n"]
     lines = out.splitlines()

@@ -83,7 +83,8 @@ def run(lodge, path, *options):
 def test_a_socket_in_use_and_other_files_are_left_alone(guest, lodge, tmp_path):
     result = run(lodge, guest.path)
     assert result.returncode == 125
-    assert result.stderr == f"lodge: control socket '{guest.path}': Address already in use\n"
+    assert result.stderr == (f"lodge: control socket '{guest.path}' is in use: another guest has it, "
+                             "or a file is there\n")
     assert guest.ask(stats=True)
     (tmp_path / "file").write_text("kept")
     assert run(lodge, str(tmp_path / "file")).returncode == 125

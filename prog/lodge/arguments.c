@@ -56,7 +56,7 @@ static int unknown_verb(const struct arguments *arguments, const char *text, str
         if (distance(text, (*verb)->name) <= 2)
             return err_set(err, -EINVAL, "'%s' is no command; did you mean %s %s?", text,
                            arguments->path, (*verb)->name);
-    return err_set(err, -EINVAL, "'%s' is no command; see %s help", text, arguments->path);
+    return err_set(err, -EINVAL, "'%s' is no command; see %s --help", text, arguments->path);
 }
 
 static int give(struct arguments *arguments, const struct option_row *row, const char *value,

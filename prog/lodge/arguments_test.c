@@ -92,7 +92,7 @@ static void mistakes_are_named(void **state)
         {{"image", "ls", "x"}, "'x' is one word too many; see lodge image ls --help"},
         {{"image", "ls", "--", "x"}, "no command can follow here"},
         {{"rum"}, "'rum' is no command; did you mean lodge run?"},
-        {{"destroy"}, "'destroy' is no command; see lodge help"},
+        {{"destroy"}, "'destroy' is no command; see lodge --help"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct arguments a;

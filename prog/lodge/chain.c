@@ -73,13 +73,16 @@ int chain_open(struct guest_disk *disk, struct err *err)
     disk_key_free(key);
     if (r < 0 && *chain.fetch.why.text)
         return err_set(err, r, "disk '%s': %s", disk->path, chain.fetch.why.text);
+    if (r == -E2BIG)
+        return err_set(err, r, "disk '%s' stands on more than %d images", disk->path,
+                       GUEST_IMAGES_MAX - 1);
     if (r < 0 && chain.busy)
         return err_set(err, r, "disk '%s' is in use, or an image that it stands on", disk->path);
     if (r < 0)
         return r;
     r = keep_key(disk, opened, err);
     int closed = disk_close(opened);
-    return r < 0 ? r : closed;
+    return r >= 0 && closed < 0 ? err_errno(err, -closed, "disk '%s'", disk->path) : r;
 }
 
 void chain_close(struct guest_disk *disk)

@@ -46,13 +46,13 @@ static bool id_parse(const char *text, uint8_t ret_id[CONTROL_ID_SIZE])
     return true;
 }
 
-char *folder_describe(const struct guest_conf *conf, bool agent, bool overlays)
+char *folder_describe(const struct guest_conf *conf, bool agent, bool temporary)
 {
     _cleanup_free_ char *definition = guest_conf_write_json(conf);
     char *text;
     if (!definition ||
-        asprintf(&text, "{\"agent\": %s, \"overlays\": %s, \"guest\": %s}",
-                 agent ? "true" : "false", overlays ? "true" : "false", definition) < 0)
+        asprintf(&text, "{\"agent\": %s, \"temporary\": %s, \"guest\": %s}",
+                 agent ? "true" : "false", temporary ? "true" : "false", definition) < 0)
         return NULL;
     return text;
 }
@@ -61,14 +61,14 @@ int folder_described(const char *text, struct snapshot_about *ret_about, struct 
 {
     struct snapshot_about about = {0};
     json_t *definition, *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
-    int agent = 0, overlays = 0, r = 0;
-    if (!root || json_unpack(root, "{s:b, s:b, s:o}", "agent", &agent, "overlays", &overlays,
+    int agent = 0, temporary = 0, r = 0;
+    if (!root || json_unpack(root, "{s:b, s:b, s:o}", "agent", &agent, "temporary", &temporary,
                              "guest", &definition) < 0)
         r = err_set(err, -EBADMSG, "the guest's definition is damaged");
     else if (!(about.definition = json_dumps(definition, JSON_COMPACT)))
         r = err_set(err, -ENOMEM, "no memory");
     about.agent = agent != 0;
-    about.overlays = overlays != 0;
+    about.temporary = temporary != 0;
     json_decref(root);
     if (r >= 0)
         *ret_about = about;

@@ -21,15 +21,15 @@ struct snapshot_about {
     char *parent;     /* folder of what it stands on, as written: relative to this one; or NULL */
     char *definition; /* JSON, of the guest */
     bool agent;       /* the guest's image carries one */
-    bool overlays;    /* of a running guest: what it writes to its disks goes when it ends */
+    bool temporary;   /* of a running guest: a disk of its goes with it */
     bool same_host;   /* reading: it was taken on this machine, which has not been booted since */
 };
 
 void snapshot_about_free(struct snapshot_about *about);
 
 /* What a running guest says of itself to those that come by its name (endpoint.h): malloc'd. */
-char *folder_describe(const struct guest_conf *conf, bool agent, bool overlays);
-/* Takes that apart: definition, agent, overlays. */
+char *folder_describe(const struct guest_conf *conf, bool agent, bool temporary);
+/* Takes that apart: definition, agent, temporary. */
 int folder_described(const char *text, struct snapshot_about *ret_about, struct err *err);
 
 /* Makes the folder, which must not be there, and its two files. */

@@ -44,7 +44,8 @@ static int format_of(const struct guest_disk *disk, enum disk_format *ret_format
     if (r < 0)
         return r;
     *ret_format = strcmp(disk_format_name(opened), "raw") ? DISK_FORMAT_QCOW2 : DISK_FORMAT_RAW;
-    return disk_close(opened);
+    r = disk_close(opened);
+    return r < 0 ? err_errno(err, -r, "disk '%s'", disk->path) : 0;
 }
 
 static int put(struct overlays *overlays, unsigned index, struct guest_disk *disk, struct err *err)

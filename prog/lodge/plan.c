@@ -102,10 +102,21 @@ int plan_refuse_descriptors(const struct guest_conf *conf, const char *path, str
 {
     if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
         conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
-        conf->lockstep.fd >= 0 || conf->console_count > 0 || conf->vsock.fd >= 0 ||
-        has_images(conf) || net_has_descriptors(conf))
+        conf->listen_fd >= 0 || conf->restore.count > 0 || conf->lockstep.fd >= 0 ||
+        conf->console_count > 0 || conf->vsock.fd >= 0 || has_images(conf) ||
+        net_has_descriptors(conf))
         return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
     return 0;
+}
+
+int plan_set_forwards(struct plan *plan, struct err *err)
+{
+    const struct arguments *arguments = plan->arguments;
+    int r = 0;
+    for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
+        if (!strcmp(arguments->given[i].row->name, "publish"))
+            r = guest_conf_add_forward(&plan->conf, arguments->given[i].value, err);
+    return r;
 }
 
 /* ---- how the guest is joined to us ---- */
@@ -249,6 +260,14 @@ static bool make_paths_absolute(struct guest_conf *conf)
     for (unsigned i = 0; fine && i < conf->disk_count; i++)
         fine = make_absolute(&conf->disks[i].path) && make_absolute(&conf->disks[i].key_file) &&
                make_absolute(&conf->disks[i].cacert);
+    for (unsigned i = 0; fine && i < conf->share_count; i++)
+        fine = make_absolute(&conf->shares[i].path);
+    char *vsock = conf->vsock.path ? realpath(conf->vsock.path, NULL) : NULL;
+    if (vsock && strlen(vsock) <= GUEST_VSOCK_PATH_MAX) { /* else it could not be one's address */
+        free(conf->vsock.path);
+        conf->vsock.path = take_ptr(vsock);
+    }
+    free(vsock);
     return fine;
 }
 
@@ -274,9 +293,8 @@ static int open_endpoint(struct plan *plan, struct err *err)
     for (unsigned i = 0; i < plain.nic_count; i++)
         if (!memcmp(plain.nics[i].mac, none, sizeof none))
             guest_nic_mac(conf->name, i, plain.nics[i].mac);
-    _cleanup_free_ char *text = make_paths_absolute(&plain)
-                                    ? folder_describe(&plain, plan->agent, plan->overlays != NULL)
-                                    : NULL;
+    _cleanup_free_ char *text =
+        make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent, plan->temporary) : NULL;
     guest_conf_free(&plain);
     if (!text)
         return err_errno(err, errno, "the paths of guest '%s'", conf->name);
@@ -285,10 +303,20 @@ static int open_endpoint(struct plan *plan, struct err *err)
 
 /* ---- its life ---- */
 
+static int open_control(struct plan *plan, struct err *err)
+{
+    const char *path = arguments_value(plan->arguments, "control");
+    int r = path ? steer_new(path, &plan->relay.steer, err) : 0;
+    steer_allow_reset(plan->relay.steer, plan->relay.reboots);
+    return r;
+}
+
 static int start(struct plan *plan, struct machine *machine, struct err *err)
 {
     char program[4096];
-    int r = open_endpoint(plan, err);
+    int r = open_control(plan, err);
+    if (r >= 0)
+        r = open_endpoint(plan, err);
     if (r >= 0)
         r = machine_find_program("lodge-vmm", "LODGE_VMM", program, sizeof program, err);
     if (r >= 0)

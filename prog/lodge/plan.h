@@ -30,6 +30,7 @@ struct plan {
     int kernel, initrd, kvm; /* descriptors */
     struct endpoint endpoint;
     struct overlays *overlays; /* of a restored guest */
+    bool temporary;            /* some disk goes with this run */
     struct net net;
     pid_t servers[GUEST_SHARES_MAX]; /* of the shares, 0 = not started */
 };
@@ -40,6 +41,9 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
 /* Sets the options that were given and are a guest's property; without --on-reset a reset ends it.
  * Not --publish: a port wants a network card that is there. */
 int plan_set_options(struct plan *plan, struct err *err);
+
+/* --publish. */
+int plan_set_forwards(struct plan *plan, struct err *err);
 
 /* A string of the definition. */
 int plan_replace(char **field, const char *value, struct err *err);

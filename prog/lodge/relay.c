@@ -134,7 +134,8 @@ static void fail(struct relay *relay, const char *what, const char *detail)
 static void cannot_run(struct relay *relay, const char *why)
 {
     char what[512];
-    snprintf(what, sizeof what, "cannot run the guest with kernel '%.400s'", relay->plan->kernel);
+    snprintf(what, sizeof what, "cannot run the guest %s '%.400s'",
+             relay->plan->restored ? "from snapshot" : "with kernel", relay->plan->kernel);
     fail(relay, what, why);
 }
 

@@ -38,7 +38,7 @@ struct relay_plan {
     bool restored;               /* the guest goes on from a snapshot: it has spoken to others */
     bool raw;                    /* standard input is a terminal to be switched */
     struct steer *steer;         /* who else may steer the guest, or NULL; borrowed */
-    const char *kernel;          /* its path, for messages; borrowed */
+    const char *kernel;          /* its path, or the snapshot's, for messages; borrowed */
     bool watchdog_ends;          /* so is what the watchdog does where it expires */
     bool reboots;                /* a reset of the guest's machine is not its end */
     bool verbose;                /* the serial port to standard error while a command runs */

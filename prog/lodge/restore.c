@@ -17,6 +17,32 @@ static void open_if_there(const char *path, int *ret_fd)
     *ret_fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
 }
 
+/* Ports that are given are instead of those that were saved: the first guest may still have them.
+ */
+static int set_forwards(struct plan *plan, struct err *err)
+{
+    const char *first = arguments_value(plan->arguments, "publish");
+    if (!first)
+        return 0;
+    for (unsigned i = 0; i < plan->conf.nic_count; i++)
+        plan->conf.nics[i].forward_count = 0;
+    if (!strcmp(first, "none"))
+        return 0;
+    return plan->conf.nic_count > 0
+               ? plan_set_forwards(plan, err)
+               : err_set(err, -EINVAL, "the guest has no network; leave --publish out");
+}
+
+/* Options may change how a device is joined to this host, not which devices there are. */
+static int set_options(struct plan *plan, struct err *err)
+{
+    bool has_vsock = plan->conf.vsock.path;
+    int r = plan_set_options(plan, err);
+    if (r >= 0 && plan->conf.vsock.path && !has_vsock)
+        r = err_set(err, -EINVAL, "the guest has no vsock; leave --vsock out");
+    return r < 0 ? r : set_forwards(plan, err);
+}
+
 static int make(struct plan *plan, struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
@@ -37,7 +63,7 @@ static int make(struct plan *plan, struct err *err)
     snapshot_about_free(&about);
     free(take_ptr(conf->name)); /* the first one may still run under it */
     if (r >= 0)
-        r = plan_set_options(plan, err);
+        r = set_options(plan, err);
     if (r >= 0)
         r = folder_open_chain(folder, &conf->restore, err);
     if (r >= 0)
@@ -46,9 +72,10 @@ static int make(struct plan *plan, struct err *err)
         r = plan_choose_relay(plan, err);
     if (r >= 0)
         r = overlays_make(conf, &plan->overlays, err);
+    plan->temporary = plan->overlays != NULL;
     open_if_there(conf->kernel, &plan->kernel);
     open_if_there(conf->initrd, &plan->initrd);
-    plan->relay.kernel = conf->kernel ? conf->kernel : folder;
+    plan->relay.kernel = folder;
     return r < 0 ? r : plan_open(plan, err);
 }
 
@@ -62,7 +89,11 @@ static const struct option_row options[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft"},
     {"translate", 0, "WHAT", "what the software engine translates: hot, never or always"},
     {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M"},
-    {"vsock", 0, "PATH[,cid=N]", "where its sockets lie, if it has some; else where they were"},
+    {"vsock", 0, "PATH", "where its sockets lie, if it has some; else where they were"},
+    {"publish", 'p', "[ADDRESS:]HOST:GUEST[/udp]",
+     "ports of this machine that lead to the guest, or none; else those that\n"
+     "                               led there before; may be repeated"},
+    {"control", 0, "PATH", "a Unix socket for programs that steer the guest (docs/cli.md)"},
     {"verify", 0, NULL,
      "hold all memory against its checksums before the guest runs; else that is\n"
      "                               done while it does"},

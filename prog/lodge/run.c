@@ -7,7 +7,6 @@
 #include "plan.h"
 #include "seeding.h"
 #include "share.h"
-#include "steer.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -73,16 +72,6 @@ static int read_definition(struct plan *plan, const char *path, struct err *err)
     return r < 0 ? r : plan_refuse_descriptors(&plan->conf, path, err);
 }
 
-static int set_forwards(struct plan *plan, struct err *err)
-{
-    const struct arguments *arguments = plan->arguments;
-    int r = 0;
-    for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
-        if (!strcmp(arguments->given[i].row->name, "publish"))
-            r = guest_conf_add_forward(&plan->conf, arguments->given[i].value, err);
-    return r;
-}
-
 /* The file's, and over it the command line's, whose network cards replace the file's. */
 static int read_options(struct plan *plan, struct err *err)
 {
@@ -92,7 +81,7 @@ static int read_options(struct plan *plan, struct err *err)
         plan->conf.nic_count = 0;
     if (r >= 0)
         r = plan_set_options(plan, err);
-    return r < 0 ? r : set_forwards(plan, err);
+    return r < 0 ? r : plan_set_forwards(plan, err);
 }
 
 static int find_image(struct plan *plan, const char *name, struct err *err)
@@ -252,12 +241,9 @@ static int make(struct plan *plan, struct err *err)
         r = add_seed(plan, err);
     if (r >= 0 && plan->has_image && plan->image.disk)
         r = root_add_overlay(&plan->root, &plan->conf, plan->image.disk, err);
+    plan->temporary = plan->root.overlay || plan->root.seed >= 0;
     if (r >= 0)
         r = open_all(plan, err);
-    const char *control = arguments_value(plan->arguments, "control");
-    if (r >= 0 && control)
-        r = steer_new(control, &plan->relay.steer, err);
-    steer_allow_reset(plan->relay.steer, plan->relay.reboots);
     return r;
 }
 

@@ -3,7 +3,6 @@
  */
 #include "base/bytes.h"
 #include "base/own.h"
-#include "disk/http.h"
 #include "endpoint.h"
 #include "folder.h"
 #include "verbs.h"
@@ -86,20 +85,18 @@ static int check_disks(const struct taking *taking, struct err *err)
     guest_conf_init(&conf);
     int r = guest_conf_read_json(&conf, taking->about.definition, strlen(taking->about.definition),
                                  "definition", err);
-    for (unsigned i = 0; r >= 0 && i < conf.disk_count; i++) {
-        const struct guest_disk *disk = &conf.disks[i];
-        bool gone = !http_is_url(disk->path) && access(disk->path, F_OK) < 0;
-        if (gone || (taking->about.overlays && !disk->read_only))
-            r = err_set(err, -EINVAL,
-                        "guest '%s' has a disk that goes with it: there is nothing that a snapshot "
-                        "could stand on",
-                        taking->name);
-        else if (!taking->stop && !disk->read_only)
+    if (r >= 0 && taking->about.temporary)
+        r = err_set(
+            err, -EINVAL,
+            "guest '%s' has a disk that goes with it: there is nothing that a snapshot could "
+            "stand on",
+            taking->name);
+    for (unsigned i = 0; r >= 0 && !taking->stop && i < conf.disk_count; i++)
+        if (!conf.disks[i].read_only)
             r = err_set(err, -EINVAL,
                         "guest '%s' writes to disk '%s', which would go on without the snapshot; "
                         "end the guest with it: --stop",
-                        taking->name, disk->path);
-    }
+                        taking->name, conf.disks[i].path);
     guest_conf_free(&conf);
     return r;
 }

@@ -2,17 +2,16 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "listener.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 #include <jansson.h>
 
-enum { LINE_MAX_BYTES = 4096, BACKLOG = 8 };
+enum { LINE_MAX_BYTES = 4096 };
 
 struct client {
     int fd;                  /* -1 = nobody */
@@ -25,11 +24,10 @@ struct client {
 };
 
 struct steer {
-    int listener;
+    struct listener listener;
     bool can_reset;
     uint64_t turns;
     struct client clients[STEER_CLIENTS_MAX];
-    struct sockaddr_un address;
 };
 
 static void own_json(json_t **json)
@@ -245,7 +243,7 @@ static void take_bytes(struct steer *steer, struct client *client, struct machin
 
 static void take_client(struct steer *steer)
 {
-    int fd = accept4(steer->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(steer->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     for (unsigned i = 0; fd >= 0 && i < STEER_CLIENTS_MAX; i++) {
         struct client *client = &steer->clients[i];
         if (client->fd >= 0 || client->asked)
@@ -263,7 +261,7 @@ void steer_poll(const struct steer *steer, struct pollfd *fds)
         fds[i] = (struct pollfd){.fd = -1, .events = POLLIN};
     if (!steer)
         return;
-    fds[0].fd = steer->listener;
+    fds[0].fd = steer->listener.fd;
     for (unsigned i = 0; i < STEER_CLIENTS_MAX; i++)
         if (!steer->clients[i].asked)
             fds[1 + i].fd = steer->clients[i].fd;
@@ -309,57 +307,16 @@ void steer_allow_reset(struct steer *steer, bool can_reset)
 
 /* --- the socket --- */
 
-/* A socket that nobody listens on is what is left of somebody who was killed. */
-static bool is_left_over(const struct sockaddr_un *address)
-{
-    struct stat status;
-    if (lstat(address->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
-        return false;
-    _cleanup_fd_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    return fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof *address) < 0 &&
-           errno == ECONNREFUSED;
-}
-
-static int listen_at(int fd, const struct sockaddr_un *address)
-{
-    const struct sockaddr *plain = (const struct sockaddr *)address;
-    /* Before bind(), so that nobody else has a moment to connect in. */
-    if (fchmod(fd, 0600) < 0)
-        return -errno;
-    int r = bind(fd, plain, sizeof *address);
-    if (r < 0 && errno == EADDRINUSE && is_left_over(address)) {
-        unlink(address->sun_path);
-        r = bind(fd, plain, sizeof *address);
-    }
-    if (r < 0)
-        return -errno;
-    if (listen(fd, BACKLOG) == 0)
-        return 0;
-    r = -errno;
-    unlink(address->sun_path);
-    return r;
-}
-
 int steer_new(const char *path, struct steer **ret_steer, struct err *err)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (*path == '\0' || strlen(path) >= sizeof address.sun_path)
-        return err_set(err, -EINVAL, "control socket '%.200s': a path has 1 to %zu bytes", path,
-                       sizeof address.sun_path - 1);
-    strcpy(address.sun_path, path);
-    _cleanup_fd_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return err_errno(err, errno, "control socket '%s'", path);
     struct steer *steer = calloc(1, sizeof *steer);
     if (!steer)
         return err_set(err, -ENOMEM, "no memory");
-    int r = listen_at(fd, &address);
+    int r = listener_open(&steer->listener, "control socket", path, err);
     if (r < 0) {
         free(steer);
-        return err_errno(err, -r, "control socket '%s'", path);
+        return r;
     }
-    steer->listener = take_fd(&fd);
-    steer->address = address;
     for (unsigned i = 0; i < STEER_CLIENTS_MAX; i++)
         steer->clients[i].fd = -1;
     *ret_steer = steer;
@@ -372,7 +329,6 @@ void steer_free(struct steer *steer)
         return;
     for (unsigned i = 0; i < STEER_CLIENTS_MAX; i++)
         drop(&steer->clients[i]);
-    close(steer->listener);
-    unlink(steer->address.sun_path);
+    listener_close(&steer->listener);
     free(steer);
 }

@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "listener.h"
 #include "wire/vsock.h"
 
 #include <errno.h>
@@ -10,13 +11,10 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 enum {
     CLIENTS_MAX = 32, /* that have not said yet what they want; the oldest makes room */
     LINE_MAX = 32,    /* "CONNECT 4294967295\n" has 19 */
-    BACKLOG = 64,
     EVENTS = 16,
 };
 
@@ -24,34 +22,11 @@ enum {
 enum { DATA_LISTENER = CLIENTS_MAX, DATA_LINK };
 
 struct vsock_host {
-    char *path;
-    int listener, epoll, link;
-    struct stat made; /* the socket at `path`, if it is ours */
+    struct listener listener;
+    int epoll, link;
     int clients[CLIENTS_MAX];
     unsigned next_client; /* whose turn it is to make room */
 };
-
-static int address_of(const char *path, struct sockaddr_un *ret_address)
-{
-    *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    size_t length = strlen(path);
-    if (length >= sizeof ret_address->sun_path)
-        return -ENAMETOOLONG;
-    memcpy(ret_address->sun_path, path, length);
-    return 0;
-}
-
-/* A connected socket, or a negative errno. */
-static int dial(const char *path)
-{
-    struct sockaddr_un address;
-    if (address_of(path, &address) < 0)
-        return -ENAMETOOLONG;
-    _cleanup_fd_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-        return -errno;
-    return take_fd(&fd);
-}
 
 static void watch(struct vsock_host *host, int fd, uint32_t events, uint32_t data, int how)
 {
@@ -59,81 +34,35 @@ static void watch(struct vsock_host *host, int fd, uint32_t events, uint32_t dat
     epoll_ctl(host->epoll, how, fd, &event);
 }
 
-/* --- listening --- */
-
-/* What a lodge left behind that was killed: a socket where nobody listens. */
-static bool remove_stale(const char *path)
-{
-    struct stat status;
-    if (lstat(path, &status) < 0 || !S_ISSOCK(status.st_mode))
-        return false;
-    int fd = dial(path);
-    if (fd >= 0)
-        close(fd);
-    return fd == -ECONNREFUSED && unlink(path) == 0;
-}
-
-static int listen_at(struct vsock_host *host, struct err *err)
-{
-    struct sockaddr_un address;
-    if (address_of(host->path, &address) < 0)
-        return err_errno(err, ENAMETOOLONG, "vsock '%s'", host->path);
-    host->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (host->listener < 0)
-        return err_errno(err, errno, "vsock '%s'", host->path);
-    /* Before it has a name, so that there is no moment at which others may connect. */
-    if (fchmod(host->listener, 0600) < 0)
-        return err_errno(err, errno, "vsock '%s'", host->path);
-    int r = bind(host->listener, (struct sockaddr *)&address, sizeof address);
-    if (r < 0 && errno == EADDRINUSE && remove_stale(host->path))
-        r = bind(host->listener, (struct sockaddr *)&address, sizeof address);
-    if (r < 0 && errno == EADDRINUSE)
-        return err_set(err, -EADDRINUSE,
-                       "vsock '%s' is in use: another guest has it, or a file is there",
-                       host->path);
-    if (r < 0 || listen(host->listener, BACKLOG) < 0 || lstat(host->path, &host->made) < 0)
-        return err_errno(err, errno, "vsock '%s'", host->path);
-    return 0;
-}
-
 int vsock_host_new(const char *path, struct vsock_host **ret_host, struct err *err)
 {
     struct vsock_host *host = calloc(1, sizeof *host);
     if (!host)
         return err_set(err, -ENOMEM, "no memory");
-    host->listener = host->link = -1;
+    host->link = -1;
     for (unsigned i = 0; i < CLIENTS_MAX; i++)
         host->clients[i] = -1;
-    host->path = strdup(path);
     host->epoll = epoll_create1(EPOLL_CLOEXEC);
-    int r = 0;
-    if (!host->path || host->epoll < 0)
-        r = err_errno(err, host->path ? errno : ENOMEM, "vsock '%s'", path);
+    int r = host->epoll < 0 ? err_errno(err, errno, "vsock '%s'", path) : 0;
     if (r >= 0)
-        r = listen_at(host, err);
+        r = listener_open(&host->listener, "vsock", path, err);
     if (r < 0) {
         vsock_host_free(host);
         return r;
     }
-    watch(host, host->listener, EPOLLIN, DATA_LISTENER, EPOLL_CTL_ADD);
+    watch(host, host->listener.fd, EPOLLIN, DATA_LISTENER, EPOLL_CTL_ADD);
     *ret_host = host;
     return 0;
 }
 
 void vsock_host_free(struct vsock_host *host)
 {
-    struct stat now;
     if (!host)
         return;
-    /* Somebody else may have put a socket there meanwhile. */
-    if (host->made.st_ino && lstat(host->path, &now) == 0 && now.st_ino == host->made.st_ino &&
-        now.st_dev == host->made.st_dev)
-        unlink(host->path);
+    listener_close(&host->listener);
     for (unsigned i = 0; i < CLIENTS_MAX; i++)
         own_close(&host->clients[i]);
-    own_close(&host->listener);
     own_close(&host->epoll);
-    free(host->path);
     free(host);
 }
 
@@ -168,7 +97,7 @@ static unsigned place_for_client(struct vsock_host *host)
 
 static void accept_client(struct vsock_host *host)
 {
-    int fd = accept4(host->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(host->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return;
     unsigned place = place_for_client(host);
@@ -217,9 +146,9 @@ static void hear_client(struct vsock_host *host, unsigned place)
 static void answer(struct vsock_host *host, const struct vsock_message *asked)
 {
     _cleanup_free_ char *path = NULL;
-    if (asprintf(&path, "%s_%u", host->path, asked->port) < 0)
+    if (asprintf(&path, "%s_%u", host->listener.path, asked->port) < 0)
         path = NULL;
-    _cleanup_fd_ int fd = path ? dial(path) : -ENOMEM;
+    _cleanup_fd_ int fd = path ? listener_dial(path) : -ENOMEM;
     const struct vsock_message reply = {.type = fd >= 0 ? VSOCK_DIALED : VSOCK_REFUSED,
                                         .id = asked->id};
     vsock_message_send(host->link, &reply, fd, NULL);

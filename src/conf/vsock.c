@@ -48,7 +48,7 @@ int guest_vsock_set_path(struct guest_vsock *vsock, const char *text, struct err
 
 int guest_conf_set_vsock(struct guest_conf *conf, const char *text, struct err *err)
 {
-    struct guest_vsock vsock = {.cid = GUEST_CID_MIN, .fd = -1};
+    struct guest_vsock vsock = {.cid = conf->vsock.cid, .fd = -1};
     _cleanup_free_ char *copy = strdup(text);
     if (!copy)
         return err_set(err, -ENOMEM, "no memory");
