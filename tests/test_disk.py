@@ -367,6 +367,55 @@ def test_lost_refcounts_are_mended(qemu, lodge, tmp_path, offset, data):
     qemu("img", "compare", "-q", "-f", "qcow2", "-F", "raw", "a.qcow2", "before.raw")
 
 
+def first_reftable_entry(path):
+    with open(path, "rb") as file:
+        return struct.unpack_from(">Q", file.read(104), 48)[0]
+
+
+def test_a_mended_disk_is_no_damaged_one(qemu, lodge, tmp_path):
+    """Refcounts that are built anew are the end of the mark."""
+    qemu("img", "create", "-q", "-f", "qcow2", "a.qcow2", "8M")
+    qemu("io", "-c", "write -P 7 0 1M", "a.qcow2")
+    patch(tmp_path / "a.qcow2", first_reftable_entry(tmp_path / "a.qcow2"), bytes(8))
+    patch(tmp_path / "a.qcow2", 72, u64(2))
+    lodge("check", "--repair", "a.qcow2")
+    lodge("resize", "a.qcow2", "+1M")
+    sound(qemu, lodge, "a.qcow2")
+
+
+def test_a_refcount_that_has_no_room_stays_an_error(qemu, lodge, tmp_path):
+    """One bit cannot count to two: such a disk is not written to, whatever is mended."""
+    qemu("img", "create", "-q", "-f", "qcow2", "-o", "refcount_bits=1", "a.qcow2", "8M")
+    qemu("io", "-c", "write -P 7 0 128k", "a.qcow2")
+    _, l2 = tables(tmp_path / "a.qcow2")
+    with open(tmp_path / "a.qcow2", "rb") as file:
+        file.seek(l2)
+        entry = file.read(8)
+    patch(tmp_path / "a.qcow2", l2 + 8, entry)
+    patch(tmp_path / "a.qcow2", first_reftable_entry(tmp_path / "a.qcow2"), bytes(8))
+    patch(tmp_path / "a.qcow2", 72, u64(1))  # dirty: whoever opens it for writing mends first
+    assert "errors" in lodge("check", "--repair", "a.qcow2", status=1).stdout
+    assert "can only be read" in lodge("resize", "a.qcow2", "+1M", status=1).stderr
+    with open(tmp_path / "a.qcow2", "rb") as file:
+        file.seek(72)
+        assert file.read(8) == u64(1)
+
+
+def test_a_table_that_stands_everywhere_is_no_endless_work(lodge, tmp_path):
+    lodge("create", "--cluster-size", "64K", "a.qcow2", "4T")
+    l1 = tables(tmp_path / "a.qcow2")[0]
+    end = os.stat(tmp_path / "a.qcow2").st_size
+    l2 = (end + 65535) // 65536 * 65536
+    patch(tmp_path / "a.qcow2", l2, (u64(1 << 63 | l2 + 65536) * 8192)[:65536])
+    patch(tmp_path / "a.qcow2", l2 + 65536, bytes(65536))
+    patch(tmp_path / "a.qcow2", l1, u64(1 << 63 | l2) * 8192)
+    patch(tmp_path / "a.qcow2", 72, u64(1))
+    began = time.monotonic()
+    result = lodge("check", "a.qcow2", status=1)
+    assert "used more often than there are disks" in result.stdout
+    assert time.monotonic() - began < 20
+
+
 def test_bitmaps_are_not_believed_after_a_write(qemu, lodge, harness, tmp_path):
     qemu("img", "create", "-q", "-f", "qcow2", "a.qcow2", "8M")
     qemu("img", "bitmap", "--add", "a.qcow2", "b")

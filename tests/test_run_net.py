@@ -176,15 +176,16 @@ def test_tcp_both_ways_over_a_tap(guest, kind, cpus):
     result = guest(kind, ["--net", net, "--cpus", str(cpus)],
                    STATIC + "ls -d /sys/class/net/eth0/queues/rx-* | wc -l; "
                    f"wget -q -O /tmp/f http://10.99.0.1:5000/{size} && sha256sum </tmp/f; "
+                   "grep eth0 /proc/net/dev; "
                    "for i in 1 2 3; do nc 10.99.0.1 5001 </tmp/f & done; wait; "
-                   "ping -c 2 10.99.0.1 | grep received; "
-                   "grep eth0 /proc/net/dev")
+                   "ping -c 2 10.99.0.1 | grep received")
     assert result.returncode == 0, result.stderr
     assert sha256(size) in result.stdout, result.stdout
     assert result.stdout.count(f"sink {size} {sha256(size)}") == 3, result.stdout
     assert "2 packets received" in result.stdout
     assert result.stdout.startswith("2\n" if kind == "tap-mq" else "1\n")
-    # The kernel cuts and sums: the frames are far fewer than they would be on a wire.
+    # The kernel cuts and sums: what the guest fetched came in far fewer frames than on a wire. (What it
+    # sends is acknowledged as its sender's pace wants it, and says nothing of this.)
     received = int(re.search(r"eth0:\s*\d+\s+(\d+)", result.stdout).group(1))
     assert received < size / 1448
 

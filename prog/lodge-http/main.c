@@ -43,7 +43,7 @@ struct server {
 /* One line for each new kind of trouble: a guest tries again and again. */
 static void complain(struct server *server, int number, const struct err *err)
 {
-    if (atomic_exchange(&server->complained, number) != number)
+    if (atomic_exchange(&server->complained, number) != number && number < 0)
         fprintf(stderr, "lodge-http: '%s': %s\n", server->url, err->text);
 }
 

@@ -37,9 +37,9 @@ static int open_and_keep(void *opaque, const char *path, const char *from, bool 
 /* The passphrase stays here. */
 static int keep_key(struct guest_disk *disk, const struct disk *opened, struct err *err)
 {
-    int fd = disk->key_file ? disk_key_unlocked(opened) : 0;
     if (!disk->key_file)
         return 0;
+    int fd = disk_key_unlocked(opened);
     if (fd < 0)
         return err_errno(err, -fd, "disk '%s': key", disk->path);
     disk->key_fd = fd;

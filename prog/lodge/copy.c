@@ -10,11 +10,6 @@
 
 enum { COPY_BYTES = 2 << 20 };
 
-static bool all_zero(const uint8_t *bytes, size_t length)
-{
-    return length == 0 || (bytes[0] == 0 && !memcmp(bytes, bytes + 1, length - 1));
-}
-
 /* Whatever is not zero, in pieces that a new cluster or page begins with. */
 static int copy_part(struct disk *to, uint64_t offset, const uint8_t *bytes, size_t length)
 {
@@ -22,7 +17,7 @@ static int copy_part(struct disk *to, uint64_t offset, const uint8_t *bytes, siz
     int r = 0;
     for (size_t at = 0; r >= 0 && at < length;) {
         size_t end = at;
-        while (end < length && !all_zero(bytes + end, min((size_t)PIECE, length - end)))
+        while (end < length && !bytes_are_zero(bytes + end, min((size_t)PIECE, length - end)))
             end += min((size_t)PIECE, length - end);
         if (end > at)
             r = disk_write(to, offset + at, bytes + at, end - at);

@@ -1,5 +1,5 @@
 /*
- * bytes.h: little-endian integers at any alignment, arrays, bounds.
+ * bytes.h: little- and big-endian integers at any alignment, arrays, bounds.
  *
  * Everything a guest, a file or a peer lays out in bytes is read and written through these, never
  * through a cast pointer. All are plain functions without state; any thread may call them.
@@ -71,6 +71,51 @@ static inline void le64_write(void *at, uint64_t value)
 {
     value = htole64(value);
     memcpy(at, &value, sizeof value);
+}
+
+static inline uint16_t be16_read(const void *at)
+{
+    uint16_t value;
+    memcpy(&value, at, sizeof value);
+    return be16toh(value);
+}
+
+static inline uint32_t be32_read(const void *at)
+{
+    uint32_t value;
+    memcpy(&value, at, sizeof value);
+    return be32toh(value);
+}
+
+static inline uint64_t be64_read(const void *at)
+{
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return be64toh(value);
+}
+
+static inline void be16_write(void *at, uint16_t value)
+{
+    value = htobe16(value);
+    memcpy(at, &value, sizeof value);
+}
+
+static inline void be32_write(void *at, uint32_t value)
+{
+    value = htobe32(value);
+    memcpy(at, &value, sizeof value);
+}
+
+static inline void be64_write(void *at, uint64_t value)
+{
+    value = htobe64(value);
+    memcpy(at, &value, sizeof value);
+}
+
+static inline bool bytes_are_zero(const void *bytes, size_t length)
+{
+    const uint8_t *at = (const uint8_t *)bytes;
+    return length == 0 || (at[0] == 0 && !memcmp(at, at + 1, length - 1));
 }
 
 /* True where [offset, offset + length) lies inside [0, size), without overflow. */

@@ -4,6 +4,14 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Texts go to terminals, and names in them may be anybody's. Lines are ours. */
+static void clean(char *text)
+{
+    for (; *text; text++)
+        if (((unsigned char)*text < ' ' && *text != '\n') || *text == 127)
+            *text = '?';
+}
+
 int err_set(struct err *err, int code, const char *format, ...)
 {
     assert(code < 0);
@@ -13,6 +21,7 @@ int err_set(struct err *err, int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
+    clean(err->text);
     return code;
 }
 
@@ -27,6 +36,7 @@ int err_errno(struct err *err, int number, const char *format, ...)
     va_end(args);
     if (n >= 0 && (size_t)n < sizeof err->text)
         snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", strerror(number));
+    clean(err->text);
     return -number;
 }
 
@@ -42,5 +52,6 @@ int err_prefix(struct err *err, int code, const char *format, ...)
     va_end(args);
     if (n >= 0 && (size_t)n < sizeof err->text)
         snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", before);
+    clean(err->text);
     return code;
 }

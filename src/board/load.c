@@ -109,11 +109,6 @@ static int chunk_write(int fd, const uint8_t *chunk, size_t size, struct err *er
     return 0;
 }
 
-static bool all_zero(const uint8_t *bytes, size_t size)
-{
-    return size > 0 && bytes[0] == 0 && memcmp(bytes, bytes + 1, size - 1) == 0;
-}
-
 /* Pages of zeros become holes where the output can have them: a quarter of a vmlinux is BSS that
  * its file spells out, and a machine's start need not read it (load_source_read_sparse()). */
 static int all_write(int fd, const struct load_source *image, struct err *err)
@@ -126,7 +121,7 @@ static int all_write(int fd, const struct load_source *image, struct err *err)
         int r = load_source_read(image, done, chunk, size, err);
         if (r < 0)
             return r;
-        if (start >= 0 && all_zero(chunk, size) && lseek(fd, (off_t)size, SEEK_CUR) >= 0)
+        if (start >= 0 && bytes_are_zero(chunk, size) && lseek(fd, (off_t)size, SEEK_CUR) >= 0)
             continue;
         r = chunk_write(fd, chunk, size, err);
         if (r < 0)

@@ -42,11 +42,6 @@ static int layer_length(void *opaque, uint64_t *ret_length)
     return 0;
 }
 
-static bool all_zero(const uint8_t *bytes, size_t length)
-{
-    return le64_read(bytes) == 0 && !memcmp(bytes, bytes + 1, length - 1);
-}
-
 /* Runs of sectors that are not holes; holes are zeros as they are. */
 static int decrypt(struct layer *layer, uint64_t offset, uint8_t *bytes, size_t length)
 {
@@ -54,7 +49,7 @@ static int decrypt(struct layer *layer, uint64_t offset, uint8_t *bytes, size_t 
     int r = 0;
     for (size_t at = 0; r >= 0 && at < length;) {
         size_t end = at;
-        while (end < length && !all_zero(bytes + end, sector))
+        while (end < length && !bytes_are_zero(bytes + end, sector))
             end += sector;
         if (end > at)
             r = cipher_run(layer->cipher, false, layer->crypt.tweak + (offset + at) / CRYPT_UNIT,

@@ -81,6 +81,9 @@ static int adopt(struct file *file, const char *path, struct err *err)
     file->inode = file->block_device ? 0 : about.st_ino;
     file->alignment = 1;
     int flags = fcntl(file->fd, F_GETFL);
+    /* It was for a FIFO; io_uring would take it for every request's. */
+    if (flags & O_NONBLOCK)
+        (void)fcntl(file->fd, F_SETFL, flags & ~O_NONBLOCK);
     int r = flags & O_DIRECT ? probe_alignment(file) : 0;
     return r < 0 ? err_errno(err, -r, "disk '%s' cannot be read past the cache", path) : 0;
 }

@@ -2,7 +2,7 @@
  * http.h: a file on a web server, for reading, through a lodge-http that fetches its blocks.
  *
  * The process that reads needs a socket and nothing else: no name resolution, no TLS, no HTTP. What
- * it has read stays in a cache of bounded size; blocks of a sequential reader come ahead of it.
+ * it has read stays in a cache of bounded size; blocks of a sequential reader come eight at once.
  *
  * Threads: any number at any time. Errors: -EIO where a block cannot be had after retries, -ESTALE
  * when the server has another file than before: blocks that are in the cache can still be read,

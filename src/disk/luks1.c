@@ -2,7 +2,6 @@
 
 #include "base/bytes.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -27,13 +26,6 @@ enum {
     SLOT_ENABLED = 0x00ac71f3,
 };
 
-static uint32_t be32_at(const uint8_t *at)
-{
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return be32toh(value);
-}
-
 static int text_at(const uint8_t *at, char *ret_text)
 {
     memcpy(ret_text, at, FIELD_BYTES);
@@ -56,18 +48,18 @@ static int parse_slots(const uint8_t *header, const char *hash, uint64_t file_le
     for (unsigned i = 0; r >= 0 && i < SLOTS; i++) {
         const uint8_t *at = header + AT_SLOTS + i * SLOT_BYTES;
         struct luks_slot *slot = &luks->slots[luks->slot_count];
-        if (be32_at(at) != SLOT_ENABLED)
+        if (be32_read(at) != SLOT_ENABLED)
             continue;
         *slot = (struct luks_slot){
             .number = i,
-            .area = (uint64_t)be32_at(at + 40) * CRYPT_UNIT,
+            .area = (uint64_t)be32_read(at + 40) * CRYPT_UNIT,
             .area_key_size = luks->payload.key_size,
         };
-        derive_at(&slot->derive, hash, at + 8, be32_at(at + 4));
+        derive_at(&slot->derive, hash, at + 8, be32_read(at + 4));
         memcpy(slot->hash, hash, FIELD_BYTES);
-        if (be32_at(at + 44) != LUKS_STRIPES)
-            return err_set(err, -EINVAL, "key slot %u has %u stripes, not %d", i, be32_at(at + 44),
-                           LUKS_STRIPES);
+        if (be32_read(at + 44) != LUKS_STRIPES)
+            return err_set(err, -EINVAL, "key slot %u has %u stripes, not %d", i,
+                           be32_read(at + 44), LUKS_STRIPES);
         r = luks_check_slot(luks, slot, file_length, err);
         luks->slot_count++;
     }
@@ -90,9 +82,9 @@ int luks1_parse(struct file *file, struct luks *luks, struct err *err)
     luks->version = 1;
     luks->header_end = 1024; /* the first area comes on a boundary behind it */
     luks->payload = (struct crypt){
-        .offset = (uint64_t)be32_at(header + AT_PAYLOAD) * CRYPT_UNIT,
+        .offset = (uint64_t)be32_read(header + AT_PAYLOAD) * CRYPT_UNIT,
         .sector_size = CRYPT_UNIT,
-        .key_size = be32_at(header + AT_KEY_SIZE),
+        .key_size = be32_read(header + AT_KEY_SIZE),
     };
     snprintf(whole, sizeof whole, "%s-%s", cipher, mode);
     r = luks_check_cipher(whole, luks->payload.key_size, err);
@@ -104,7 +96,7 @@ int luks1_parse(struct file *file, struct luks *luks, struct err *err)
         return r;
     struct luks_digest *digest = &luks->digests[luks->digest_count++];
     derive_at(&digest->derive, hash, header + AT_DIGEST_SALT,
-              be32_at(header + AT_DIGEST_ITERATIONS));
+              be32_read(header + AT_DIGEST_ITERATIONS));
     memcpy(digest->bytes, header + AT_DIGEST, DIGEST_BYTES);
     digest->length = DIGEST_BYTES;
     return parse_slots(header, hash, length, luks, err);

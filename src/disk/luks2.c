@@ -14,13 +14,6 @@
 static const uint64_t sizes[] = {KIB(16),  KIB(32), KIB(64), KIB(128), KIB(256),
                                  KIB(512), MIB(1),  MIB(2),  MIB(4)};
 
-static uint64_t be64_at(const uint8_t *at)
-{
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return be64toh(value);
-}
-
 static bool known_size(uint64_t size)
 {
     for (size_t i = 0; i < ARRAY_LEN(sizes); i++)
@@ -60,10 +53,10 @@ static int read_copy(struct file *file, uint64_t offset, const char *magic, uint
     int r = file_read_bytes(file, offset, first, sizeof first);
     if (r < 0)
         return r;
-    uint64_t size = be64_at(first + LUKS2_AT_SIZE);
+    uint64_t size = be64_read(first + LUKS2_AT_SIZE);
     memcpy(algorithm, first + LUKS2_AT_ALGORITHM, sizeof algorithm);
     if (memcmp(first, magic, 6) != 0 || first[6] != 0 || first[7] != 2 || !known_size(size) ||
-        be64_at(first + LUKS2_AT_OFFSET) != offset || !memchr(algorithm, 0, sizeof algorithm))
+        be64_read(first + LUKS2_AT_OFFSET) != offset || !memchr(algorithm, 0, sizeof algorithm))
         return 0;
     _cleanup_free_ uint8_t *header = malloc(size);
     if (!header)
@@ -92,8 +85,8 @@ static int read_newest(struct file *file, uint8_t **ret_header, uint64_t *ret_si
         r = read_copy(file, sizes[i], "SKUL\xba\xbe", &second, &second_size);
     if (r < 0)
         return r;
-    bool newer = second && (!first || be64_at(second + LUKS2_AT_SEQUENCE) >
-                                          be64_at(first + LUKS2_AT_SEQUENCE));
+    bool newer = second && (!first || be64_read(second + LUKS2_AT_SEQUENCE) >
+                                          be64_read(first + LUKS2_AT_SEQUENCE));
     *ret_header = newer ? take_ptr(second) : take_ptr(first);
     *ret_size = newer ? second_size : size;
     return 0;

@@ -3,7 +3,6 @@
 #include "base/bytes.h"
 
 #include <argon2.h>
-#include <endian.h>
 #include <errno.h>
 #include <string.h>
 
@@ -80,8 +79,7 @@ static int diffuse(const struct hash *hash, uint8_t *block, size_t size)
     uint32_t number = 0;
     for (size_t at = 0; at < size; at += (size_t)hash->size) {
         size_t part = min(size - at, (size_t)hash->size);
-        uint32_t big = htobe32(number++);
-        memcpy(input, &big, 4);
+        be32_write(input, number++);
         memcpy(input + 4, block + at, part);
         if (EVP_Digest(input, 4 + part, digest, NULL, hash->get(), NULL) != 1)
             return -ENOMEM;

@@ -187,10 +187,8 @@ static int write_header(struct file *file, uint64_t offset, const char *uuid, co
     header[7] = 2;
     const uint64_t numbers[][2] = {
         {LUKS2_AT_SIZE, HEADER_SIZE}, {LUKS2_AT_SEQUENCE, 1}, {LUKS2_AT_OFFSET, offset}};
-    for (size_t i = 0; i < ARRAY_LEN(numbers); i++) {
-        uint64_t big = htobe64(numbers[i][1]);
-        memcpy(header + numbers[i][0], &big, sizeof big);
-    }
+    for (size_t i = 0; i < ARRAY_LEN(numbers); i++)
+        be64_write(header + numbers[i][0], numbers[i][1]);
     strcpy((char *)header + LUKS2_AT_ALGORITHM, "sha256");
     strcpy((char *)header + LUKS2_AT_UUID, uuid);
     strcpy((char *)header + LUKS2_BINARY_BYTES, text);

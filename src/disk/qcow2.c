@@ -102,6 +102,9 @@ static int mend_dirty(struct file *file, const char *path, struct qcow2_header *
     int r = qcow2_scan(file, path, &checker, &check, err);
     if (r < 0)
         return err_prefix(err, r, "its refcounts must be mended first");
+    if (check.errors)
+        return err_set(err, -EIO, "disk '%s' is damaged beyond its refcounts; it can only be read",
+                       path);
     qcow2_header_free(header);
     return qcow2_header_read(file, path, header, err);
 }

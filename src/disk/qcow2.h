@@ -13,7 +13,8 @@
  *   qcow2_check     all references counted, compared and mended
  *
  * One mutex guards everything in memory. It is held while tables are read, never while data is
- * transferred and never while a commit writes or waits for the host's disk.
+ * transferred and never while a commit writes or waits for the host's disk. (The refcount table's
+ * growing and preallocation hold it and write; both are rare.)
  *
  * Invariants, whatever is killed when (each names what breaks otherwise):
  *
@@ -74,45 +75,6 @@ enum {
 
 enum { QCOW2_DIRTY = 1, QCOW2_CORRUPT = 2, QCOW2_COMPRESSION_TYPE = 8 }; /* incompatible */
 enum { QCOW2_BITMAPS = 1 };                                              /* autoclear */
-
-static inline uint16_t be16_read(const void *at)
-{
-    uint16_t value;
-    memcpy(&value, at, sizeof value);
-    return be16toh(value);
-}
-
-static inline uint32_t be32_read(const void *at)
-{
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return be32toh(value);
-}
-
-static inline uint64_t be64_read(const void *at)
-{
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return be64toh(value);
-}
-
-static inline void be16_write(void *at, uint16_t value)
-{
-    value = htobe16(value);
-    memcpy(at, &value, sizeof value);
-}
-
-static inline void be32_write(void *at, uint32_t value)
-{
-    value = htobe32(value);
-    memcpy(at, &value, sizeof value);
-}
-
-static inline void be64_write(void *at, uint64_t value)
-{
-    value = htobe64(value);
-    memcpy(at, &value, sizeof value);
-}
 
 /* ---- qcow2_header ---- */
 

@@ -140,6 +140,14 @@ static int count_l2(struct scan *scan, uint64_t offset, uint64_t index, uint8_t 
     int r = count_table(scan, offset, "an L2 table");
     if (r != 0)
         return r;
+    /* Once for the disk and once for each snapshot: more would be work without end. */
+    if (counted(scan, offset >> scan->header.cluster_bits) >
+        (uint64_t)scan->header.snapshot_count + 1) {
+        scan->check.errors++;
+        say(scan, "error: an L2 table at %#" PRIx64 " is used more often than there are disks",
+            offset);
+        return 1;
+    }
     r = file_read_bytes(scan->file, offset, table, scan->cluster_size);
     uint64_t entries = scan->cluster_size / 8;
     for (uint64_t i = 0; r >= 0 && i < entries; i++) {
@@ -223,9 +231,12 @@ static int count_snapshots(struct scan *scan)
 static int count_bitmap(struct scan *scan, uint64_t offset, uint32_t size)
 {
     _cleanup_free_ uint8_t *table = NULL;
-    int r = size > QCOW2_L1_BYTES_MAX / 8
-                ? 1
-                : count_range(scan, offset, (uint64_t)size * 8, "a bitmap's table");
+    if (size > QCOW2_L1_BYTES_MAX / 8) {
+        scan->check.errors++;
+        say(scan, "error: a bitmap's table of %" PRIu32 " entries is too large", size);
+        return 0;
+    }
+    int r = count_range(scan, offset, (uint64_t)size * 8, "a bitmap's table");
     if (r != 0)
         return r;
     r = read_table(scan, offset, (uint64_t)size * 8, &table);
@@ -310,11 +321,18 @@ static uint64_t block_entries(const struct scan *scan)
     return scan->cluster_size * 8 >> scan->header.refcount_order;
 }
 
+/* The largest refcount that there is room for. */
+static uint64_t refcount_most(const struct scan *scan)
+{
+    unsigned order = scan->header.refcount_order;
+    return order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
+}
+
 static void compare_block(struct scan *scan, uint64_t index, uint8_t *block, bool mend,
                           bool *ret_changed)
 {
     unsigned order = scan->header.refcount_order;
-    uint64_t most = order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
+    uint64_t most = refcount_most(scan);
     for (uint64_t i = 0; i < block_entries(scan); i++) {
         uint64_t cluster = index * block_entries(scan) + i;
         uint64_t references = cluster < scan->clusters ? counted(scan, cluster) : 0;
@@ -455,6 +473,14 @@ static uint64_t rebuilt_count(const struct scan *scan, const struct rebuilt *reb
     return cluster < rebuilt->first + rebuilt->blocks + rebuilt->table;
 }
 
+/* One that does not fit is too small, and stays an error: nothing may be written to that disk. */
+static void set_rebuilt(struct scan *scan, uint8_t *block, uint64_t entry, uint64_t references)
+{
+    uint64_t most = refcount_most(scan);
+    scan->check.errors += references > most;
+    refcount_entry_set(block, scan->header.refcount_order, entry, min(references, most));
+}
+
 static int write_rebuilt(struct scan *scan, const struct rebuilt *rebuilt)
 {
     _cleanup_free_ uint8_t *block = malloc(scan->cluster_size);
@@ -465,8 +491,7 @@ static int write_rebuilt(struct scan *scan, const struct rebuilt *rebuilt)
         uint64_t offset = (rebuilt->first + i) << scan->header.cluster_bits;
         memset(block, 0, scan->cluster_size);
         for (uint64_t j = 0; j < block_entries(scan); j++)
-            refcount_entry_set(block, scan->header.refcount_order, j,
-                               rebuilt_count(scan, rebuilt, i * block_entries(scan) + j));
+            set_rebuilt(scan, block, j, rebuilt_count(scan, rebuilt, i * block_entries(scan) + j));
         be64_write(table + i * 8, offset);
         r = file_write_bytes(scan->file, offset, block, scan->cluster_size);
     }
@@ -508,25 +533,25 @@ static int count_all(struct scan *scan, bool with_blocks)
 static int rebuild(struct scan *scan)
 {
     struct rebuilt rebuilt;
-    struct disk_check before = scan->check;
+    uint64_t repaired = scan->check.repaired;
     const struct disk_checker *checker = scan->checker;
     struct disk_checker silent = {.repair = true};
-    scan->checker = &silent; /* said already */
+    scan->checker = &silent; /* said already; what is found again is what is left */
+    scan->check = (struct disk_check){0};
     int r = count_all(scan, false);
     scan->checker = checker;
-    scan->check = before;
     if (r >= 0)
         r = lay_out_rebuilt(scan, &rebuilt);
     if (r >= 0)
         r = write_rebuilt(scan, &rebuilt);
-    scan->check.repaired++;
+    scan->check.repaired = repaired + 1;
     return r;
 }
 
 static int clear_marks(struct scan *scan)
 {
     uint8_t field[8];
-    uint64_t marks = QCOW2_DIRTY | (scan->check.errors ? 0 : QCOW2_CORRUPT);
+    uint64_t marks = scan->check.errors ? 0 : QCOW2_DIRTY | QCOW2_CORRUPT;
     if (!(scan->header.incompatible & marks))
         return file_flush(scan->file);
     int r = file_flush(scan->file);

@@ -72,12 +72,12 @@ static int raw_flush(struct disk *disk)
 static bool raw_direct(struct disk *disk, uint64_t offset, uint64_t length, bool write,
                        struct disk_extent *ret_extent)
 {
-    uint64_t end = disk->size;
+    uint64_t end = disk->size; /* the file ends within its last sector, or there */
     uint32_t alignment = file_alignment(disk->file);
     if (offset % alignment || file_is_layer(disk->file))
         return false;
     if ((write && disk->guarded && offset < DISK_SECTOR) ||
-        (!write && file_length(disk->file, &end) < 0))
+        (!write && offset + length > end - DISK_SECTOR && file_length(disk->file, &end) < 0))
         return false;
     length = align_down(min(length, end > offset ? end - offset : 0), max(alignment, 512u));
     *ret_extent = (struct disk_extent){file_fd(disk->file), offset, length, alignment, NULL};

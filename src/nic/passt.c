@@ -40,19 +40,6 @@ static void bytes_compact(struct bytes *bytes)
     bytes->start = 0;
 }
 
-static uint32_t prefix_read(const uint8_t *at)
-{
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return be32toh(value);
-}
-
-static void prefix_write(uint8_t *at, uint32_t value)
-{
-    value = htobe32(value);
-    memcpy(at, &value, sizeof value);
-}
-
 static int passt_fd(struct nic *nic, unsigned queue)
 {
     return of(nic)->fd;
@@ -108,7 +95,7 @@ static int passt_send(struct nic *nic, unsigned queue, const struct nic_offload 
         return -EINVAL;
     if (offload->flags & NIC_CSUM_NEEDED)
         checksum_finish(frame, length, offload->csum_start, offload->csum_offset);
-    prefix_write(frame - PREFIX, (uint32_t)length);
+    be32_write(frame - PREFIX, (uint32_t)length);
     passt->out.end += PREFIX + length;
     return 0;
 }
@@ -120,7 +107,7 @@ static int next_frame(struct passt *passt, struct nic_frame *ret_frame)
     size_t have = in->end - in->start;
     if (have < PREFIX)
         return 0;
-    uint32_t length = prefix_read(in->at + in->start);
+    uint32_t length = be32_read(in->at + in->start);
     if (length < NIC_ETHERNET_SIZE || length > NIC_FRAME_MAX)
         return -EPROTO;
     if (have < PREFIX + length)
