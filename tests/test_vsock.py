@@ -251,12 +251,12 @@ def test_the_last_bytes_of_a_program_that_is_gone_arrive(guest, server):
 
 
 def test_the_host_hangs_up(guest, server):
-    done = in_thread(guest.exec, ["sh", "-c", "yes | vsock connect 2 5000"])
+    done = in_thread(guest.exec, ["sh", "-c", "yes | vsock send 2 5000"])
     connected = server.accept()
     assert connected.recv(2) == b"y\n"
     connected.close()
     status, _, errors = done()
-    assert status == 1 and errors in (b"write: EPIPE\n", b"write: ECONNRESET\n", b""), errors
+    assert (status, errors) in ((1, b"write: EPIPE\n"), (1, b"write: ECONNRESET\n"))
 
 
 # --- from the host ---

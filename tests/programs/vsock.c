@@ -2,6 +2,7 @@
  * Sockets of a guest, for tests/test_vsock.py:
  *
  *     vsock connect CID PORT    standard input to the socket, the socket to standard output
+ *     vsock send CID PORT       standard input to the socket, which is not read
  *     vsock listen PORT         the same, for one connection that comes
  *     vsock echo PORT COUNT     gives back what comes, for COUNT connections at once
  *
@@ -10,6 +11,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,6 +65,16 @@ static void join(int fd)
     }
 }
 
+static void send_input(int fd)
+{
+    static char bytes[65536];
+    ssize_t n;
+    signal(SIGPIPE, SIG_IGN);
+    while ((n = read(STDIN_FILENO, bytes, sizeof bytes)) > 0)
+        write_all(fd, bytes, n);
+    need(n == 0, "read");
+}
+
 static void echo(int fd)
 {
     static char bytes[65536];
@@ -107,6 +119,8 @@ int main(int argc, char **argv)
         join(connect_to((unsigned)strtoul(argv[2], NULL, 10), (unsigned)atoi(argv[3])));
     } else if (argc == 3 && !strcmp(argv[1], "listen")) {
         join(accept_one(listen_at((unsigned)atoi(argv[2]))));
+    } else if (argc == 4 && !strcmp(argv[1], "send")) {
+        send_input(connect_to((unsigned)strtoul(argv[2], NULL, 10), (unsigned)atoi(argv[3])));
     } else if (argc == 4 && !strcmp(argv[1], "echo")) {
         int listener = listen_at((unsigned)atoi(argv[2])), status = 0, bad = 0;
         for (int i = 0; i < atoi(argv[3]); i++) {
