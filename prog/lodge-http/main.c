@@ -11,6 +11,7 @@
  */
 #include "base/bytes.h"
 #include "base/own.h"
+#include "base/packet.h"
 #include "disk/http_wire.h"
 #include "fetch.h"
 #include "syscalls.h"
@@ -89,23 +90,9 @@ static int get_blocks(struct server *server, struct fetch *fetch, const struct h
 static int answer(struct server *server, const struct http_message *message)
 {
     uint8_t bytes[HTTP_MESSAGE_MAX];
-    struct iovec iov = {bytes, http_encode(message, bytes)};
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
-    struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (message->type == HTTP_WELCOME && message->status == 0) {
-        header.msg_control = control;
-        header.msg_controllen = sizeof control;
-        struct cmsghdr *part = CMSG_FIRSTHDR(&header);
-        part->cmsg_level = SOL_SOCKET;
-        part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(part), &server->cache_fd, sizeof(int));
-    }
-    ssize_t n;
-    do
-        n = sendmsg(server->socket, &header, MSG_NOSIGNAL);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : 0;
+    bool with_cache = message->type == HTTP_WELCOME && message->status == 0;
+    return packet_send(server->socket, bytes, http_encode(message, bytes), &server->cache_fd,
+                       with_cache, 0);
 }
 
 /* Each worker takes the next packet from the one socket. */

@@ -1,6 +1,8 @@
 #include "session.h"
 
 #include "base/bytes.h"
+#include "base/own.h"
+#include "base/packet.h"
 #include "chip/debug.h"
 
 #include <errno.h>
@@ -242,55 +244,25 @@ static void client_handle(struct session *session, int fd, const struct control_
         reply_failed(session, fd, "that is no request");
 }
 
-/* Descriptors that came are ours to close, wanted or not. */
-static void take_fds(struct msghdr *header, int fds[CONTROL_FDS_MAX])
-{
-    unsigned count = 0;
-    for (struct cmsghdr *part = CMSG_FIRSTHDR(header); part; part = CMSG_NXTHDR(header, part)) {
-        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t here = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < here; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-            if (count < CONTROL_FDS_MAX)
-                fds[count++] = fd;
-            else
-                close(fd);
-        }
-    }
-}
-
 /* One packet; false where the client is gone, or no client of ours. */
 static bool client_receive(struct session *session, int fd)
 {
     uint8_t bytes[CONTROL_MESSAGE_MAX];
-    int fds[CONTROL_FDS_MAX] = {-1, -1};
-    union {
-        char space[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec iov = {bytes, sizeof bytes};
-    struct msghdr header = {.msg_iov = &iov,
-                            .msg_iovlen = 1,
-                            .msg_control = control.space,
-                            .msg_controllen = sizeof control.space};
-    ssize_t n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return true;
+    int fds[CONTROL_FDS_MAX];
+    ssize_t n = packet_receive(fd, bytes, sizeof bytes, fds, CONTROL_FDS_MAX, MSG_DONTWAIT);
+    if (n == -EMSGSIZE)
+        reply_failed(session, fd, "that is too long for a request");
     if (n < 0)
-        return false;
+        return n == -EAGAIN;
     struct control_message message;
     struct err err = {0};
-    take_fds(&header, fds); /* nothing else may have come with them */
     int took = n > 0 ? control_decode(bytes, (size_t)n, &message, &err) : 0;
     if (n > 0 && took == n)
         client_handle(session, fd, &message, fds);
     else if (n > 0)
         reply_failed(session, fd, took < 0 ? err.text : "half a message");
     for (unsigned i = 0; i < CONTROL_FDS_MAX; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+        own_close(&fds[i]);
     return n > 0 && took == n;
 }
 

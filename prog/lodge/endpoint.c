@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "base/packet.h"
 #include "image/store.h"
 
 #include <errno.h>
@@ -173,33 +174,11 @@ int endpoint_definition(const char *name, char **ret_text, struct err *err)
     return 0;
 }
 
-static int send_request(int fd, const struct control_message *request, const int *fds,
-                        unsigned fd_count)
-{
-    uint8_t bytes[CONTROL_MESSAGE_MAX];
-    union {
-        char space[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
-        struct cmsghdr align;
-    } control = {0};
-    struct iovec iov = {bytes, control_encode(request, bytes)};
-    struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (fd_count) {
-        header.msg_control = control.space;
-        header.msg_controllen = CMSG_SPACE(fd_count * sizeof *fds);
-        struct cmsghdr *part = CMSG_FIRSTHDR(&header);
-        part->cmsg_level = SOL_SOCKET;
-        part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN(fd_count * sizeof *fds);
-        memcpy(CMSG_DATA(part), fds, fd_count * sizeof *fds);
-    }
-    return sendmsg(fd, &header, MSG_NOSIGNAL) < 0 ? -errno : 0;
-}
-
 int endpoint_ask(int fd, const struct control_message *request, const int *fds, unsigned fd_count,
                  struct control_message *ret_reply, struct err *err)
 {
     uint8_t bytes[CONTROL_MESSAGE_MAX];
-    int r = send_request(fd, request, fds, fd_count);
+    int r = packet_send(fd, bytes, control_encode(request, bytes), fds, fd_count, 0);
     if (r < 0)
         return err_errno(err, -r, "the guest's VMM");
     ssize_t n;

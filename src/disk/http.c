@@ -5,6 +5,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "base/packet.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -49,57 +50,25 @@ bool http_is_url(const char *path)
 static int send_message(int socket, const struct http_message *message)
 {
     uint8_t bytes[HTTP_MESSAGE_MAX];
-    size_t length = http_encode(message, bytes);
-    ssize_t n;
-    do
-        n = send(socket, bytes, length, MSG_NOSIGNAL);
-    while (n < 0 && errno == EINTR);
-    return n == (ssize_t)length ? 0 : n < 0 ? -errno : -EIO;
-}
-
-/* The first descriptor of a message; a second one is none of ours. */
-static int take_descriptor(struct msghdr *header)
-{
-    int first = -1;
-    for (struct cmsghdr *part = CMSG_FIRSTHDR(header); part; part = CMSG_NXTHDR(header, part)) {
-        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-            if (first < 0)
-                first = fd;
-            else
-                close(fd);
-        }
-    }
-    return first;
+    return packet_send(socket, bytes, http_encode(message, bytes), NULL, 0, 0);
 }
 
 /* *ret_fd: what came along, or -1. */
 static int receive_message(int socket, struct http_message *ret_message, int *ret_fd)
 {
-    uint8_t bytes[HTTP_MESSAGE_MAX + 1];
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))];
-    struct iovec iov = {bytes, sizeof bytes};
-    struct msghdr header = {
-        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    uint8_t bytes[HTTP_MESSAGE_MAX];
     struct pollfd ready = {.fd = socket, .events = POLLIN};
-    ssize_t n = 0;
+    int r;
     *ret_fd = -1;
     do
-        n = poll(&ready, 1, PATIENCE_MS);
-    while (n < 0 && errno == EINTR);
+        r = poll(&ready, 1, PATIENCE_MS);
+    while (r < 0 && errno == EINTR);
+    if (r <= 0)
+        return r < 0 ? -errno : -ETIMEDOUT;
+    ssize_t n = packet_receive(socket, bytes, sizeof bytes, ret_fd, 1, 0);
     if (n <= 0)
-        return n < 0 ? -errno : -ETIMEDOUT;
-    do
-        n = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return -errno;
-    *ret_fd = take_descriptor(&header);
-    return n == 0 ? -EPIPE : http_decode(bytes, (size_t)n, ret_message);
+        return n < 0 ? (int)n : -EPIPE;
+    return http_decode(bytes, (size_t)n, ret_message);
 }
 
 /* --- blocks --- */

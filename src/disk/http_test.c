@@ -5,6 +5,8 @@
 #include "disk/http_wire.h"
 
 #include "base/bytes.h"
+#include "base/own.h"
+#include "base/packet.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -43,20 +45,8 @@ static uint8_t byte_at(uint64_t offset)
 static void reply(struct server *server, const struct http_message *message, bool with_cache)
 {
     uint8_t bytes[HTTP_MESSAGE_MAX];
-    struct iovec iov = {bytes, http_encode(message, bytes)};
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {0};
-    struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (with_cache) {
-        const int fds[] = {server->cache, server->cache}; /* one more than is wanted */
-        header.msg_control = control;
-        header.msg_controllen = sizeof control;
-        struct cmsghdr *part = CMSG_FIRSTHDR(&header);
-        part->cmsg_level = SOL_SOCKET;
-        part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN(sizeof fds);
-        memcpy(CMSG_DATA(part), fds, sizeof fds);
-    }
-    sendmsg(server->socket, &header, MSG_NOSIGNAL);
+    const int fds[] = {server->cache, server->cache}; /* one more than is wanted */
+    packet_send(server->socket, bytes, http_encode(message, bytes), fds, with_cache ? 2 : 0, 0);
 }
 
 static void fetch(struct server *server, const struct http_message *wanted)

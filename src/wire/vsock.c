@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "base/packet.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -43,64 +44,24 @@ int vsock_message_decode(const uint8_t *bytes, size_t size, struct vsock_message
     return 0;
 }
 
-/* Room for one descriptor, aligned as the kernel wants it. */
-union control {
-    struct cmsghdr header;
-    uint8_t bytes[CMSG_SPACE(sizeof(int))];
-};
-
 int vsock_message_send(int link, const struct vsock_message *message, int fd, struct err *err)
 {
     uint8_t bytes[VSOCK_MESSAGE_SIZE];
-    union control control = {0};
-    struct iovec iov = {bytes, sizeof bytes};
-    struct msghdr packet = {.msg_iov = &iov, .msg_iovlen = 1};
     vsock_message_encode(message, bytes);
-    if (fd >= 0) {
-        packet.msg_control = &control;
-        packet.msg_controllen = sizeof control;
-        struct cmsghdr *header = CMSG_FIRSTHDR(&packet);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof fd);
-        memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    }
-    ssize_t n;
-    do
-        n = sendmsg(link, &packet, MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? err_errno(err, errno, "vsock message") : 0;
-}
-
-/* The packet's descriptor, or -1; there cannot be two, for there was room for one. */
-static int descriptor(struct msghdr *packet)
-{
-    int fd = -1;
-    for (struct cmsghdr *header = CMSG_FIRSTHDR(packet); header;
-         header = CMSG_NXTHDR(packet, header))
-        if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
-            header->cmsg_len == CMSG_LEN(sizeof fd))
-            memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    return fd;
+    int r = packet_send(link, bytes, sizeof bytes, &fd, fd >= 0, MSG_DONTWAIT);
+    return r < 0 ? err_errno(err, -r, "vsock message") : 0;
 }
 
 int vsock_message_receive(int link, struct vsock_message *ret_message, int *ret_fd, struct err *err)
 {
-    uint8_t bytes[VSOCK_MESSAGE_SIZE + 1]; /* one more shows what is too long */
-    union control control;
-    struct iovec iov = {bytes, sizeof bytes};
-    struct msghdr packet = {.msg_iov = &iov,
-                            .msg_iovlen = 1,
-                            .msg_control = &control,
-                            .msg_controllen = sizeof control};
+    uint8_t bytes[VSOCK_MESSAGE_SIZE];
+    _cleanup_fd_ int fd = -1;
     struct vsock_message message;
-    ssize_t n;
-    do
-        n = recvmsg(link, &packet, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    ssize_t n = packet_receive(link, bytes, sizeof bytes, &fd, 1, MSG_DONTWAIT);
+    if (n == -EMSGSIZE)
+        return err_set(err, -EBADMSG, "a vsock message that is too long");
     if (n < 0)
-        return err_errno(err, errno, "vsock message");
-    _cleanup_fd_ int fd = descriptor(&packet);
+        return err_errno(err, (int)-n, "vsock message");
     if (n == 0)
         return err_set(err, -EPIPE, "the other end of the vsock link is closed");
     int r = vsock_message_decode(bytes, (size_t)n, &message, err);
