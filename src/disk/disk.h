@@ -24,9 +24,10 @@
  * says otherwise. Overlapping writes at the same time leave either's bytes, sector by sector.
  *
  * Errors: -errno. -EINVAL for a range outside the disk (nothing is done), -EIO also for an image
- * that contradicts itself, -ENOSPC when the host's disk is full (the write may be tried again),
- * -EROFS for a write to what was opened for reading only, -EBUSY for an image in use, -EACCES where
- * a key does not open what is encrypted, -ESTALE when a web server has something else than before.
+ * that contradicts itself, -ENOSPC and -EDQUOT when the host's disk is full (the image is as whole
+ * as before, and the call may be made again), -EFBIG when the format has no room for more, -EROFS
+ * for a write to what was opened for reading only, -EBUSY for an image in use, -EACCES where a key
+ * does not open what is encrypted, -ESTALE when a web server has something else than before.
  * Images are hostile: sizes and offsets in them are believed only after they were checked against
  * the file.
  */

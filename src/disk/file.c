@@ -27,6 +27,7 @@ struct file {
     ino_t inode;
     bool block_device, write, sync;
     atomic_bool no_punch; /* the host said EOPNOTSUPP once */
+    atomic_bool lost;     /* a flush failed */
     uint32_t alignment;
     pthread_mutex_t unaligned;      /* read, change, write back: one at a time */
     const struct file_layer *layer; /* NULL: the descriptor is all there is */
@@ -525,7 +526,15 @@ int file_flush(struct file *file)
         return file->layer->flush ? file->layer->flush(file->opaque) : 0;
     if (!file->sync || !file->write)
         return 0;
-    return fdatasync(file->fd) < 0 ? -errno : 0;
+    if (file->lost)
+        return -EIO;
+    if (fdatasync(file->fd) == 0)
+        return 0;
+    int number = errno;
+    /* What the host's cache could not write it has forgotten, and says so once: that the next flush
+     * succeeds means nothing. Past the cache there was nothing to forget. */
+    file->lost = file->alignment == 1;
+    return file->lost ? -EIO : -number;
 }
 
 int file_status(struct file *file, uint64_t offset, uint64_t length, bool *ret_hole,

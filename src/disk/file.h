@@ -69,7 +69,8 @@ int file_discard(struct file *file, uint64_t offset, uint64_t length);
 /* Space for [offset, offset + length), so that writes there do not fail for want of it. */
 int file_reserve(struct file *file, uint64_t offset, uint64_t length);
 int file_truncate(struct file *file, uint64_t length);
-/* What was written is on the disk; nothing with DISK_CACHE_UNSAFE. */
+/* What was written is on the disk; nothing with DISK_CACHE_UNSAFE. Where that failed once in the
+ * host's cache it is -EIO for ever. */
 int file_flush(struct file *file);
 
 /* Whether [offset, ...) is a hole of the file, and how far that goes, at most `length`. */

@@ -192,7 +192,9 @@ struct qcow2 {
     struct freed_list freed, ready;
     size_t freed_count;
     bool committing;
-    bool broken; /* the image contradicts itself: no more writes */
+    bool places_unsure; /* a table was to move, and that failed: the header on the disk may say
+                           either place */
+    bool broken;        /* the image contradicts itself: no more writes */
 };
 
 static inline struct qcow2 *qcow2_of(struct disk *disk)
@@ -230,6 +232,10 @@ int qcow2_broken(struct qcow2 *q);
 
 /* `sync`: all that was written before is on the disk after. */
 int qcow2_commit(struct qcow2 *q, bool sync);
+/* The header on the disk says where the L1 and the refcount table are from now on, as `moved` has
+ * it, once all that was written before is there. After a failure they are where they were. Keeps
+ * the lock. */
+int qcow2_move_tables(struct qcow2 *q, const struct qcow2_header *moved);
 /* Before a change: commits when much is dirty, makes room. */
 int qcow2_prepare(struct qcow2 *q);
 

@@ -250,12 +250,40 @@ static void write_lowered(struct qcow2 *q)
     batch_free(&blocks);
 }
 
+/* Where the L1 and the refcount table are: 24 bytes of one sector. */
+static int write_places(struct qcow2 *q, const struct qcow2_header *header)
+{
+    uint8_t fields[24];
+    be32_write(fields, header->l1_size);
+    be64_write(fields + 4, header->l1_offset);
+    be64_write(fields + 12, header->reftable_offset);
+    be32_write(fields + 20, header->reftable_clusters);
+    int r = file_write_bytes(q->disk.file, QCOW2_AT_L1_SIZE, fields, sizeof fields);
+    return r < 0 ? r : file_flush(q->disk.file);
+}
+
+int qcow2_move_tables(struct qcow2 *q, const struct qcow2_header *moved)
+{
+    int r = file_flush(q->disk.file); /* invariant 3 */
+    if (r < 0)
+        return r;
+    q->places_unsure = true;
+    r = write_places(q, moved);
+    q->places_unsure = r < 0;
+    return r;
+}
+
 int qcow2_commit(struct qcow2 *q, bool sync)
 {
     while (q->committing)
         pthread_cond_wait(&q->changed, &q->lock);
     q->committing = true;
-    int r = commit_once(q, sync);
+    int r = 0;
+    /* Until now both places have the same to say; what comes goes to the one that we know. */
+    if (q->places_unsure && (r = write_places(q, &q->header)) >= 0)
+        q->places_unsure = false;
+    if (r >= 0)
+        r = commit_once(q, sync);
     if (r >= 0 && !TAILQ_EMPTY(&q->ready)) {
         qcow2_reap(q);
         /* A block that is new has no entry in the refcount table yet: that is the next commit's. */

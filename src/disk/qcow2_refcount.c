@@ -92,7 +92,7 @@ static int make_block(struct qcow2 *q, uint64_t cluster, struct table **ret_bloc
     uint64_t index = cluster >> q->block_bits;
     uint64_t first = index << q->block_bits;
     if (index >= q->reftable_entries || cluster_bytes(q, first + 1) > QCOW2_OFFSET_MASK)
-        return -ENOSPC;
+        return -EFBIG;
     if (qcow2_is_metadata(q, cluster_bytes(q, first)))
         return qcow2_broken(q);
     int r = tables_make(&q->blocks, cluster_bytes(q, first), ret_block);
@@ -156,7 +156,7 @@ int qcow2_take(struct qcow2 *q, uint64_t want, uint64_t *ret_offset, uint64_t *r
         set_count(q, block, first + got, 1);
     }
     if (got == 0)
-        return -ENOSPC;
+        return -EFBIG;
     q->free_from = first + got;
     note_used(q, first + got);
     *ret_offset = cluster_bytes(q, first);
@@ -175,7 +175,7 @@ static int take_long_row(struct qcow2 *q, uint64_t count, uint64_t *ret_offset)
     while (blocks * per_block < blocks + count)
         blocks++;
     if (index + blocks > q->reftable_entries)
-        return -ENOSPC;
+        return -EFBIG;
     uint64_t first = index << q->block_bits;
     struct table *block = NULL;
     for (uint64_t i = 0; i < blocks; i++) {
@@ -328,7 +328,7 @@ static int plan_growth(struct qcow2 *q, struct growth *growth)
     if (cluster_bytes(q, growth->table) > QCOW2_REFTABLE_BYTES_MAX ||
         cluster_bytes(q, growth->first + growth->blocks + growth->table) > QCOW2_OFFSET_MASK ||
         growth->blocks + q->reftable_entries > cluster_bytes(q, growth->table) / 8)
-        return -ENOSPC;
+        return -EFBIG;
     growth->bytes = calloc(growth->blocks + growth->table, q->cluster_size);
     return growth->bytes ? 0 : -ENOMEM;
 }
@@ -349,20 +349,15 @@ static void fill_growth(const struct qcow2 *q, const struct growth *growth, uint
         be64_write(table + i * 8, entries[i]);
 }
 
-/* The new one first, then the header says so: 12 bytes of one sector. */
+/* The new one first, then the header says so. */
 static int write_growth(struct qcow2 *q, const struct growth *growth)
 {
-    uint8_t field[12];
-    uint64_t offset = cluster_bytes(q, growth->first + growth->blocks);
-    be64_write(field, offset);
-    be32_write(field + 8, (uint32_t)growth->table);
+    struct qcow2_header moved = q->header;
+    moved.reftable_offset = cluster_bytes(q, growth->first + growth->blocks);
+    moved.reftable_clusters = (uint32_t)growth->table;
     int r = file_write_bytes(q->disk.file, cluster_bytes(q, growth->first), growth->bytes,
                              cluster_bytes(q, growth->blocks + growth->table));
-    if (r >= 0)
-        r = file_flush(q->disk.file);
-    if (r >= 0)
-        r = file_write_bytes(q->disk.file, QCOW2_AT_REFTABLE, field, sizeof field);
-    return r < 0 ? r : file_flush(q->disk.file);
+    return r < 0 ? r : qcow2_move_tables(q, &moved);
 }
 
 static int apply_growth(struct qcow2 *q, const struct growth *growth, uint64_t *entries,

@@ -23,19 +23,15 @@ static int write_size(struct qcow2 *q, uint64_t size)
 static int write_l1(struct qcow2 *q, uint64_t offset, const uint64_t *entries, uint64_t count)
 {
     _cleanup_free_ uint8_t *bytes = calloc(count, 8);
-    uint8_t field[12];
+    struct qcow2_header moved = q->header;
     if (!bytes)
         return -ENOMEM;
     for (uint64_t i = 0; i < count; i++)
         be64_write(bytes + i * 8, entries[i]);
-    be32_write(field, (uint32_t)count);
-    be64_write(field + 4, offset);
+    moved.l1_size = (uint32_t)count;
+    moved.l1_offset = offset;
     int r = file_write_bytes(q->disk.file, offset, bytes, count * 8);
-    if (r >= 0)
-        r = file_flush(q->disk.file);
-    if (r >= 0)
-        r = file_write_bytes(q->disk.file, QCOW2_AT_L1_SIZE, field, sizeof field);
-    return r < 0 ? r : file_flush(q->disk.file);
+    return r < 0 ? r : qcow2_move_tables(q, &moved);
 }
 
 static int grow_l1(struct qcow2 *q, uint64_t count)
@@ -57,6 +53,8 @@ static int grow_l1(struct qcow2 *q, uint64_t count)
     if (r < 0) {
         free(entries);
         free(dirty);
+        if (offset)
+            (void)qcow2_free_later(q, offset >> q->cluster_bits, clusters);
         return r;
     }
     free(q->l1);
@@ -65,6 +63,7 @@ static int grow_l1(struct qcow2 *q, uint64_t count)
     q->l1_dirty = dirty;
     q->l1_changed = false;
     q->l1_size = (uint32_t)count;
+    q->header.l1_size = (uint32_t)count;
     q->header.l1_offset = offset;
     if (old_clusters)
         (void)qcow2_free_later(q, old_offset >> q->cluster_bits, old_clusters);
