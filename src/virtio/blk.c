@@ -232,6 +232,8 @@ int virtio_blk_new(struct mem *mem, const struct virtio_blk_config *config,
     blk->writeback = -1;
     blk->on_error = config->on_error;
     blk->opaque = config->opaque;
+    blk->on_full = config->on_full;
+    blk->full_opaque = config->full_opaque;
     blk->discard_alignment = discard_alignment(config->disk);
     blk_limit_init(&blk->limit, config->iops, config->iops_burst, config->bps, config->bps_burst);
     r = virtio_device_init(&blk->device, &blk_ops, mem, features_of(config), sizes, config->queues,
@@ -249,6 +251,25 @@ int virtio_blk_new(struct mem *mem, const struct virtio_blk_config *config,
 struct virtio_device *virtio_blk_device(struct virtio_blk *blk)
 {
     return &blk->device;
+}
+
+int virtio_blk_full(const struct virtio_blk *blk)
+{
+    return blk->full_queues ? blk->full_number : 0;
+}
+
+void virtio_blk_retry(struct virtio_blk *blk)
+{
+    for (unsigned i = 0; i < blk->queue_count; i++)
+        blk_queue_retry(&blk->queues[i]);
+}
+
+bool virtio_blk_settled(struct virtio_blk *blk)
+{
+    bool settled = true;
+    for (unsigned i = 0; i < blk->queue_count; i++)
+        settled &= blk_queue_settled(&blk->queues[i]);
+    return settled;
 }
 
 void virtio_blk_stop(struct virtio_blk *blk)

@@ -16,8 +16,13 @@
  *
  * A reset waits for what is in flight; requests that had not been begun are forgotten.
  *
- * Errors of the host go to the guest as IOERR and to `on_error` (positive errno: ENOSPC, EIO, ...),
- * on an I/O thread, with the queue's lock held: note it and return.
+ * Errors of the host go to the guest as IOERR and to `on_error` (positive errno: EIO, ...), on an
+ * I/O thread, with the queue's lock held: note it and return.
+ *
+ * A full disk (ENOSPC, EDQUOT) is no error where there is `on_full`. What found no space is kept,
+ * its data still in the guest's memory, and tried again every second and at virtio_blk_retry();
+ * nothing behind it in its queue is begun meanwhile. `on_full` says that virtio_blk_full() may have
+ * changed, called as on_error is. A reset drops what is kept.
  *
  * Threads: all functions from any thread. The transport frees the device and joins its threads;
  * disk and rings are borrowed and outlive it.
@@ -52,6 +57,8 @@ struct virtio_blk_config {
     uint64_t iops_burst, bps_burst; /* 0 = a tenth of a second's worth */
     void (*on_error)(void *opaque, bool write, int number); /* may be NULL */
     void *opaque;
+    void (*on_full)(void *opaque); /* NULL: a full disk is an error like others */
+    void *full_opaque;
 };
 
 int virtio_blk_new(struct mem *mem, const struct virtio_blk_config *config,
@@ -59,6 +66,13 @@ int virtio_blk_new(struct mem *mem, const struct virtio_blk_config *config,
 
 /* For virtio_pci_new(). */
 struct virtio_device *virtio_blk_device(struct virtio_blk *blk);
+
+/* Why requests wait for space: ENOSPC or EDQUOT; 0: none does. */
+int virtio_blk_full(const struct virtio_blk *blk);
+void virtio_blk_retry(struct virtio_blk *blk);
+/* True where virtio_hold() has left nothing under way; false where requests wait for space, and
+ * the device cannot be saved now. */
+bool virtio_blk_settled(struct virtio_blk *blk);
 
 /* Ends its threads; when it returns nothing of it touches the disk, for ever. Before disk_close()
  * where the device is not freed. */

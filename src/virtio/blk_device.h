@@ -4,13 +4,14 @@
  *
  * A request's way, under its queue's mutex but for the calls themselves:
  *
- *   popped --> bad, or GET_ID ----------------------------------------------------> answered
- *     |                                                                               ^
- *     +--> run (adjacent transfers) --> parts, one per extent, in the ring --> all --+
- *     |        | no place, no ring                 | a part failed            \      |
- *     |        v                                   v                           v     |
- *     +------> calls: a list that the queue's thread works off <--- flush, where writes must be
- * safe
+ *   popped --> bad, or GET_ID ------------------------------------------------> answered
+ *     |                                                                             ^
+ *     +--> run (adjacent transfers) --> parts, one per extent, in the ring --> all -+
+ *     |        | no place, no ring                 | a part failed           |      |
+ *     |        v                                   v                         v      |
+ *     +------> calls: a list that the queue's thread works off <-- flush, if write-through
+ *                 ^                        |
+ *                 +--- in front again <----+ no space: the queue is full, and waits
  *
  * `in_flight` counts requests that were popped and are not answered.
  */
@@ -105,6 +106,8 @@ struct blk_queue {
     bool unsubmitted; /* the kernel has not taken all of the ring yet */
     unsigned in_flight, parts_in_flight;
     struct blk_list calls;
+    bool full;         /* the first call found no space; nothing is popped */
+    uint64_t retry_at; /* CLOCK_MONOTONIC ns; then it is made again */
     struct blk_request *requests, *free_requests;
     unsigned requests_used; /* those from here on were never used */
     struct blk_part parts[BLK_RING_ENTRIES], *free_parts;
@@ -120,6 +123,10 @@ struct virtio_blk {
     _Atomic int writeback;    /* the driver's choice; -1 = it has made none */
     void (*on_error)(void *opaque, bool write, int number);
     void *opaque;
+    void (*on_full)(void *opaque);
+    void *full_opaque;
+    _Atomic unsigned full_queues;
+    _Atomic int full_number;
     unsigned queue_count;
     struct blk_queue *queues;
 };
@@ -134,8 +141,12 @@ void blk_queue_stop(struct blk_queue *queue);
 void blk_queue_fini(struct blk_queue *queue);
 void blk_queue_start(struct blk_queue *queue);
 void blk_queue_reset(struct blk_queue *queue);
-/* Returns when nothing is in flight; while nothing can be popped. */
+/* Returns when nothing is in flight, or nothing but what waits for space; while nothing can be
+ * popped. */
 void blk_queue_settle(struct blk_queue *queue);
+bool blk_queue_settled(struct blk_queue *queue);
+/* What waits for space is tried now. */
+void blk_queue_retry(struct blk_queue *queue);
 /* On the vCPU's thread. */
 void blk_queue_notified(struct blk_queue *queue);
 

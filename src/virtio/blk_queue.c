@@ -6,6 +6,7 @@
  *   1  in_flight = requests in runs + in calls + the one that a call is made for
  *   2  parts_in_flight <= BLK_RING_ENTRIES, so no completion is ever lost
  *   3  with `live` false nothing is popped, and in_flight only falls
+ *   4  with `full` true there is a call, and nothing is popped
  */
 #include "virtio/blk_device.h"
 
@@ -20,6 +21,7 @@ enum {
     INLINE_REQUESTS = 8,
     INLINE_BYTES = 64 * 1024, /* of one request; more takes longer than waking a thread */
     RETRY_NS = 1000000,
+    SPACE_NS = 1000000000,
     CALLS_NS = 100000, /* calls that are answered by one interrupt take no longer together */
 };
 
@@ -40,6 +42,14 @@ static void list_add(struct blk_list *list, struct blk_request *request)
     else
         list->first = request;
     list->last = request;
+}
+
+static void list_add_first(struct blk_list *list, struct blk_request *request)
+{
+    request->next = list->first;
+    if (!list->first)
+        list->last = request;
+    list->first = request;
 }
 
 static struct blk_request *list_take(struct blk_list *list)
@@ -83,6 +93,37 @@ static void report(struct blk_queue *queue, bool write, int r)
     struct virtio_blk *blk = queue->blk;
     if (r < 0 && blk->on_error)
         blk->on_error(blk->opaque, write, -r);
+}
+
+/* Full disks. */
+
+static bool waits_for_space(const struct blk_queue *queue, const struct blk_request *request, int r)
+{
+    return (r == -ENOSPC || r == -EDQUOT) && request->type != BLK_T_IN && queue->live &&
+           queue->blk->on_full;
+}
+
+static void full_begin(struct blk_queue *queue, struct blk_request *request, int r)
+{
+    struct virtio_blk *blk = queue->blk;
+    list_add_first(&queue->calls, request);
+    queue->retry_at = now_ns() + SPACE_NS;
+    blk->full_number = -r;
+    if (!queue->full)
+        blk->full_queues++;
+    queue->full = true;
+    pthread_cond_broadcast(&queue->idle);
+    blk->on_full(blk->full_opaque);
+}
+
+/* Not before all that came behind found space, too: else the guest would go on for a moment. */
+static void full_end(struct blk_queue *queue)
+{
+    if (!queue->full || queue->calls.first)
+        return;
+    queue->full = false;
+    queue->blk->full_queues--;
+    queue->blk->on_full(queue->blk->full_opaque);
 }
 
 /* Runs. */
@@ -271,7 +312,8 @@ static struct blk_request *pop(struct blk_queue *queue)
     struct virtio_device *device = &queue->blk->device;
     for (unsigned i = 0; i < BLK_QUEUE_SIZE; i++) {
         struct blk_request *request = peek_free(queue);
-        if (!queue->live || !request || !virtio_pop(device, queue->index, &request->chain))
+        if (!queue->live || queue->full || !request ||
+            !virtio_pop(device, queue->index, &request->chain))
             return NULL;
         if (request->chain.writable == 0) { /* no place for a status: it cannot be answered */
             virtio_fail(device);
@@ -326,6 +368,8 @@ static bool admit(struct blk_queue *queue, uint64_t *ret_wait)
 /* Makes the next call, without the mutex. A reset forgets those that were not begun. */
 static bool do_call(struct blk_queue *queue)
 {
+    if (queue->full && queue->live && now_ns() < queue->retry_at)
+        return false;
     struct blk_request *request = list_take(&queue->calls);
     int r = -ECANCELED;
     if (!request)
@@ -335,10 +379,15 @@ static bool do_call(struct blk_queue *queue)
         pthread_mutex_unlock(&queue->mutex);
         r = blk_request_call(queue->blk, request);
         pthread_mutex_lock(&queue->mutex);
+        if (waits_for_space(queue, request, r)) {
+            full_begin(queue, request, r);
+            return false;
+        }
         if (r != -EINVAL && r != -EOPNOTSUPP)
             report(queue, type != BLK_T_IN, r);
     }
     answer(queue, request, r);
+    full_end(queue);
     return true;
 }
 
@@ -374,10 +423,15 @@ static uint64_t serve(struct blk_queue *queue)
         if (queue->live) {
             virtio_notify(device, queue->index);
             /* While a limit holds us back, time wakes us, not the driver. */
-            if (!more && wait == 0 && !device->held && peek_free(queue) && room(queue))
+            if (!more && wait == 0 && !device->held && !queue->full && peek_free(queue) &&
+                room(queue))
                 more = queue_notifications_start(ring) && virtio_may_pop(device);
         }
         more = more || await(queue);
+    }
+    if (queue->full) {
+        uint64_t now = now_ns();
+        wait = queue->retry_at > now ? queue->retry_at - now : 1;
     }
     if (queue->unsubmitted)
         wait = RETRY_NS;
@@ -514,9 +568,25 @@ void blk_queue_settle(struct blk_queue *queue)
     pthread_mutex_lock(&queue->mutex);
     if (queue->in_flight > 0)
         worker_wake(&queue->worker);
-    while (queue->in_flight > 0)
+    while (queue->in_flight > 0 && !queue->full)
         pthread_cond_wait(&queue->idle, &queue->mutex);
     pthread_mutex_unlock(&queue->mutex);
+}
+
+bool blk_queue_settled(struct blk_queue *queue)
+{
+    pthread_mutex_lock(&queue->mutex);
+    bool settled = queue->in_flight == 0;
+    pthread_mutex_unlock(&queue->mutex);
+    return settled;
+}
+
+void blk_queue_retry(struct blk_queue *queue)
+{
+    pthread_mutex_lock(&queue->mutex);
+    queue->retry_at = 0;
+    pthread_mutex_unlock(&queue->mutex);
+    worker_wake(&queue->worker);
 }
 
 int blk_queue_init(struct blk_queue *queue, struct virtio_blk *blk, unsigned index,
