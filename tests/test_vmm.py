@@ -11,7 +11,7 @@ import pytest
 
 EVENTS = {1: "READY", 2: "CONSOLE_OPENED", 3: "RESET", 4: "POWER_OFF", 5: "TRIPLE_FAULT",
           6: "DEBUG_EXIT", 7: "PANICKED", 8: "ERROR", 9: "STATS", 10: "DONE", 11: "FAILED",
-          12: "CRASH_LOADED", 13: "WATCHDOG", 14: "BALLOON"}
+          12: "CRASH_LOADED", 13: "WATCHDOG", 14: "BALLOON", 15: "FULL"}
 POWER_BUTTON, RESET_NOW, PAUSE, RESUME, QUIT, CONSOLE_SIZE, STATS_ASK = range(64, 71)
 BALLOON_TARGET, BALLOON_ASK, NEW_GENERATION = range(72, 75)
 CODE_AT = 0x200000
@@ -318,8 +318,9 @@ def test_requests(vmm, engine):
             machine.send(request)
         machine.send(CONSOLE_SIZE, struct.pack("<IHH", 0, 80, 25))
         machine.send(STATS_ASK)
-        _, resident, guest = struct.unpack("<QQQ", machine.expect("STATS"))
+        _, resident, guest, state = struct.unpack("<QQQB", machine.expect("STATS"))
         assert 0 < guest < resident
+        assert state == 1  # the reset has kept the pause
         machine.send(QUIT)
         assert machine.status() == 0
 
@@ -329,7 +330,7 @@ def test_memory_beyond_the_guests_own(vmm, engine):
     with Machine(vmm, kernel(HALT), engine=engine) as machine:
         machine.expect("READY")
         machine.send(STATS_ASK)
-        _, resident, guest = struct.unpack("<QQQ", machine.expect("STATS"))
+        _, resident, guest, _ = struct.unpack("<QQQB", machine.expect("STATS"))
         assert resident - guest < 8 << 20
 
 

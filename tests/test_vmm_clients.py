@@ -149,7 +149,7 @@ def test_requests_are_answered(vmm):
     assert ask(client, message(RESUME))[0] == DONE
     assert vmm.talks()
     kind, payload = ask(client, message(STATS_ASK))
-    assert kind == STATS and struct.unpack("<3Q", payload)[1] > 1 << 20
+    assert kind == STATS and struct.unpack("<3QB", payload)[1] > 1 << 20
     assert ask(client, message(CONSOLE_SIZE, struct.pack("<IHH", 77, 80, 25)))[0] == DONE
     assert ask(client, message(RESET_NOW))[0] == DONE
     assert vmm.talks()
@@ -204,8 +204,8 @@ def test_events_are_no_requests(vmm):
     """They are well-formed, so whoever sends one may stay."""
     client = vmm.client()
     events = [message(2, bytes(5)), message(3), message(4), message(6, bytes(4)), message(7),
-              message(8, b"text"), message(STATS, bytes(24)), message(DONE, bytes(9)),
-              message(FAILED, b"x")]
+              message(8, b"text"), message(STATS, bytes(25)), message(15, bytes(8)),
+              message(DONE, bytes(9)), message(FAILED, b"x")]
     for event in events:
         assert ask(client, event) == (FAILED, b"that is no request")
     assert ask(client, message(STATS_ASK))[0] == STATS

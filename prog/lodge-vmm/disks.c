@@ -87,6 +87,7 @@ static int open_disk(struct guest_disk *conf, const struct disk_key *key, struct
                                          .key = key};
     int r = disk_open(conf->path, &options, &board->disk, err);
     board->serial = conf->serial;
+    board->waits = conf->on_full == GUEST_DISK_PAUSE;
     board->iops = conf->iops;
     board->bps = conf->bps;
     board->iops_burst = conf->iops_burst;

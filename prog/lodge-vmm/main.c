@@ -261,6 +261,7 @@ static int run(int definition_fd)
 
     struct session session = {.control_fd = conf.control_fd,
                               .listen_fd = conf.listen_fd,
+                              .disks = conf.disks,
                               .statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC),
                               .pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
                               .exit_on_reset = conf.on_reset == GUEST_ON_RESET_EXIT};

@@ -72,6 +72,17 @@ static void end(struct session *session, int status)
     session->status = status;
 }
 
+static const char *full_disk(const struct session *session)
+{
+    return session->full ? session->disks[__builtin_ctz(session->full)].path : "";
+}
+
+static void go_on(struct session *session)
+{
+    if (!session->paused && !session->full)
+        board_resume(session->board);
+}
+
 static void stats_send(struct session *session, int fd)
 {
     struct board_stats stats;
@@ -79,6 +90,10 @@ static void stats_send(struct session *session, int fd)
     struct control_message message = {.type = CONTROL_STATS,
                                       .instructions = stats.instructions,
                                       .guest_resident = stats.guest_resident};
+    message.state = session->paused ? CONTROL_STATE_PAUSED
+                    : session->full ? CONTROL_STATE_FULL
+                                    : CONTROL_STATE_RUNS;
+    snprintf(message.text, sizeof message.text, "%s", full_disk(session));
     /* proc(5): size, then resident, in pages. */
     char text[128] = "";
     unsigned long long pages = 0;
@@ -161,13 +176,18 @@ static void save(struct session *session, int fd, const struct control_message *
         reply_failed(session, fd, "no files to save to came with the request");
         return;
     }
+    if (session->full) { /* its request has left the guest's memory and is on no disk yet */
+        char text[CONTROL_TEXT_MAX];
+        snprintf(text, sizeof text, "it waits for space for its disk '%s'", full_disk(session));
+        reply_failed(session, fd, text);
+        return;
+    }
     _Static_assert((int)CONTROL_ID_SIZE == (int)BOARD_ID_SIZE, "one id");
     memcpy(what.id, message->id, sizeof what.id);
     memcpy(what.parent, message->parent, sizeof what.parent);
     board_pause(session->board);
     int r = board_save(session->board, &what, &saved, &err);
-    if (!session->paused)
-        board_resume(session->board);
+    go_on(session);
     if (r < 0) {
         reply_failed(session, fd, err.text);
         return;
@@ -188,7 +208,8 @@ static bool simple_request(struct session *session, const struct control_message
         break;
     case CONTROL_RESUME:
         session->paused = false;
-        board_resume(session->board);
+        board_retry_disks(session->board);
+        go_on(session);
         break;
     case CONTROL_QUIT: end(session, 0); break;
     case CONTROL_CONSOLE_SIZE:
@@ -373,6 +394,25 @@ static void ready_send(struct session *session, uint64_t now)
     send_message(session->control_fd, &message);
 }
 
+/* A guest that ran on would find more and more of its writes waiting, and take its disk for dead.
+ */
+static void full_handle(struct session *session, const struct board_event *event)
+{
+    uint32_t bit = UINT32_C(1) << event->port;
+    session->full = event->value ? session->full | bit : session->full & ~bit;
+    if (session->full)
+        board_pause(session->board);
+    else
+        go_on(session);
+    send_message(session->control_fd, &(struct control_message){.type = CONTROL_FULL,
+                                                                .port = event->port,
+                                                                .code = (uint32_t)event->value});
+    if (session->control_fd < 0)
+        fprintf(stderr, "lodge-vmm: disk '%s': %s\n", session->disks[event->port].path,
+                event->value ? "there is no space; the guest stands until there is some"
+                             : "there is space again");
+}
+
 static void event_handle(struct session *session, const struct board_event *event)
 {
     switch (event->kind) {
@@ -389,6 +429,7 @@ static void event_handle(struct session *session, const struct board_event *even
     case BOARD_EVENT_CRASH_LOADED: send_type(session, CONTROL_CRASH_LOADED); break;
     case BOARD_EVENT_WATCHDOG: send_type(session, CONTROL_WATCHDOG); break;
     case BOARD_EVENT_BALLOON: balloon_answer(session); break;
+    case BOARD_EVENT_FULL: full_handle(session, event); break;
     case BOARD_EVENT_RESET:
         if (session->exit_on_reset) {
             final_handle(session, event);

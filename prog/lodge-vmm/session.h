@@ -10,6 +10,7 @@
 #pragma once
 
 #include "board/board.h"
+#include "conf/guest.h"
 #include "wire/control.h"
 
 enum { SESSION_CLIENTS_MAX = 16 };
@@ -26,7 +27,10 @@ struct session {
     int clients[SESSION_CLIENTS_MAX];
     unsigned client_count;
 
+    const struct guest_disk *disks; /* their names */
+
     bool paused;              /* somebody asked for it */
+    uint32_t full;            /* disks that requests wait for, a bit each: it stands for that */
     bool panicked;            /* since the last reset */
     unsigned balloon_asked;   /* answers that wait for the guest's statistics */
     int64_t balloon_deadline; /* CLOCK_MONOTONIC ms: then without them */

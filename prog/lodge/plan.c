@@ -235,6 +235,8 @@ int plan_open(struct plan *plan, struct err *err)
         r = vsock_host_new(conf->vsock.path, &plan->relay.vsock, err);
     if (r >= 0)
         r = open_kvm(plan, err);
+    plan->relay.disks = conf->disks;
+    plan->relay.disk_count = conf->disk_count;
     conf->kernel_fd = plan->kernel;
     conf->initrd_fd = plan->initrd;
     conf->kvm_fd = plan->kvm;

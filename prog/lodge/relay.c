@@ -4,6 +4,7 @@
 #include "base/own.h"
 #include "serial_log.h"
 #include "signals.h"
+#include "space.h"
 #include "terminal.h"
 
 #include <errno.h>
@@ -51,6 +52,9 @@ struct relay {
     int64_t next_end_of_input; /* serial: when to say again that input has ended; 0 = not yet */
     int64_t last_interrupt;
     int64_t started;
+
+    uint32_t full;      /* disks that the guest waits for, a bit each; it stands meanwhile */
+    int64_t full_since; /* where any is */
 
     bool over;
     int status;
@@ -109,6 +113,15 @@ static void say(struct relay *relay, const char *format, ...)
     vfprintf(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
+}
+
+/* A line for a person while the guest has the terminal, and keeps it. */
+static void notice(struct relay *relay, const char *text)
+{
+    if (relay->plan->raw)
+        fprintf(stderr, "\r\nlodge: %s\r\n", text);
+    else
+        say(relay, "%s", text);
 }
 
 static void show_guest(struct relay *relay)
@@ -341,6 +354,22 @@ static void guest_powered_off(struct relay *relay)
         end(relay, 0);
 }
 
+static void take_full(struct relay *relay, const struct control_message *event)
+{
+    char text[1024];
+    uint32_t before = relay->full;
+    if (event->port >= relay->plan->disk_count)
+        return;
+    space_describe(&relay->plan->disks[event->port], (int)event->code, text, sizeof text);
+    notice(relay, text);
+    relay->full &= ~(UINT32_C(1) << event->port);
+    relay->full |= (uint32_t)(event->code != 0) << event->port;
+    if (!before)
+        relay->full_since = now_ms();
+    else if (!relay->full) /* that was not the agent's time */
+        relay->started += now_ms() - relay->full_since;
+}
+
 static void take_event(struct relay *relay, const struct control_message *event)
 {
     steer_event(relay->plan->steer, event, relay->machine);
@@ -350,6 +379,7 @@ static void take_event(struct relay *relay, const struct control_message *event)
             say(relay, "engine %s: %s", event->engine, event->text);
         return;
     case CONTROL_PANICKED: relay->panicked = true; return;
+    case CONTROL_FULL: take_full(relay, event); return;
     case CONTROL_WATCHDOG:
         relay->watchdog = true;
         if (!relay->plan->watchdog_ends && !relay->plan->raw)
@@ -459,7 +489,8 @@ static int pump_sinks(struct relay *relay, const struct pollfd *fds)
 static void check_agent_timeout(struct relay *relay)
 {
     const struct relay_plan *plan = relay->plan;
-    if (!plan->command || !plan->agent_timeout || relay->channel->state != CHANNEL_GREETING ||
+    if (!plan->command || !plan->agent_timeout || relay->full ||
+        relay->channel->state != CHANNEL_GREETING ||
         now_ms() - relay->started < (int64_t)plan->agent_timeout * 1000)
         return;
     char text[128];

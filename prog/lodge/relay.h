@@ -30,20 +30,22 @@
 enum { RELAY_FAILED = 125 };
 
 struct relay_plan {
-    bool command;                /* else serial */
-    struct channel_command what; /* command */
-    bool shell;                  /* the command is the shell of an interactive guest: its
-                                    powering off is a good end */
-    bool agent;                  /* serial: an agent will say when the console listens */
-    bool restored;               /* the guest goes on from a snapshot: it has spoken to others */
-    bool raw;                    /* standard input is a terminal to be switched */
-    struct steer *steer;         /* who else may steer the guest, or NULL; borrowed */
-    const char *kernel;          /* its path, or the snapshot's, for messages; borrowed */
-    bool watchdog_ends;          /* so is what the watchdog does where it expires */
-    bool reboots;                /* a reset of the guest's machine is not its end */
-    bool verbose;                /* the serial port to standard error while a command runs */
-    struct vsock_host *vsock;    /* the sockets behind the guest's, or NULL; borrowed */
-    unsigned agent_timeout;      /* seconds until an agent must have answered; 0 = no limit */
+    bool command;                   /* else serial */
+    struct channel_command what;    /* command */
+    bool shell;                     /* the command is the shell of an interactive guest: its
+                                       powering off is a good end */
+    bool agent;                     /* serial: an agent will say when the console listens */
+    bool restored;                  /* the guest goes on from a snapshot: it has spoken to others */
+    bool raw;                       /* standard input is a terminal to be switched */
+    struct steer *steer;            /* who else may steer the guest, or NULL; borrowed */
+    const struct guest_disk *disks; /* borrowed, open */
+    unsigned disk_count;
+    const char *kernel;       /* its path, or the snapshot's, for messages; borrowed */
+    bool watchdog_ends;       /* so is what the watchdog does where it expires */
+    bool reboots;             /* a reset of the guest's machine is not its end */
+    bool verbose;             /* the serial port to standard error while a command runs */
+    struct vsock_host *vsock; /* the sockets behind the guest's, or NULL; borrowed */
+    unsigned agent_timeout;   /* seconds until an agent must have answered; 0 = no limit */
 };
 
 /* Runs until the end, with signal handlers of its own in place; the terminal is as before when it

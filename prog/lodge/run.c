@@ -26,7 +26,8 @@ static const struct option_row options[] = {
     {"append", 'a', "WORDS", "more words for the kernel's command line"},
     {"disk", 'd', "PATH[,...]",
      "a disk: PATH,ro,format=raw|qcow2,cache=writeback|none|unsafe,\n"
-     "                               serial=X,iops=N,bps=SIZE,key_file=FILE,cacert=FILE;\n"
+     "                               serial=X,iops=N,bps=SIZE,on_full=pause|error,\n"
+     "                               key_file=FILE,cacert=FILE;\n"
      "                               PATH may be an http or https URL; may be repeated"},
     {"share", 's', "PATH[,...]",
      "a folder that the guest sees: PATH,tag=TAG,at=FOLDER,ro (share, /mnt/TAG);\n"

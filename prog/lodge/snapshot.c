@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
 static int fail(const struct err *err)
 {
@@ -20,6 +21,27 @@ static int fail(const struct err *err)
 }
 
 /* ---- pause, resume ---- */
+
+enum { SPACE_TRIES = 8, SPACE_MS = 50 };
+
+/* Where there is no space for it still, a guest that was told to go on stands. */
+static int check_goes_on(int fd, const char *name, struct err *err)
+{
+    struct control_message reply;
+    const struct control_message ask = {.type = CONTROL_STATS_ASK};
+    for (int tries = 0; tries < SPACE_TRIES; tries++) {
+        int r = endpoint_ask(fd, &ask, NULL, 0, &reply, err);
+        if (r < 0)
+            return r;
+        if (reply.type != CONTROL_STATS || reply.state != CONTROL_STATE_FULL)
+            return 0;
+        nanosleep(&(struct timespec){.tv_nsec = SPACE_MS * 1000000}, NULL);
+    }
+    return err_set(err, -ENOSPC,
+                   "guest '%s' waits for space for its disk '%s'; it goes on by itself when there "
+                   "is some",
+                   name, reply.text);
+}
 
 static int ask_simple(const struct arguments *arguments, enum control_type type)
 {
@@ -31,7 +53,8 @@ static int ask_simple(const struct arguments *arguments, enum control_type type)
     }
     _cleanup_fd_ int fd = endpoint_connect(arguments->words[0], &err);
     if (fd < 0 ||
-        endpoint_ask(fd, &(struct control_message){.type = type}, NULL, 0, &reply, &err) < 0)
+        endpoint_ask(fd, &(struct control_message){.type = type}, NULL, 0, &reply, &err) < 0 ||
+        (type == CONTROL_RESUME && check_goes_on(fd, arguments->words[0], &err) < 0))
         return fail(&err);
     return 0;
 }

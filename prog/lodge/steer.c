@@ -87,9 +87,18 @@ static json_t *write_balloon(const struct control_message *event)
 
 static json_t *write_stats(const struct control_message *event)
 {
-    return json_pack("{s:I, s:I, s:I}", "instructions", (json_int_t)event->instructions, "resident",
-                     (json_int_t)event->resident, "guest_resident",
-                     (json_int_t)event->guest_resident);
+    static const char *const states[CONTROL_STATE_MAX] = {
+        [CONTROL_STATE_RUNS] = "runs",
+        [CONTROL_STATE_PAUSED] = "paused",
+        [CONTROL_STATE_FULL] = "waits for space",
+    };
+    json_t *stats =
+        json_pack("{s:I, s:I, s:I, s:s}", "instructions", (json_int_t)event->instructions,
+                  "resident", (json_int_t)event->resident, "guest_resident",
+                  (json_int_t)event->guest_resident, "state", states[event->state]);
+    if (*event->text)
+        json_object_set_new(stats, "full_disk", json_string(event->text));
+    return stats;
 }
 
 static const struct row {

@@ -71,6 +71,7 @@ struct board_disk {
     uint64_t iops, bps, iops_burst, bps_burst;     /* 0 = no limit, and what blk.h says */
     void (*on_error)(void *opaque, bool write, int number); /* virtio/blk.h; or NULL */
     void *opaque;
+    bool waits; /* where it finds no space: BOARD_EVENT_FULL; else that is an error to the guest */
 };
 
 enum board_nic_kind { BOARD_NIC_USER, BOARD_NIC_TAP };
@@ -187,6 +188,9 @@ enum board_event_kind {
     BOARD_EVENT_CRASH_LOADED, /* as PANICKED, but a second kernel is about to look at the panic */
     BOARD_EVENT_WATCHDOG,     /* it expired; a final event may follow */
     BOARD_EVENT_BALLOON,      /* the statistics of board_balloon_ask() are there */
+    BOARD_EVENT_FULL, /* port: a disk; value: ENOSPC or EDQUOT, requests of the guest's wait for
+                         space, which is tried again and again; 0: none does any more. The machine
+                         runs on until it is paused */
     /* The machine has stopped. */
     BOARD_EVENT_RESET, /* the guest asked for a reset */
     BOARD_EVENT_POWER_OFF,
@@ -218,7 +222,8 @@ void board_resume(struct board *board);
 int board_reset(struct board *board, struct err *err);
 
 /* Saves the machine, which is paused and stays so. -ENOTSUP with an engine that cannot, -EINVAL
- * where it runs, or where `changes` have nothing to stand on. After an error the files are worth
+ * where it runs, or where `changes` have nothing to stand on, -EBUSY where it has just ended, or
+ * where requests wait for space on a full disk. After an error the files are worth
  * nothing, and the machine is as before. */
 int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
                struct err *err);
@@ -242,6 +247,8 @@ bool board_drain_consoles(struct board *board, int timeout_ms);
 
 /* How many queues a disk has: one for each vCPU, up to a point. */
 unsigned board_disk_queues(unsigned cpus);
+/* What waits for space on a full disk is tried now. */
+void board_retry_disks(struct board *board);
 /* Takes the disks from the machine, which gets no answers from them any more, and waits until
  * nothing of it touches them: they may be closed then, before board_free(). */
 void board_release_disks(struct board *board);

@@ -372,18 +372,21 @@ unsigned board_disk_queues(unsigned cpus)
 static int make_disk(struct board *board, const struct board_disk *disk, struct err *err)
 {
     struct virtio_blk *blk;
-    int r = virtio_blk_new(board->mem,
-                           &(struct virtio_blk_config){.disk = disk->disk,
-                                                       .serial = disk->serial,
-                                                       .queues = board_disk_queues(board->cpus),
-                                                       .rings = disk->rings,
-                                                       .iops = disk->iops,
-                                                       .bps = disk->bps,
-                                                       .iops_burst = disk->iops_burst,
-                                                       .bps_burst = disk->bps_burst,
-                                                       .on_error = disk->on_error,
-                                                       .opaque = disk->opaque},
-                           &blk, err);
+    int r =
+        virtio_blk_new(board->mem,
+                       &(struct virtio_blk_config){.disk = disk->disk,
+                                                   .serial = disk->serial,
+                                                   .queues = board_disk_queues(board->cpus),
+                                                   .rings = disk->rings,
+                                                   .iops = disk->iops,
+                                                   .bps = disk->bps,
+                                                   .iops_burst = disk->iops_burst,
+                                                   .bps_burst = disk->bps_burst,
+                                                   .on_error = disk->on_error,
+                                                   .opaque = disk->opaque,
+                                                   .on_full = disk->waits ? board_tell_full : NULL,
+                                                   .full_opaque = board},
+                       &blk, err);
     if (r >= 0)
         r = add_virtio(board, virtio_blk_device(blk), err);
     if (r >= 0)
@@ -418,6 +421,12 @@ static int make_vsock(struct board *board, const struct board_config *config, st
     if (r < 0)
         board->vsock.device = NULL;
     return r;
+}
+
+void board_retry_disks(struct board *board)
+{
+    for (unsigned i = 0; i < board->disk_count; i++)
+        virtio_blk_retry(board->disks[i]);
 }
 
 void board_release_disks(struct board *board)

@@ -48,6 +48,15 @@ void board_tell_balloon(void *board)
     board_tell_plain(board, BOARD_EVENT_BALLOON, false);
 }
 
+void board_tell_full(void *opaque)
+{
+    struct board *board = opaque;
+    pthread_mutex_lock(&board->lock);
+    board->full_due = true;
+    event_fd_raise(board);
+    pthread_mutex_unlock(&board->lock);
+}
+
 void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t value,
                       const char *text)
 {
@@ -72,6 +81,22 @@ int board_event_fd(struct board *board)
     return board->event_fd;
 }
 
+/* As the disks are now, whatever they were meanwhile. */
+static bool next_full(struct board *board, struct board_event *event)
+{
+    for (unsigned i = 0; board->full_due && i < board->disk_count; i++) {
+        int number = virtio_blk_full(board->disks[i]);
+        if (number == board->full_told[i])
+            continue;
+        board->full_told[i] = number;
+        *event =
+            (struct board_event){.kind = BOARD_EVENT_FULL, .port = i, .value = (uint64_t)number};
+        return true;
+    }
+    board->full_due = false;
+    return false;
+}
+
 static bool next_locked(struct board *board, struct board_event *event)
 {
     *event = (struct board_event){.kind = BOARD_EVENT_NONE};
@@ -84,6 +109,8 @@ static bool next_locked(struct board *board, struct board_event *event)
         event->port = (unsigned)__builtin_ctz(board->console_due);
         event->value = board->console_open >> event->port & 1;
         board->console_due &= board->console_due - 1;
+    } else if (next_full(board, event)) {
+        return true;
     } else if (board->plain_due) {
         event->kind = (enum board_event_kind)__builtin_ctz(board->plain_due);
         board->plain_due &= board->plain_due - 1;

@@ -129,7 +129,9 @@ struct board {
     uint32_t plain_due, once_told;
     uint64_t ready_ns;
     uint32_t console_due, console_open; /* a bit per port */
-    struct board_event *final;          /* kind NONE = no final event due */
+    bool full_due;                      /* a disk may differ from what was told of it: */
+    int full_told[BOARD_DISKS_MAX];
+    struct board_event *final; /* kind NONE = no final event due */
 };
 
 /* board_devices.c */
@@ -175,6 +177,7 @@ void board_stop_locked(struct board *board);
 void board_tell_ready(struct board *board, uint64_t now);
 void board_tell_console(void *board, unsigned port, bool open);
 void board_tell_balloon(void *board);
+void board_tell_full(void *board);
 /* An event without a value; `once` between two resets. */
 void board_tell_plain(struct board *board, enum board_event_kind kind, bool once);
 /* Stops the machine. The first final event counts, later ones are dropped. */

@@ -216,6 +216,15 @@ static int remember(struct board *board, const struct board_save *save, struct e
     return r;
 }
 
+/* A request that waits for space has been popped, and cannot be saved. */
+static int check_settled(struct board *board, struct err *err)
+{
+    for (unsigned i = 0; i < board->disk_count; i++)
+        if (!virtio_blk_settled(board->disks[i]))
+            return err_set(err, -EBUSY, "the guest waits for space for its disk %u", i + 1);
+    return 0;
+}
+
 int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
                struct err *err)
 {
@@ -247,7 +256,9 @@ int board_save(struct board *board, const struct board_save *save, struct board_
     for (unsigned i = 0; i < board->virtio_count; i++)
         virtio_hold(board->virtio[i]);
     snapshot_writer_init(&writer);
-    r = save_all(board, save, &map, &writer, &saved, err);
+    r = check_settled(board, err);
+    if (r >= 0)
+        r = save_all(board, save, &map, &writer, &saved, err);
     snapshot_writer_free(&writer);
     page_map_free(&map);
     if (r >= 0)

@@ -133,6 +133,7 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"disk = \"x,rw\"", "f:1:9: 'rw' is no property of a disk; there are ro, format"},
         {"disk = \"x,format=vmdk\"", "disk format 'vmdk' is unknown; there are raw and qcow2"},
         {"disk = \"x,format=probe\"", "disk format 'probe' is unknown"},
+        {"disk = \"x,on_full=stop\"", "on_full of a disk is pause or error, not 'stop'"},
         {"disk = \"x,cache=on\"", "there are writeback, none and unsafe"},
         {"disk = \"x,serial=123456789012345678901\"", "is longer than 20 bytes"},
         {"disk = \"x,iops=0\"", "'0' is no number of requests a second"},
@@ -233,7 +234,8 @@ static void json_goes_round(void **state)
     assert_int_equal(guest_conf_add_disk(
                          &conf, "a,ro,iops=5,iops_burst=7,serial=s,key_file=k,,1,cacert=c", &err),
                      0);
-    assert_int_equal(guest_conf_add_disk(&conf, "b,format=qcow2,cache=unsafe", &err), 0);
+    assert_int_equal(guest_conf_add_disk(&conf, "b,format=qcow2,cache=unsafe,on_full=error", &err),
+                     0);
     assert_int_equal(guest_conf_add_share(&conf, "src,ro", &err), 0);
     assert_int_equal(guest_conf_add_share(&conf, "out,at=/o", &err), 0);
     conf.shares[1].fd = 13;
@@ -292,6 +294,8 @@ static void json_goes_round(void **state)
     assert_null(back.disks[1].serial);
     assert_int_equal(back.disks[0].cache, GUEST_DISK_WRITEBACK);
     assert_int_equal(back.disks[1].cache, GUEST_DISK_UNSAFE);
+    assert_int_equal(back.disks[0].on_full, GUEST_DISK_PAUSE);
+    assert_int_equal(back.disks[1].on_full, GUEST_DISK_ERROR);
     assert_int_equal(back.disks[1].format, GUEST_DISK_QCOW2);
     assert_string_equal(back.disks[0].key_file, "k,1");
     assert_string_equal(back.disks[0].cacert, "c");

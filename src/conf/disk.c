@@ -3,7 +3,7 @@
  *
  *     PATH [",ro"] [",format=" raw|qcow2] [",cache=" writeback|none|unsafe] [",serial=" TEXT]
  *          [",iops=" N] [",bps=" SIZE] [",iops_burst=" N] [",bps_burst=" SIZE]
- *          [",key_file=" FILE] [",cacert=" FILE]
+ *          [",on_full=" pause|error] [",key_file=" FILE] [",cacert=" FILE]
  *
  * A comma in PATH, TEXT or FILE is written twice.
  */
@@ -28,6 +28,11 @@ static const char *const cache_names[GUEST_DISK_CACHE_MAX] = {
     [GUEST_DISK_UNSAFE] = "unsafe",
 };
 
+static const char *const on_full_names[GUEST_DISK_ON_FULL_MAX] = {
+    [GUEST_DISK_PAUSE] = "pause",
+    [GUEST_DISK_ERROR] = "error",
+};
+
 const char *guest_disk_format_name(enum guest_disk_format format)
 {
     return format_names[format];
@@ -36,6 +41,11 @@ const char *guest_disk_format_name(enum guest_disk_format format)
 const char *guest_disk_cache_name(enum guest_disk_cache cache)
 {
     return cache_names[cache];
+}
+
+const char *guest_disk_on_full_name(enum guest_disk_on_full on_full)
+{
+    return on_full_names[on_full];
 }
 
 void guest_disk_forget_descriptors(struct guest_disk *disk)
@@ -121,6 +131,15 @@ static int set_cache(struct guest_disk *disk, const char *text, struct err *err)
     return 0;
 }
 
+static int set_on_full(struct guest_disk *disk, const char *text, struct err *err)
+{
+    int r = find_name(on_full_names, 0, GUEST_DISK_ON_FULL_MAX, text);
+    if (r < 0)
+        return err_set(err, r, "on_full of a disk is pause or error, not '%.64s'", text);
+    disk->on_full = (enum guest_disk_on_full)r;
+    return 0;
+}
+
 static int set_serial(struct guest_disk *disk, const char *text, struct err *err)
 {
     if (strlen(text) > GUEST_SERIAL_MAX)
@@ -176,6 +195,7 @@ static const struct word {
     {"format", set_format, 0, 0},
     {"cache", set_cache, 0, 0},
     {"serial", set_serial, 0, 0},
+    {"on_full", set_on_full, 0, 0},
     {"key_file", set_key_file, 0, 0},
     {"cacert", set_cacert, 0, 0},
     {"iops", NULL, offsetof(struct guest_disk, iops) + 1, 0},
@@ -197,8 +217,8 @@ int guest_disk_set(struct guest_disk *disk, const char *name, const char *value,
         return guest_parse_size(value, (uint64_t *)(void *)((char *)disk + word->bytes - 1), err);
     }
     return err_set(err, -EINVAL,
-                   "'%.64s' is no property of a disk; there are ro, format, cache, serial, iops, "
-                   "bps, iops_burst, bps_burst, key_file, cacert",
+                   "'%.64s' is no property of a disk; there are ro, format, cache, serial, "
+                   "on_full, iops, bps, iops_burst, bps_burst, key_file, cacert",
                    name);
 }
 

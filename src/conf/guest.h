@@ -91,6 +91,12 @@ enum guest_disk_cache {
     GUEST_DISK_CACHE_MAX
 };
 
+enum guest_disk_on_full {
+    GUEST_DISK_PAUSE, /* the guest stands until the host's disk has space */
+    GUEST_DISK_ERROR, /* it is told of an I/O error */
+    GUEST_DISK_ON_FULL_MAX
+};
+
 /* An open file of a disk, as the image that stands on it calls it; the disk's own is called as its
  * path. */
 struct guest_image {
@@ -102,6 +108,7 @@ struct guest_disk {
     char *path;
     enum guest_disk_format format;
     enum guest_disk_cache cache;
+    enum guest_disk_on_full on_full;
     bool read_only;
     char *serial;                   /* at most GUEST_SERIAL_MAX bytes, NULL = none */
     uint64_t iops, bps;             /* requests and bytes a second; 0 = no limit */
@@ -256,6 +263,7 @@ const char *guest_engine_name(enum guest_engine engine);
 const char *guest_translate_name(enum guest_translate translate);
 const char *guest_disk_format_name(enum guest_disk_format format);
 const char *guest_disk_cache_name(enum guest_disk_cache cache);
+const char *guest_disk_on_full_name(enum guest_disk_on_full on_full);
 const char *guest_watchdog_name(enum guest_watchdog watchdog);
 
 /* "512M", "1G", "1.5G", "268435456": bytes. Suffixes K M G T (powers of 1024), with or without B or

@@ -138,6 +138,8 @@ static int put_disk(json_t *object, const struct guest_disk *disk)
         r = json_object_set_new(object, "read_only", json_true());
     if (r >= 0)
         r = put_string(object, "cache", guest_disk_cache_name(disk->cache));
+    if (r >= 0 && disk->on_full != GUEST_DISK_PAUSE)
+        r = put_string(object, "on_full", guest_disk_on_full_name(disk->on_full));
     if (r >= 0)
         r = put_string(object, "serial", disk->serial);
     if (r >= 0)

@@ -25,12 +25,13 @@ static const struct layout {
     {CONTROL_DEBUG_EXIT, 4, false},
     {CONTROL_PANICKED, 0, false},
     {CONTROL_ERROR, 0, true},
-    {CONTROL_STATS, 24, false},
+    {CONTROL_STATS, 25, true},
     {CONTROL_DONE, 9, false},
     {CONTROL_FAILED, 0, true},
     {CONTROL_CRASH_LOADED, 0, false},
     {CONTROL_WATCHDOG, 0, false},
     {CONTROL_BALLOON, BALLOON_SIZE, false},
+    {CONTROL_FULL, 8, false},
     {CONTROL_POWER_BUTTON, 0, false},
     {CONTROL_RESET_NOW, 0, false},
     {CONTROL_PAUSE, 0, false},
@@ -97,6 +98,11 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
         le64_write(to, message->instructions);
         le64_write(to + 8, message->resident);
         le64_write(to + 16, message->guest_resident);
+        to[24] = (uint8_t)message->state;
+        break;
+    case CONTROL_FULL:
+        le32_write(to, message->port);
+        le32_write(to + 4, message->code);
         break;
     case CONTROL_DONE:
         le64_write(to, message->pages);
@@ -135,7 +141,12 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
         message->instructions = le64_read(from);
         message->resident = le64_read(from + 8);
         message->guest_resident = le64_read(from + 16);
-        return true;
+        message->state = (enum control_state)from[24];
+        return from[24] < CONTROL_STATE_MAX;
+    case CONTROL_FULL:
+        message->port = le32_read(from);
+        message->code = le32_read(from + 4);
+        return message->code <= INT32_MAX;
     case CONTROL_DONE:
         message->pages = le64_read(from);
         message->was_paused = from[8];

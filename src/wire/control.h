@@ -15,6 +15,8 @@
  *   PANICKED        the guest's kernel said so through the panic port
  *   CRASH_LOADED    the same, but it has a second kernel that will look into it
  *   WATCHDOG        the guest's watchdog expired; RESET or POWER_OFF may follow
+ *   FULL            requests of the guest's wait for space for a disk, and it stands until there is
+ *                   some; or none of that disk's wait any more (code 0). It goes on by itself
  *   STATS           the answer to STATS_ASK
  *   BALLOON         the answer to BALLOON_TARGET and to BALLOON_ASK: one for each
  *   DONE, FAILED    the answer to every other request of a client, and to SAVE of anybody
@@ -27,14 +29,15 @@
  *   ERROR           CONTROL_EXIT_FAILED; the text is one phrase, and registers on further lines
  *                   where a vCPU cannot go on
  *
- * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME, QUIT (ends at once, status
- * 0), CONSOLE_SIZE, STATS_ASK; BALLOON_TARGET (how much memory the guest shall give back),
- * BALLOON_ASK (its answer waits up to CONTROL_BALLOON_WAIT_MS for fresh statistics of the guest's),
- * NEW_GENERATION (the machine is not the one any more that it was: a new VM generation ID), SAVE.
- * When the socket is closed the owner is gone: the VMM ends at once.
- *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS):
- * its state, its memory (board/board.h). It stands meanwhile, and after it does what it did before.
- * DONE then says how many pages that were; after PAUSE it says whether the machine stood already.
+ * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME (looks for space at once,
+ * where the guest waits for that), QUIT (ends at once, status 0), CONSOLE_SIZE, STATS_ASK;
+ * BALLOON_TARGET (how much memory the guest shall give back), BALLOON_ASK (its answer waits up to
+ * CONTROL_BALLOON_WAIT_MS for fresh statistics of the guest's), NEW_GENERATION (the machine is not
+ * the one any more that it was: a new VM generation ID), SAVE. When the socket is closed the owner
+ * is gone: the VMM ends at once. SAVE            writes the machine to two descriptors that come
+ * with the message (SCM_RIGHTS): its state, its memory (board/board.h). It stands meanwhile, and
+ * after it does what it did before. DONE then says how many pages that were; after PAUSE it says
+ * whether the machine stood already.
  *
  * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
  * stay together), anybody whom its file lets in may connect and send requests, but for BALLOON_*.
@@ -80,6 +83,7 @@ enum control_type {
     CONTROL_CRASH_LOADED,
     CONTROL_WATCHDOG,
     CONTROL_BALLOON,
+    CONTROL_FULL,
 
     CONTROL_POWER_BUTTON = 64,
     CONTROL_RESET_NOW,
@@ -92,6 +96,13 @@ enum control_type {
     CONTROL_BALLOON_TARGET,
     CONTROL_BALLOON_ASK,
     CONTROL_NEW_GENERATION,
+};
+
+enum control_state {
+    CONTROL_STATE_RUNS,
+    CONTROL_STATE_PAUSED, /* somebody asked for it */
+    CONTROL_STATE_FULL,   /* it waits for space, and nobody asked for it to stand */
+    CONTROL_STATE_MAX
 };
 
 /* What is known of the balloon and, by it, of the guest's memory. */
@@ -109,13 +120,14 @@ struct control_message {
     enum control_type type;
     uint64_t time_ns;              /* READY: CLOCK_MONOTONIC of the first instruction */
     char engine[CONTROL_NAME_MAX]; /* READY: "kvm", "soft" */
-    uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE */
+    uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE; FULL: the disk, from 0 on */
     bool open;                     /* CONSOLE_OPENED */
     uint16_t cols, rows;           /* CONSOLE_SIZE */
-    uint32_t code;                 /* DEBUG_EXIT: the exit status */
+    uint32_t code;                 /* DEBUG_EXIT: the exit status; FULL: ENOSPC, EDQUOT or 0 */
     uint64_t instructions;       /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
     uint64_t resident;           /* STATS: bytes of the process, guest memory included */
     uint64_t guest_resident;     /* STATS: bytes of guest memory that are resident */
+    enum control_state state;    /* STATS */
     uint8_t id[CONTROL_ID_SIZE]; /* SAVE: of the new snapshot */
     uint8_t parent[CONTROL_ID_SIZE]; /* SAVE with `changes`: of what it is to stand on */
     bool changes;                    /* SAVE: only those since the parent, the last one */
@@ -123,7 +135,8 @@ struct control_message {
     uint64_t pages;                  /* DONE, after SAVE */
     uint64_t bytes;                  /* BALLOON_TARGET */
     struct control_balloon balloon;
-    char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED */
+    char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED; STATS:
+                                        the disk that is full */
 };
 
 /* Writes the whole message and returns its size. A text that is too long is cut. */

@@ -48,6 +48,9 @@ static const struct control_message samples[] = {
     {.type = CONTROL_FAILED},
     {.type = CONTROL_SAVE, .id = {1, 2, 3, [15] = 16}},
     {.type = CONTROL_SAVE, .id = {0xff}, .parent = {[15] = 0xfe}, .changes = true},
+    {.type = CONTROL_STATS, .state = CONTROL_STATE_FULL, .text = "/srv/web.qcow2"},
+    {.type = CONTROL_FULL, .port = 7, .code = 28},
+    {.type = CONTROL_FULL},
 };
 
 static void every_message_comes_back_as_it_was(void **state)
@@ -157,6 +160,10 @@ static void malformed_messages_are_refused(void **state)
     control_encode(&samples[7], bytes);
     le32_write(bytes + 8, 256); /* no exit status */
     refuse(bytes, 12);
+
+    size = control_encode(&samples[10], bytes);
+    bytes[8 + 24] = CONTROL_STATE_MAX;
+    refuse(bytes, size);
 }
 
 /* As control.h has them: whoever speaks this over a socket may not be this program. */
