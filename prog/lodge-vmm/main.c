@@ -32,11 +32,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum {
-    DEFINITION_FD = 3,
-    FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * (GUEST_IMAGES_MAX + 1) +
-              2 * GUEST_LAYERS_MAX + GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX
-};
+enum { DEFINITION_FD = 3 };
 
 /* More than any kernel of the field unpacks to. */
 #define UNPACK_LIMIT GIB(1)
@@ -101,31 +97,10 @@ static int unpack(int in_fd, int out_fd)
 static int others_close(const struct guest_conf *conf, const struct session *session,
                         struct err *err)
 {
-    int keep[FDS_MAX];
-    size_t count = 0;
-    const int named[] = {conf->kernel_fd,     conf->initrd_fd,     conf->kvm_fd,
-                         conf->serial_in_fd,  conf->serial_out_fd, conf->control_fd,
-                         conf->lockstep.fd,   conf->listen_fd,     session->statm_fd,
-                         session->pagemap_fd, conf->vsock.fd};
-    for (size_t i = 0; i < ARRAY_LEN(named); i++)
-        keep[count++] = named[i];
-    for (unsigned i = 0; i < conf->console_count; i++)
-        keep[count++] = conf->consoles[i].fd;
-    for (unsigned i = 0; i < conf->disk_count; i++)
-        for (unsigned image = 0; image < conf->disks[i].image_count; image++)
-            keep[count++] = conf->disks[i].images[image].fd;
-    for (unsigned i = 0; i < conf->restore.count; i++) {
-        keep[count++] = conf->restore.layers[i].state_fd;
-        keep[count++] = conf->restore.layers[i].memory_fd;
-    }
-    for (unsigned i = 0; i < conf->nic_count; i++)
-        for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
-            keep[count++] = conf->nics[i].fds[j];
-    for (unsigned i = 0; i < conf->share_count; i++)
-        keep[count++] = conf->shares[i].fd;
-    for (unsigned i = 0; i < conf->disk_count; i++)
-        if (conf->disks[i].unlocked)
-            keep[count++] = conf->disks[i].key_fd;
+    int keep[GUEST_FDS_MAX + 2];
+    unsigned count = guest_conf_fds(conf, keep);
+    keep[count++] = session->statm_fd;
+    keep[count++] = session->pagemap_fd;
     return privileges_close_others(keep, count, err);
 }
 

@@ -151,20 +151,26 @@ static int parse_encryption(const struct arguments *arguments, struct disk_creat
     return 0;
 }
 
+/* The options of a disk that is to be made: OPTIONS_NEW_DISK and --type. */
+static int read_new_disk(const struct arguments *arguments, struct disk_create *create,
+                         struct err *err)
+{
+    create->preallocate = arguments_flag(arguments, "preallocate");
+    int r = parse_type(arguments, "type", DISK_FORMAT_QCOW2, &create->format, err);
+    if (r >= 0)
+        r = parse_cluster_size(arguments, &create->cluster_bits, err);
+    return r < 0 ? r : parse_encryption(arguments, create, err);
+}
+
 /* --- create --- */
 
 static int read_create(const struct arguments *arguments, struct disk_create *create,
                        struct err *err)
 {
-    int r = parse_type(arguments, "type", DISK_FORMAT_QCOW2, &create->format, err);
-    if (r >= 0)
-        r = parse_cluster_size(arguments, &create->cluster_bits, err);
+    int r = read_new_disk(arguments, create, err);
     if (r >= 0)
         r = parse_type(arguments, "backing-type", DISK_FORMAT_PROBE, &create->backing_format, err);
-    if (r >= 0)
-        r = parse_encryption(arguments, create, err);
     create->backing = arguments_value(arguments, "backing");
-    create->preallocate = arguments_flag(arguments, "preallocate");
     if (r < 0)
         return r;
     if (create->backing && create->backing_format == DISK_FORMAT_PROBE)
@@ -386,7 +392,7 @@ static int convert(const struct arguments *arguments)
 {
     struct err err = {0};
     struct disk_options options = {.read_only = true};
-    struct disk_create create = {.preallocate = arguments_flag(arguments, "preallocate")};
+    struct disk_create create = {0};
     _cleanup_key_ struct disk_key *key = NULL;
     _cleanup_key_ struct disk_key *from_key = NULL;
     struct disk *from;
@@ -394,11 +400,7 @@ static int convert(const struct arguments *arguments)
     if (r >= 0)
         r = parse_type(arguments, "from-type", DISK_FORMAT_PROBE, &options.format, &err);
     if (r >= 0)
-        r = parse_type(arguments, "type", DISK_FORMAT_QCOW2, &create.format, &err);
-    if (r >= 0)
-        r = parse_cluster_size(arguments, &create.cluster_bits, &err);
-    if (r >= 0)
-        r = parse_encryption(arguments, &create, &err);
+        r = read_new_disk(arguments, &create, &err);
     if (r < 0)
         return mistake(&err);
     if (read_key(arguments, "from-key-file", &from_key, &err) < 0 ||
@@ -416,16 +418,26 @@ static int convert(const struct arguments *arguments)
 
 /* --- rows --- */
 
+/* clang-format off */
+#define OPTION_TYPE {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"}
+#define OPTION_KEY \
+    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"}
+#define OPTION_CACERT \
+    {"cacert", 0, "FILE", "believe these certificates of https servers, not the system's"}
+#define OPTIONS_NEW_DISK /* what read_new_disk() reads */ \
+    {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"}, \
+    {"preallocate", 0, NULL, "take all of its space now"}, \
+    {"encrypt", 0, NULL, "encrypt it: inside a LUKS2 container, AES-256-XTS"}, \
+    {"key-file", 0, "FILE", "its passphrase: all bytes of FILE; - is standard input"}, \
+    {"kdf", 0, "KDF", "what makes guessing slow: argon2id or pbkdf2 (argon2id)"}, \
+    {"iter-time", 0, "MS", "how long it takes to unlock, on this machine (1000)"}
+/* clang-format on */
+
 static const struct option_row create_options[] = {
     {"type", 't', "TYPE", "qcow2 or raw (qcow2)"},
     {"backing", 'b', "FILE", "what it stands on: only changes go into the new disk"},
     {"backing-type", 'B', "TYPE", "of the backing, qcow2 or raw"},
-    {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"},
-    {"preallocate", 0, NULL, "take all of its space now"},
-    {"encrypt", 0, NULL, "encrypt it: inside a LUKS2 container, AES-256-XTS"},
-    {"key-file", 0, "FILE", "its passphrase: all bytes of FILE; - is standard input"},
-    {"kdf", 0, "KDF", "what makes guessing slow: argon2id or pbkdf2 (argon2id)"},
-    {"iter-time", 0, "MS", "how long it takes to unlock, on this machine (1000)"},
+    OPTIONS_NEW_DISK,
     {0},
 };
 
@@ -444,11 +456,7 @@ static const struct verb verb_create = {
 };
 
 static const struct option_row info_options[] = {
-    {"format", 0, "FORMAT", "table or json (table)"},
-    {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"},
-    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"},
-    {"cacert", 0, "FILE", "believe these certificates of https servers, not the system's"},
-    {0},
+    {"format", 0, "FORMAT", "table or json (table)"}, OPTION_TYPE, OPTION_KEY, OPTION_CACERT, {0},
 };
 
 static const struct verb verb_info = {
@@ -465,8 +473,8 @@ static const struct verb verb_info = {
 
 static const struct option_row resize_options[] = {
     {"shrink", 0, NULL, "lose what lies behind the new end"},
-    {"type", 't', "TYPE", "qcow2 or raw; else its first bytes tell"},
-    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"},
+    OPTION_TYPE,
+    OPTION_KEY,
     {0},
 };
 
@@ -484,7 +492,7 @@ static const struct verb verb_resize = {
 
 static const struct option_row check_options[] = {
     {"repair", 'r', NULL, "mend refcounts and flags, give leaked space back"},
-    {"key-file", 0, "FILE", "of an encrypted disk, all bytes of FILE; - is standard input"},
+    OPTION_KEY,
     {0},
 };
 
@@ -505,13 +513,8 @@ static const struct option_row convert_options[] = {
     {"type", 't', "TYPE", "of the new disk, qcow2 or raw (qcow2)"},
     {"from-type", 'T', "TYPE", "of the old one; else its first bytes tell"},
     {"from-key-file", 0, "FILE", "of an encrypted SOURCE, all bytes of FILE"},
-    {"cluster-size", 0, "SIZE", "of a qcow2, 512 to 2M (64K)"},
-    {"preallocate", 0, NULL, "take all of its space now"},
-    {"encrypt", 0, NULL, "encrypt it: inside a LUKS2 container, AES-256-XTS"},
-    {"key-file", 0, "FILE", "its passphrase: all bytes of FILE; - is standard input"},
-    {"kdf", 0, "KDF", "what makes guessing slow: argon2id or pbkdf2 (argon2id)"},
-    {"iter-time", 0, "MS", "how long it takes to unlock, on this machine (1000)"},
-    {"cacert", 0, "FILE", "believe these certificates of https servers, not the system's"},
+    OPTIONS_NEW_DISK,
+    OPTION_CACERT,
     {0},
 };
 

@@ -18,9 +18,6 @@
 #include "wire/agent.h"
 
 enum {
-    KEEP_NAMED = 9, /* descriptors of the definition that have names */
-    KEEP_MAX = KEEP_NAMED + GUEST_DISKS_MAX * (GUEST_IMAGES_MAX + 1) + 2 * GUEST_LAYERS_MAX +
-               GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX,
     END_MS = 10000, /* an image may have to reach the disk */
 };
 
@@ -122,31 +119,9 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
     char number[16];
     snprintf(number, sizeof number, "%d", fd);
     char *const argv[] = {(char *)"lodge-vmm", (char *)"--definition-fd", number, NULL};
-    int keep[KEEP_MAX] = {fd,
-                          conf->kernel_fd,
-                          conf->initrd_fd,
-                          conf->kvm_fd,
-                          conf->serial_in_fd,
-                          conf->consoles[0].fd,
-                          conf->control_fd,
-                          conf->listen_fd,
-                          conf->vsock.fd};
-    size_t count = KEEP_NAMED;
-    for (unsigned i = 0; i < conf->disk_count; i++)
-        for (unsigned image = 0; image < conf->disks[i].image_count; image++)
-            keep[count++] = conf->disks[i].images[image].fd;
-    for (unsigned i = 0; i < conf->restore.count; i++) {
-        keep[count++] = conf->restore.layers[i].state_fd;
-        keep[count++] = conf->restore.layers[i].memory_fd;
-    }
-    for (unsigned i = 0; i < conf->nic_count; i++)
-        for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
-            keep[count++] = conf->nics[i].fds[j];
-    for (unsigned i = 0; i < conf->share_count; i++)
-        keep[count++] = conf->shares[i].fd;
-    for (unsigned i = 0; i < conf->disk_count; i++)
-        if (conf->disks[i].unlocked)
-            keep[count++] = conf->disks[i].key_fd;
+    int keep[GUEST_FDS_MAX + 1];
+    unsigned count = guest_conf_fds(conf, keep);
+    keep[count++] = fd;
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
         machine_execute(program, argv, keep, count, parent);

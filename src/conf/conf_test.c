@@ -317,6 +317,56 @@ static void json_goes_round(void **state)
     guest_conf_free(&back);
 }
 
+/* A descriptor that is forgotten here is one that lodge-vmm does not get. */
+static void every_descriptor_is_listed(void **state)
+{
+    struct guest_conf conf;
+    int fds[GUEST_FDS_MAX], fd = 20;
+    guest_conf_init(&conf);
+    assert_int_equal(guest_conf_fds(&conf, fds), 0);
+    conf.console_count = 2;
+    conf.disk_count = 2;
+    conf.nic_count = 1;
+    conf.nics[0].fd_count = 2;
+    conf.share_count = 1;
+    conf.restore.count = 2;
+    assert_int_equal(guest_disk_add_image(&conf.disks[0], "a", -1), 0);
+    assert_int_equal(guest_disk_add_image(&conf.disks[1], "b", -1), 0);
+    conf.disks[1].unlocked = true;
+    conf.disks[0].key_fd = 99; /* of a disk that is not encrypted */
+    int *const places[] = {
+        &conf.kernel_fd,
+        &conf.initrd_fd,
+        &conf.kvm_fd,
+        &conf.serial_in_fd,
+        &conf.serial_out_fd,
+        &conf.control_fd,
+        &conf.listen_fd,
+        &conf.lockstep.fd,
+        &conf.vsock.fd,
+        &conf.consoles[0].fd,
+        &conf.consoles[1].fd,
+        &conf.disks[0].images[0].fd,
+        &conf.disks[1].images[0].fd,
+        &conf.disks[1].key_fd,
+        &conf.restore.layers[0].state_fd,
+        &conf.restore.layers[0].memory_fd,
+        &conf.restore.layers[1].state_fd,
+        &conf.restore.layers[1].memory_fd,
+        &conf.nics[0].fds[0],
+        &conf.nics[0].fds[1],
+        &conf.shares[0].fd,
+    };
+    for (size_t i = 0; i < ARRAY_LEN(places); i++)
+        *places[i] = fd++;
+    assert_int_equal(guest_conf_fds(&conf, fds), ARRAY_LEN(places));
+    for (size_t i = 0; i < ARRAY_LEN(places); i++)
+        assert_int_equal(fds[i], 20 + i);
+    conf.lockstep.fd = -1;
+    assert_int_equal(guest_conf_fds(&conf, fds), ARRAY_LEN(places) - 1);
+    guest_conf_free(&conf);
+}
+
 static void a_vsock_path_fits_an_address(void **state)
 {
     struct guest_conf conf;
@@ -412,6 +462,7 @@ int main(void)
         cmocka_unit_test(vmconf_errors_name_line_and_column),
         cmocka_unit_test(json_errors_name_line_and_column),
         cmocka_unit_test(json_goes_round),
+        cmocka_unit_test(every_descriptor_is_listed),
         cmocka_unit_test(a_vsock_path_fits_an_address),
         cmocka_unit_test(the_engine_chooses_where_nothing_is_said),
         cmocka_unit_test(sizes_are_read_exactly),

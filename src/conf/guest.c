@@ -339,3 +339,38 @@ int guest_conf_check(const struct guest_conf *conf, struct err *err)
                        GUEST_CONSOLES_MAX);
     return guest_conf_check_nics(conf, err);
 }
+
+static void fd_add(int fd, int *fds, unsigned *count)
+{
+    if (fd >= 0)
+        fds[(*count)++] = fd;
+}
+
+unsigned guest_conf_fds(const struct guest_conf *conf, int ret_fds[GUEST_FDS_MAX])
+{
+    const int named[] = {conf->kernel_fd,    conf->initrd_fd,     conf->kvm_fd,
+                         conf->serial_in_fd, conf->serial_out_fd, conf->control_fd,
+                         conf->listen_fd,    conf->lockstep.fd,   conf->vsock.fd};
+    unsigned count = 0;
+    for (size_t i = 0; i < ARRAY_LEN(named); i++)
+        fd_add(named[i], ret_fds, &count);
+    for (unsigned i = 0; i < conf->console_count; i++)
+        fd_add(conf->consoles[i].fd, ret_fds, &count);
+    for (unsigned i = 0; i < conf->disk_count; i++) {
+        const struct guest_disk *disk = &conf->disks[i];
+        for (unsigned j = 0; j < disk->image_count; j++)
+            fd_add(disk->images[j].fd, ret_fds, &count);
+        if (disk->unlocked)
+            fd_add(disk->key_fd, ret_fds, &count);
+    }
+    for (unsigned i = 0; i < conf->restore.count; i++) {
+        fd_add(conf->restore.layers[i].state_fd, ret_fds, &count);
+        fd_add(conf->restore.layers[i].memory_fd, ret_fds, &count);
+    }
+    for (unsigned i = 0; i < conf->nic_count; i++)
+        for (unsigned j = 0; j < conf->nics[i].fd_count; j++)
+            fd_add(conf->nics[i].fds[j], ret_fds, &count);
+    for (unsigned i = 0; i < conf->share_count; i++)
+        fd_add(conf->shares[i].fd, ret_fds, &count);
+    return count;
+}

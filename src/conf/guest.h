@@ -207,6 +207,12 @@ struct guest_conf {
     unsigned share_count;
 };
 
+/* The most descriptors that a definition has: those with a name, and the lists. */
+enum {
+    GUEST_FDS_MAX = 16 + GUEST_CONSOLES_MAX + GUEST_DISKS_MAX * (GUEST_IMAGES_MAX + 1) +
+                    2 * GUEST_LAYERS_MAX + GUEST_NICS_MAX * GUEST_NIC_QUEUES_MAX + GUEST_SHARES_MAX
+};
+
 void guest_conf_init(
     struct guest_conf *conf); /* defaults: auto, 512 MiB, 1 CPU, a balloon, all fds -1 */
 void guest_conf_free(struct guest_conf *conf);
@@ -219,6 +225,10 @@ int guest_conf_read_json(struct guest_conf *conf, const char *text, size_t lengt
                          const char *origin, struct err *err);
 /* Compact JSON that guest_conf_read_json() reads back to the same struct; malloc'd, or NULL. */
 char *guest_conf_write_json(const struct guest_conf *conf);
+
+/* Every descriptor that the definition names, without those that are absent: what lodge hands to
+ * lodge-vmm, and what lodge-vmm keeps open. Returns how many. */
+unsigned guest_conf_fds(const struct guest_conf *conf, int ret_fds[GUEST_FDS_MAX]);
 
 /* The checks that no single value can answer: numbers in range, a kernel present (path or
  * descriptor). The message names the value and the way out. */
