@@ -1,6 +1,7 @@
 #include "boot.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/own.h"
 
 #include <dirent.h>
@@ -294,9 +295,8 @@ int boot_open_port(const char *name)
 /* Until no child is left, at most `ms`. */
 static void reap_for(int ms)
 {
-    struct timespec now, step = {.tv_nsec = 10 * 1000000};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    int64_t end = now.tv_sec * 1000 + now.tv_nsec / 1000000 + ms;
+    const struct timespec step = {.tv_nsec = 10 * 1000000};
+    int64_t end = clock_ms() + ms;
     sigset_t child;
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);
@@ -307,8 +307,7 @@ static void reap_for(int ms)
         if (pid > 0)
             continue;
         sigtimedwait(&child, NULL, &step);
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        if (now.tv_sec * 1000 + now.tv_nsec / 1000000 >= end)
+        if (clock_ms() >= end)
             return;
     }
 }

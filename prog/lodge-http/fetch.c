@@ -3,6 +3,7 @@
 #include "answer.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/own.h"
 
 #include <errno.h>
@@ -271,13 +272,6 @@ static enum verdict try_once(struct fetch *fetch, uint64_t offset, long seconds,
     }
 }
 
-static time_t seconds_now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec;
-}
-
 static void pause_ms(unsigned ms)
 {
     nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
@@ -285,15 +279,15 @@ static void pause_ms(unsigned ms)
 
 static int try_on(struct fetch *fetch, uint64_t offset, struct err *err)
 {
-    time_t until = seconds_now() + ALL_SECONDS;
+    int64_t until = clock_ms() + ALL_SECONDS * 1000;
     unsigned pause = FIRST_PAUSE_MS;
     for (unsigned i = 0; i < TRIES; i++, pause *= 2) {
         if (i)
             pause_ms(pause);
-        time_t left = until - seconds_now();
+        int64_t left = until - clock_ms();
         if (left <= 0)
             break;
-        switch (try_once(fetch, offset, (long)left, err)) {
+        switch (try_once(fetch, offset, (long)(left + 999) / 1000, err)) {
         case GOOD: return 0;
         case AGAIN: continue;
         case CHANGED: return -ESTALE;

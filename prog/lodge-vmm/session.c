@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/own.h"
 #include "base/packet.h"
 #include "chip/debug.h"
@@ -103,13 +104,6 @@ static void stats_send(struct session *session, int fd)
     reply(session, fd, &message);
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static void balloon_send(struct session *session)
 {
     struct board_balloon now;
@@ -123,7 +117,7 @@ static void balloon_send(struct session *session)
                                                   .known = now.known}};
     if (now.known)
         message.balloon.age_ms =
-            (uint32_t)min(now_ms() - (int64_t)(now.stats_at / 1000000), (int64_t)INT32_MAX);
+            (uint32_t)min(clock_ms() - (int64_t)(now.stats_at / 1000000), (int64_t)INT32_MAX);
     memcpy(message.balloon.stats, now.stats, sizeof now.stats);
     send_message(session->control_fd, &message);
 }
@@ -142,7 +136,7 @@ static void balloon_ask(struct session *session)
         return;
     }
     if (session->balloon_asked++ == 0)
-        session->balloon_deadline = now_ms() + CONTROL_BALLOON_WAIT_MS;
+        session->balloon_deadline = clock_ms() + CONTROL_BALLOON_WAIT_MS;
 }
 
 static void guest_reset(struct session *session)
@@ -445,7 +439,7 @@ static void event_handle(struct session *session, const struct board_event *even
 /* In milliseconds; -1: until something comes. */
 static int time_to_wait(const struct session *session)
 {
-    int wait = session->balloon_asked ? (int)max(session->balloon_deadline - now_ms(), 0l) : -1;
+    int wait = session->balloon_asked ? (int)max(session->balloon_deadline - clock_ms(), 0l) : -1;
     return session->deaf && (wait < 0 || wait > DEAF_MS) ? DEAF_MS : wait;
 }
 
@@ -463,7 +457,7 @@ int session_run(struct session *session)
             polls[CLIENTS + i] = (struct pollfd){.fd = session->clients[i], .events = POLLIN};
         int ready = poll(polls, CLIENTS + clients, time_to_wait(session));
         session->deaf = false;
-        if (session->balloon_asked && now_ms() >= session->balloon_deadline)
+        if (session->balloon_asked && clock_ms() >= session->balloon_deadline)
             balloon_answer(session);
         if (ready <= 0)
             continue;

@@ -1,21 +1,15 @@
 #include "bar.h"
 
-#include <stdio.h>
-#include <time.h>
-#include <unistd.h>
+#include "base/clock.h"
 
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
+#include <stdio.h>
+#include <unistd.h>
 
 void bar_draw(void *opaque, uint64_t done, uint64_t all)
 {
     enum { WIDTH = 40, WAIT = 500000000, EVERY = 100000000 };
     struct bar *bar = opaque;
-    uint64_t time = now();
+    uint64_t time = clock_ns();
     if (!bar->begun) {
         bar->begun = time;
         bar->there = isatty(STDERR_FILENO);

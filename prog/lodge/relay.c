@@ -1,6 +1,7 @@
 #include "relay.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/own.h"
 #include "serial_log.h"
 #include "signals.h"
@@ -14,7 +15,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 
 enum {
     ESCAPE = 0x1d,    /* Ctrl-] */
@@ -62,13 +62,6 @@ struct relay {
     bool watchdog;       /* it expired, since the last reset */
     bool ended_by_guest; /* not by a signal or a key */
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static void end(struct relay *relay, int status)
 {
@@ -202,10 +195,10 @@ static void end_of_input(struct relay *relay)
 {
     if (relay->input_open || relay->plan->command || !relay->plan->agent || relay->plan->raw)
         return;
-    if (relay->key_end != 0 || now_ms() < relay->next_end_of_input)
+    if (relay->key_end != 0 || clock_ms() < relay->next_end_of_input)
         return;
     relay->keys[relay->key_end++] = 4;
-    relay->next_end_of_input = now_ms() + END_OF_INPUT_MS;
+    relay->next_end_of_input = clock_ms() + END_OF_INPUT_MS;
     give_keys(relay);
 }
 
@@ -291,12 +284,12 @@ static int take_input(struct relay *relay)
 /* A person's Ctrl-C is the command's affair; a second one soon after means us. */
 static void interrupt(struct relay *relay, int number)
 {
-    bool again = relay->last_interrupt && now_ms() - relay->last_interrupt < INTERRUPT_AGAIN_MS;
+    bool again = relay->last_interrupt && clock_ms() - relay->last_interrupt < INTERRUPT_AGAIN_MS;
     if (!relay->plan->command || relay->channel->state < CHANNEL_STARTING || again) {
         end(relay, 128 + number);
         return;
     }
-    relay->last_interrupt = now_ms();
+    relay->last_interrupt = clock_ms();
     channel_signal(relay->channel, number);
 }
 
@@ -365,9 +358,9 @@ static void take_full(struct relay *relay, const struct control_message *event)
     relay->full &= ~(UINT32_C(1) << event->port);
     relay->full |= (uint32_t)(event->code != 0) << event->port;
     if (!before)
-        relay->full_since = now_ms();
+        relay->full_since = clock_ms();
     else if (!relay->full) /* that was not the agent's time */
-        relay->started += now_ms() - relay->full_since;
+        relay->started += clock_ms() - relay->full_since;
 }
 
 static void take_event(struct relay *relay, const struct control_message *event)
@@ -491,7 +484,7 @@ static void check_agent_timeout(struct relay *relay)
     const struct relay_plan *plan = relay->plan;
     if (!plan->command || !plan->agent_timeout || relay->full ||
         relay->channel->state != CHANNEL_GREETING ||
-        now_ms() - relay->started < (int64_t)plan->agent_timeout * 1000)
+        clock_ms() - relay->started < (int64_t)plan->agent_timeout * 1000)
         return;
     char text[128];
     snprintf(text, sizeof text,
@@ -571,7 +564,7 @@ static int begin(struct relay *relay, struct err *err)
     relay->input_open = true;
     if (relay->plan->vsock)
         vsock_host_join(relay->plan->vsock, relay->machine->vsock);
-    relay->started = now_ms();
+    relay->started = clock_ms();
     if (relay->plan->command || relay->plan->agent) {
         relay->channel =
             channel_new(relay->machine->agent, &relay->out, &relay->errors, relay->plan->restored);

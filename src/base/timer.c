@@ -22,18 +22,11 @@ struct timers {
     void *clock_opaque;
 };
 
-static uint64_t host_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
-}
-
 static uint64_t now_locked(const struct timers *timers)
 {
     if (timers->clock)
         return timers->clock(timers->clock_opaque);
-    return timers->paused ? timers->base : host_now() - timers->base;
+    return timers->paused ? timers->base : clock_ns() - timers->base;
 }
 
 static void heap_put(struct timers *timers, size_t slot, struct timer *timer)
@@ -109,7 +102,7 @@ static void *timers_thread(void *opaque)
         if (next->at > now) {
             /* By what is left: `base` wraps round where the guest's clock is ahead of the host's,
              * as that of a guest which has run for longer than this host. */
-            uint64_t wake = host_now(), left = next->at - now;
+            uint64_t wake = clock_ns(), left = next->at - now;
             wake = left < UINT64_MAX - wake ? wake + left : UINT64_MAX;
             struct timespec until = {.tv_sec = (time_t)(wake / NSEC_PER_SEC),
                                      .tv_nsec = (long)(wake % NSEC_PER_SEC)};
@@ -130,7 +123,7 @@ static struct timers *timers_make(void)
     struct timers *timers = calloc(1, sizeof *timers);
     if (!timers)
         return NULL;
-    timers->base = host_now();
+    timers->base = clock_ns();
     pthread_mutex_init(&timers->lock, NULL);
     pthread_cond_init(&timers->changed, NULL);
     pthread_cond_init(&timers->idle, NULL);
@@ -201,7 +194,7 @@ void timers_resume(struct timers *timers)
 {
     pthread_mutex_lock(&timers->lock);
     if (timers->paused) {
-        timers->base = host_now() - timers->base;
+        timers->base = clock_ns() - timers->base;
         timers->paused = false;
         pthread_cond_signal(&timers->changed);
     }
@@ -221,7 +214,7 @@ void timers_settle(struct timers *timers)
 void timers_set_now(struct timers *timers, uint64_t now)
 {
     pthread_mutex_lock(&timers->lock);
-    timers->base = timers->paused ? now : host_now() - now;
+    timers->base = timers->paused ? now : clock_ns() - now;
     pthread_cond_signal(&timers->changed);
     pthread_mutex_unlock(&timers->lock);
 }

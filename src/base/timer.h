@@ -18,11 +18,11 @@
  */
 #pragma once
 
+#include "base/clock.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-enum { NSEC_PER_SEC = 1000000000 };
 
 struct timers;
 

@@ -8,7 +8,6 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <time.h>
 
 static uint32_t port_read(void *opaque, unsigned vcpu, uint16_t port, unsigned size)
 {
@@ -110,9 +109,7 @@ static void exit_handle(struct board_vcpu *vcpu, const struct engine_exit *exit)
 
 static void tell_first_instruction(struct board *board)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    board_tell_ready(board, (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec);
+    board_tell_ready(board, clock_ns());
 }
 
 void *board_vcpu_main(void *opaque)

@@ -59,9 +59,7 @@ static void ring_eoi(void *opaque, uint8_t vector)
 
 static uint64_t ring_tsc(void *opaque, unsigned vcpu)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
+    return clock_ns();
 }
 
 static void ring_take(struct ring_vcpu *vcpu)

@@ -12,13 +12,13 @@
 #include "cpu/cpuid.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/record.h"
 
 #include <assert.h>
 #include <cpuid.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <time.h>
 
 enum cpuid_register { EAX, EBX, ECX, EDX };
 
@@ -576,20 +576,13 @@ struct instant {
     uint64_t tsc, ns;
 };
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static struct instant now_both(void)
 {
     struct instant best = {0};
     uint64_t tightest = UINT64_MAX;
     for (int i = 0; i < 20; i++) {
         uint64_t before = __builtin_ia32_rdtsc();
-        uint64_t ns = now_ns();
+        uint64_t ns = clock_ns();
         uint64_t after = __builtin_ia32_rdtsc();
         if (after - before < tightest) {
             tightest = after - before;
@@ -605,7 +598,7 @@ static uint64_t measured_tsc_khz(void)
 {
     enum { MEASURE_NS = 10000000 };
     struct instant start = now_both();
-    while (now_ns() - start.ns < MEASURE_NS)
+    while (clock_ns() - start.ns < MEASURE_NS)
         continue;
     struct instant end = now_both();
     return (end.tsc - start.tsc) * 1000000 / (end.ns - start.ns);

@@ -2,6 +2,7 @@
 #include "disk/luks2.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/own.h"
 
 #include <assert.h>
@@ -10,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
-#include <time.h>
 
 #include <jansson.h>
 #include <openssl/evp.h>
@@ -50,21 +50,14 @@ static_assert(AREA_SIZE >= STRIPES_SIZE && AREA_SIZE % 4096 == 0, "the area hold
 
 /* --- how much work --- */
 
-static uint64_t now_ms(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
-}
-
 /* How long it takes, at least 1 ms. */
 static int measure(const struct luks_derive *derive, uint64_t *ret_ms)
 {
     static const uint8_t passphrase[16] = "how fast is this";
     uint8_t key[KEY_SIZE];
-    uint64_t begun = now_ms();
+    uint64_t begun = clock_ms();
     int r = luks_derive_key(derive, passphrase, sizeof passphrase, key, sizeof key);
-    *ret_ms = max(now_ms() - begun, UINT64_C(1));
+    *ret_ms = max(clock_ms() - begun, UINT64_C(1));
     return r;
 }
 

@@ -1,13 +1,7 @@
 #include "cpu/kvm/probe.h"
 
+#include "base/clock.h"
 #include "cpu/kvm/guest_test.h"
-
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static void an_absent_device_is_explained(void **test)
 {
@@ -39,9 +33,9 @@ static void the_cost_of_an_instruction_is_measured(void **test)
     struct kvm_probe probe;
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < 5; i++) { /* the least of five: other processes may run meanwhile */
-        uint64_t start = now_ms();
+        uint64_t start = clock_ms();
         kvm_probe(NULL, -1, &probe);
-        least = min(least, now_ms() - start);
+        least = min(least, clock_ms() - start);
         assert_true(probe.opens);
         if (!probe.works)
             fail_msg("%s", probe.why);
