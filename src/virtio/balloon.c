@@ -1,12 +1,12 @@
 #include "virtio/balloon.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/record.h"
 #include "virtio/worker.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum {
     DEVICE_ID = 5,
@@ -173,13 +173,6 @@ static bool serve_report(struct virtio_balloon *balloon, unsigned queue)
 /* --- statistics (5.5.6.3): the driver leaves a buffer with us, filled; giving it back asks for the
  * next one --- */
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static void stats_read(struct virtio_balloon *balloon)
 {
     uint8_t bytes[STAT_SIZE * STATS_MAX];
@@ -192,7 +185,7 @@ static void stats_read(struct virtio_balloon *balloon)
         balloon->stats[tag] = le64_read(bytes + at + 2);
         balloon->known |= UINT32_C(1) << tag;
     }
-    balloon->stats_at = now_ns();
+    balloon->stats_at = clock_ns();
     if (balloon->asked && balloon->config.heard)
         balloon->config.heard(balloon->config.opaque);
     balloon->asked = false;

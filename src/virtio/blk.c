@@ -1,6 +1,7 @@
 #include "virtio/blk_device.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/record.h"
 
 #include <errno.h>
@@ -48,6 +49,28 @@ bool blk_write_through(const struct virtio_blk *blk)
     if (blk->device.features & BLK_F_CONFIG_WCE)
         return !writeback(blk);
     return !(blk->device.features & BLK_F_FLUSH);
+}
+
+static bool has_limits(const struct virtio_blk *blk)
+{
+    return blk->requests.rate || blk->bytes.rate;
+}
+
+uint64_t blk_limit_wait(struct virtio_blk *blk)
+{
+    if (!has_limits(blk))
+        return 0;
+    uint64_t now = clock_ns();
+    return max(bucket_wait(&blk->requests, now), bucket_wait(&blk->bytes, now));
+}
+
+void blk_limit_spend(struct virtio_blk *blk, uint64_t bytes)
+{
+    if (!has_limits(blk))
+        return;
+    uint64_t now = clock_ns();
+    bucket_spend(&blk->requests, now, 1);
+    bucket_spend(&blk->bytes, now, bytes);
 }
 
 static void fill_config(const struct virtio_blk *blk, uint8_t config[CONFIG_SIZE])
@@ -142,7 +165,8 @@ static void blk_free(struct virtio_device *device)
     for (unsigned i = 0; i < blk->queue_count; i++)
         blk_queue_fini(&blk->queues[i]);
     free(blk->queues);
-    blk_limit_fini(&blk->limit);
+    bucket_fini(&blk->requests);
+    bucket_fini(&blk->bytes);
     virtio_device_fini(device);
     free(blk);
 }
@@ -235,7 +259,8 @@ int virtio_blk_new(struct mem *mem, const struct virtio_blk_config *config,
     blk->on_full = config->on_full;
     blk->full_opaque = config->full_opaque;
     blk->discard_alignment = discard_alignment(config->disk);
-    blk_limit_init(&blk->limit, config->iops, config->iops_burst, config->bps, config->bps_burst);
+    bucket_init(&blk->requests, config->iops, config->iops_burst);
+    bucket_init(&blk->bytes, config->bps, config->bps_burst);
     r = virtio_device_init(&blk->device, &blk_ops, mem, features_of(config), sizes, config->queues,
                            err);
     if (r >= 0)

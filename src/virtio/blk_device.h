@@ -18,7 +18,7 @@
 #pragma once
 
 #include "virtio/blk.h"
-#include "virtio/blk_limit.h"
+#include "virtio/bucket.h"
 #include "virtio/worker.h"
 
 #include <pthread.h>
@@ -118,7 +118,7 @@ struct virtio_blk {
     struct disk *disk;
     uint8_t serial[BLK_SERIAL_MAX];
     uint32_t discard_alignment; /* sectors */
-    struct blk_limit limit;
+    struct bucket requests, bytes;
     _Atomic bool writes_wait; /* the host's file system has no writes that do not wait */
     _Atomic int writeback;    /* the driver's choice; -1 = it has made none */
     void (*on_error)(void *opaque, bool write, int number);
@@ -133,6 +133,10 @@ struct virtio_blk {
 
 /* True where a write is to be safe before it is answered (5.2.6.2). */
 bool blk_write_through(const struct virtio_blk *blk);
+
+/* How long the next request has to wait for the limits: ns, 0 = not at all. */
+uint64_t blk_limit_wait(struct virtio_blk *blk);
+void blk_limit_spend(struct virtio_blk *blk, uint64_t bytes);
 
 /* blk_queue.c */
 int blk_queue_init(struct blk_queue *queue, struct virtio_blk *blk, unsigned index,

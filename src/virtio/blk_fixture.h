@@ -7,6 +7,7 @@
 #include "virtio/blk.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
 
@@ -87,13 +88,6 @@ static inline void note_full(void *opaque)
 static inline void nap(void)
 {
     nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
-static inline uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 /* What sector `n` of a fresh disk holds. */

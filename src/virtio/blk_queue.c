@@ -11,6 +11,7 @@
 #include "virtio/blk_device.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -24,13 +25,6 @@ enum {
     SPACE_NS = 1000000000,
     CALLS_NS = 100000, /* calls that are answered by one interrupt take no longer together */
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
 
 /* Lists. */
 
@@ -107,7 +101,7 @@ static void full_begin(struct blk_queue *queue, struct blk_request *request, int
 {
     struct virtio_blk *blk = queue->blk;
     list_add_first(&queue->calls, request);
-    queue->retry_at = now_ns() + SPACE_NS;
+    queue->retry_at = clock_ns() + SPACE_NS;
     blk->full_number = -r;
     if (!queue->full)
         blk->full_queues++;
@@ -322,11 +316,11 @@ static struct blk_request *pop(struct blk_queue *queue)
         queue->free_requests = request->next;
         queue->in_flight++;
         int r = blk_request_read(queue->blk, request);
-        blk_limit_take(&queue->blk->limit, request->length);
+        blk_limit_spend(queue->blk, request->length);
         if (r > 0)
             return request;
         answer(queue, request, r);
-        if (blk_limit_wait(&queue->blk->limit) > 0)
+        if (blk_limit_wait(queue->blk) > 0)
             return NULL;
     }
     return NULL;
@@ -343,8 +337,7 @@ static bool admit(struct blk_queue *queue, uint64_t *ret_wait)
 {
     struct blk_request *run = NULL, *request;
     bool any = false;
-    while ((*ret_wait = blk_limit_wait(&queue->blk->limit)) == 0 && room(queue) &&
-           (request = pop(queue))) {
+    while ((*ret_wait = blk_limit_wait(queue->blk)) == 0 && room(queue) && (request = pop(queue))) {
         any = true;
         if (run && blk_request_is_transfer(request) && joins(run, request)) {
             join(run, request);
@@ -368,7 +361,7 @@ static bool admit(struct blk_queue *queue, uint64_t *ret_wait)
 /* Makes the next call, without the mutex. A reset forgets those that were not begun. */
 static bool do_call(struct blk_queue *queue)
 {
-    if (queue->full && queue->live && now_ns() < queue->retry_at)
+    if (queue->full && queue->live && clock_ns() < queue->retry_at)
         return false;
     struct blk_request *request = list_take(&queue->calls);
     int r = -ECANCELED;
@@ -396,8 +389,8 @@ static bool do_calls(struct blk_queue *queue)
 {
     if (!do_call(queue))
         return false;
-    uint64_t begin = now_ns();
-    while (now_ns() - begin < CALLS_NS && do_call(queue))
+    uint64_t begin = clock_ns();
+    while (clock_ns() - begin < CALLS_NS && do_call(queue))
         ;
     return true;
 }
@@ -430,7 +423,7 @@ static uint64_t serve(struct blk_queue *queue)
         more = more || await(queue);
     }
     if (queue->full) {
-        uint64_t now = now_ns();
+        uint64_t now = clock_ns();
         wait = queue->retry_at > now ? queue->retry_at - now : 1;
     }
     if (queue->unsubmitted)
@@ -534,7 +527,7 @@ void blk_queue_notified(struct blk_queue *queue)
 {
     bool wake = true;
     if (pthread_mutex_trylock(&queue->mutex) == 0) {
-        if (queue->live && queue->in_flight == 0 && blk_limit_wait(&queue->blk->limit) == 0)
+        if (queue->live && queue->in_flight == 0 && blk_limit_wait(queue->blk) == 0)
             wake = serve_now(queue);
         pthread_mutex_unlock(&queue->mutex);
     }

@@ -1,11 +1,11 @@
 /*
- * bucket.h: a token bucket, for limits in bytes a second.
+ * bucket.h: a token bucket, for limits in bytes or requests a second.
  *
- * The bucket fills at `rate` up to `burst`. Something may pass while there is anything in it, and
- * then takes its whole size out, so that what is larger than the bucket passes too and is waited
- * for afterwards. A rate of 0 is no limit.
+ * It is kept as the time when it will be full again: whoever comes while that lies no further ahead
+ * than a full bucket lasts may pass, and moves it ahead by what he takes. He may take more than is
+ * there; then the next ones wait for longer, and nothing has to be cut in pieces.
  *
- * Threads: any; a bucket has a lock of its own.
+ * Threads: any; a bucket has a lock of its own. Times are of clock_ns().
  */
 #pragma once
 
@@ -14,16 +14,15 @@
 
 struct bucket {
     pthread_mutex_t mutex;
-    uint64_t rate, burst; /* bytes a second; bytes */
-    int64_t level;        /* bytes; below 0: owed */
-    uint64_t filled_at;   /* ns */
+    uint64_t rate;     /* tokens a second, fixed; 0 = no limit: then nobody need ask the clock */
+    uint64_t burst_ns; /* how long a full bucket lasts at that rate */
+    uint64_t full_at;
 };
 
-/* A burst of 0 is a tenth of a second's worth, at least 64 KiB. The bucket is full at first. `now`
- * is CLOCK_MONOTONIC, here and below. */
-void bucket_init(struct bucket *bucket, uint64_t rate, uint64_t burst, uint64_t now);
+/* Full at first. A burst of 0 is a tenth of a second's worth. */
+void bucket_init(struct bucket *bucket, uint64_t rate, uint64_t burst);
 void bucket_fini(struct bucket *bucket);
 
 /* 0 where something may pass now, else for how many ns it may not. */
 uint64_t bucket_wait(struct bucket *bucket, uint64_t now);
-void bucket_spend(struct bucket *bucket, uint64_t bytes);
+void bucket_spend(struct bucket *bucket, uint64_t now, uint64_t tokens);

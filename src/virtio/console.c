@@ -7,13 +7,13 @@
 #include "virtio/console_device.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/record.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -339,13 +339,6 @@ void virtio_console_resize(struct virtio_console *console, unsigned port, uint16
     worker_wake(&console->worker);
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* One pass of all ports; returns how many have more to say, in `fds`. */
 static unsigned drain_once(struct virtio_console *console, struct pollfd *fds)
 {
@@ -365,12 +358,12 @@ static unsigned drain_once(struct virtio_console *console, struct pollfd *fds)
 int virtio_console_drain(struct virtio_console *console, int timeout_ms)
 {
     struct pollfd fds[CONSOLE_PORTS_MAX];
-    int64_t deadline = now_ms() + timeout_ms;
+    int64_t deadline = clock_ms() + timeout_ms;
     for (;;) {
         unsigned waiting = drain_once(console, fds);
         if (waiting == 0)
             return 0;
-        int64_t left = deadline - now_ms();
+        int64_t left = deadline - clock_ms();
         if (left <= 0)
             return -ETIMEDOUT;
         poll(fds, waiting, (int)left);

@@ -120,4 +120,3 @@ void net_unlock_all(struct virtio_net *net);
 /* How many pairs the guest uses, under net_lock_all(). 0 stops all. */
 void net_use_pairs(struct virtio_net *net, unsigned count);
 void net_status_change(struct virtio_net *net, uint16_t set, uint16_t clear);
-uint64_t net_now(void);

@@ -9,6 +9,7 @@
 #include "virtio/net_device.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/timer.h"
 
 #include <errno.h>
@@ -110,7 +111,8 @@ static int send_frame(struct net_pair *pair)
         pair->stats.out_dropped++;
         return 1;
     }
-    bucket_spend(&net->out, length);
+    if (net->out.rate)
+        bucket_spend(&net->out, clock_ns(), length);
     pair->stats.out_frames++;
     pair->stats.out_bytes += length;
     return 1;
@@ -137,7 +139,7 @@ static bool transmit(struct net_pair *pair)
     if (pair->output_full || pair->out_at)
         return false;
     while (done < BATCH) {
-        uint64_t now = net->out.rate ? net_now() : 0, wait = bucket_wait(&net->out, now);
+        uint64_t now = net->out.rate ? clock_ns() : 0, wait = bucket_wait(&net->out, now);
         if (wait)
             pair->out_at = now + wait;
         if (wait || !pop_transmit(pair))
@@ -262,7 +264,8 @@ static bool deliver(struct net_pair *pair)
         pair->stats.in_dropped++;
         return true;
     }
-    bucket_spend(&pair->net->in, pair->frame.length);
+    if (pair->net->in.rate)
+        bucket_spend(&pair->net->in, clock_ns(), pair->frame.length);
     pair->stats.in_frames++;
     pair->stats.in_bytes += pair->frame.length;
     return true;
@@ -304,7 +307,7 @@ static int fetch(struct net_pair *pair)
 static bool deliver_in_turn(struct net_pair *pair)
 {
     struct bucket *bucket = &pair->net->in;
-    uint64_t now = bucket->rate ? net_now() : 0, wait = bucket_wait(bucket, now);
+    uint64_t now = bucket->rate ? clock_ns() : 0, wait = bucket_wait(bucket, now);
     if (wait)
         pair->in_at = now + wait;
     return !wait && deliver(pair);
@@ -361,7 +364,7 @@ static bool serve(struct net_pair *pair)
 static struct timespec *sleep_time(const struct net_pair *pair, bool more,
                                    struct timespec *ret_time)
 {
-    uint64_t at = UINT64_MAX, now = net_now();
+    uint64_t at = UINT64_MAX, now = clock_ns();
     *ret_time = (struct timespec){0};
     if (more)
         return ret_time;
@@ -389,7 +392,7 @@ static void fill_poll(const struct net_pair *pair, struct pollfd *fds)
 /* Limits that are over, and what poll() said of the nic. */
 static void look(struct net_pair *pair, const struct pollfd *fds)
 {
-    uint64_t now = pair->in_at || pair->out_at ? net_now() : 0;
+    uint64_t now = pair->in_at || pair->out_at ? clock_ns() : 0;
     if (pair->in_at <= now)
         pair->in_at = 0;
     if (pair->out_at <= now)

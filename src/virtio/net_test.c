@@ -2,6 +2,7 @@
 #include "virtio/net.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "virtio/bucket.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
@@ -669,13 +670,6 @@ static void a_reset_in_the_middle_is_clean(void **state)
     assert_int_equal(driver_status(&f->driver), 0);
 }
 
-static uint64_t now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static void rates_are_kept(void **state)
 {
     struct fixture *f = *state; /* 1 MiB a second each way, a tenth of it at once */
@@ -685,7 +679,7 @@ static void rates_are_kept(void **state)
     bring_up(f, BASE);
     give(f, RX, 12, 40000);
     fill_frame(frame, sizeof frame, 1);
-    uint64_t start = now();
+    uint64_t start = clock_ns();
     for (unsigned i = 0; i < 12; i++) {
         test_nic_give(f->nic, 0, NULL, frame, sizeof frame);
         send(f, header, frame, sizeof frame, 40000);
@@ -695,34 +689,8 @@ static void rates_are_kept(void **state)
         assert_true(eventually(take(f, RX, got, &length)));
     }
     /* 384 KiB, of which 102 are free, and the last frame may owe. */
-    assert_true(now() - start > UINT64_C(200) * 1000000);
+    assert_true(clock_ns() - start > UINT64_C(200) * 1000000);
     assert_int_equal(stats(f).in_frames, 12);
-}
-
-static void a_bucket_fills_and_empties(void **state)
-{
-    struct bucket bucket;
-    const uint64_t second = 1000000000;
-    bucket_init(&bucket, 1000, 500, second);
-    assert_int_equal(bucket_wait(&bucket, second), 0);
-    bucket_spend(&bucket, 1500); /* more than there is: passes, and is owed */
-    uint64_t wait = bucket_wait(&bucket, second);
-    assert_in_range(wait, second, second + second / 500);
-    assert_int_not_equal(bucket_wait(&bucket, second + wait / 2), 0);
-    assert_int_equal(bucket_wait(&bucket, second + wait), 0);
-    assert_int_equal(bucket_wait(&bucket, second * 100), 0);
-    assert_int_equal(bucket.level, 500);  /* never more than its size */
-    for (uint64_t at = 0; at < 100; at++) /* small steps lose nothing */
-        bucket_wait(&bucket, second * 100 + at * 100);
-    bucket_spend(&bucket, 600);
-    for (uint64_t at = 0; at <= 200; at++)
-        wait = bucket_wait(&bucket, second * 101 + at * 500001);
-    assert_int_equal(wait, 0);
-    bucket_fini(&bucket);
-    bucket_init(&bucket, 0, 0, 0); /* no limit */
-    bucket_spend(&bucket, UINT64_MAX);
-    assert_int_equal(bucket_wait(&bucket, 0), 0);
-    bucket_fini(&bucket);
 }
 
 static void odd_configurations_are_refused(void **state)
@@ -768,7 +736,6 @@ int main(void)
         with(a_slow_host_holds_the_guest_back, setup),
         with(a_reset_in_the_middle_is_clean, setup),
         with(rates_are_kept, setup_slow),
-        cmocka_unit_test(a_bucket_fills_and_empties),
         cmocka_unit_test(odd_configurations_are_refused),
     };
     return cmocka_run_group_tests_name("virtio-net", tests, NULL, NULL);
