@@ -1,6 +1,7 @@
 #include "nic/tap.h"
 
 #include "base/bytes.h"
+#include "nic/offload.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,17 +11,6 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
-
-/* struct virtio_net_hdr_mrg_rxbuf, the twelve bytes before each frame. */
-enum {
-    HEADER_FLAGS = 0,
-    HEADER_SEGMENTATION = 1,
-    HEADER_LENGTH = 2,
-    HEADER_SEGMENT_SIZE = 4,
-    HEADER_CSUM_START = 6,
-    HEADER_CSUM_OFFSET = 8,
-    HEADER_SIZE = 12,
-};
 
 struct tap {
     struct nic nic;
@@ -42,15 +32,11 @@ static int tap_fd(struct nic *nic, unsigned queue)
 static int tap_send(struct nic *nic, unsigned queue, const struct nic_offload *offload,
                     const struct iovec *iov, unsigned count, size_t length)
 {
-    uint8_t header[HEADER_SIZE] = {
-        [HEADER_FLAGS] = offload->flags, [HEADER_SEGMENTATION] = offload->segmentation};
+    uint8_t header[OFFLOAD_BYTES];
     struct iovec parts[IOV_MAX];
     if (count + 1 > ARRAY_LEN(parts))
         return -EINVAL;
-    le16_write(header + HEADER_LENGTH, offload->header_length);
-    le16_write(header + HEADER_SEGMENT_SIZE, offload->segment_size);
-    le16_write(header + HEADER_CSUM_START, offload->csum_start);
-    le16_write(header + HEADER_CSUM_OFFSET, offload->csum_offset);
+    offload_write(offload, header);
     parts[0] = (struct iovec){header, sizeof header};
     memcpy(parts + 1, iov, count * sizeof *iov);
     ssize_t n;
@@ -65,22 +51,16 @@ static int tap_receive(struct nic *nic, unsigned queue, struct nic_frame *ret_fr
     struct tap *tap = of(nic);
     const uint8_t *at = tap->buffers[queue];
     for (;;) {
-        ssize_t n = read(tap->fds[queue], tap->buffers[queue], HEADER_SIZE + NIC_FRAME_MAX);
+        ssize_t n = read(tap->fds[queue], tap->buffers[queue], OFFLOAD_BYTES + NIC_FRAME_MAX);
         if (n < 0 && errno == EAGAIN)
             return 0;
         if (n < 0 && errno != EINTR)
             return -errno;
-        if (n < HEADER_SIZE + NIC_ETHERNET_SIZE)
+        if (n < OFFLOAD_BYTES + NIC_ETHERNET_SIZE)
             continue;
-        *ret_frame = (struct nic_frame){
-            .bytes = at + HEADER_SIZE,
-            .length = (size_t)n - HEADER_SIZE,
-            .offload = {.flags = at[HEADER_FLAGS] & (NIC_CSUM_NEEDED | NIC_CSUM_VALID),
-                        .segmentation = at[HEADER_SEGMENTATION],
-                        .header_length = le16_read(at + HEADER_LENGTH),
-                        .segment_size = le16_read(at + HEADER_SEGMENT_SIZE),
-                        .csum_start = le16_read(at + HEADER_CSUM_START),
-                        .csum_offset = le16_read(at + HEADER_CSUM_OFFSET)}};
+        *ret_frame = (struct nic_frame){.bytes = at + OFFLOAD_BYTES,
+                                        .length = (size_t)n - OFFLOAD_BYTES,
+                                        .offload = offload_read(at)};
         return 1;
     }
 }
@@ -145,7 +125,7 @@ int nic_tap_new(const int *fds, unsigned count, struct nic **ret_nic, struct err
     bool whole = true;
     for (unsigned i = 0; i < NIC_QUEUES_MAX; i++) {
         tap->fds[i] = -1;
-        tap->buffers[i] = i < count ? malloc(HEADER_SIZE + NIC_FRAME_MAX) : NULL;
+        tap->buffers[i] = i < count ? malloc(OFFLOAD_BYTES + NIC_FRAME_MAX) : NULL;
         whole &= i >= count || tap->buffers[i];
     }
     if (!whole) {
@@ -159,7 +139,7 @@ int nic_tap_new(const int *fds, unsigned count, struct nic **ret_nic, struct err
 
 static int attach(int fd, const char *name, int flags)
 {
-    int size = HEADER_SIZE;
+    int size = OFFLOAD_BYTES;
     struct ifreq request = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags)};
     memcpy(request.ifr_name, name, strlen(name) + 1);
     if (ioctl(fd, TUNSETIFF, &request) < 0 || ioctl(fd, TUNSETVNETHDRSZ, &size) < 0)

@@ -18,8 +18,7 @@
 #include <pthread.h>
 
 enum {
-    NET_HEADER_SIZE = 12, /* struct virtio_net_hdr with num_buffers, 5.1.6 */
-    NET_MACS_MAX = 64,    /* in a table; more is as if all were in it */
+    NET_MACS_MAX = 64, /* in a table; more is as if all were in it */
     NET_QUEUE_SIZE = 256,
 };
 

@@ -10,24 +10,13 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "base/timer.h"
+#include "nic/offload.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <time.h>
 
 enum { BATCH = 64 };
-
-/* struct virtio_net_hdr, 5.1.6. */
-enum {
-    HEADER_FLAGS = 0,
-    HEADER_SEGMENTATION = 1,
-    HEADER_LENGTH = 2,
-    HEADER_SEGMENT_SIZE = 4,
-    HEADER_CSUM_START = 6,
-    HEADER_CSUM_OFFSET = 8,
-    HEADER_BUFFERS = 10,
-};
 
 static struct queue *receive_queue(const struct net_pair *pair)
 {
@@ -65,16 +54,6 @@ static bool offload_is_fine(const struct nic_offload *offload, unsigned features
 
 /* Transmission. */
 
-static struct nic_offload header_read(const uint8_t *header)
-{
-    return (struct nic_offload){.flags = header[HEADER_FLAGS] & NIC_CSUM_NEEDED,
-                                .segmentation = header[HEADER_SEGMENTATION],
-                                .header_length = le16_read(header + HEADER_LENGTH),
-                                .segment_size = le16_read(header + HEADER_SEGMENT_SIZE),
-                                .csum_start = le16_read(header + HEADER_CSUM_START),
-                                .csum_offset = le16_read(header + HEADER_CSUM_OFFSET)};
-}
-
 /* What is to be seen in the first bytes of a frame of the guest's. */
 static bool may_leave(const struct net_pair *pair, const struct nic_offload *offload,
                       const uint8_t *ethernet, uint64_t length)
@@ -91,13 +70,14 @@ static int send_frame(struct net_pair *pair)
 {
     struct virtio_net *net = pair->net;
     const struct queue_chain *chain = &pair->transmit;
-    uint8_t first[NET_HEADER_SIZE + NIC_ETHERNET_SIZE], *ethernet = first + NET_HEADER_SIZE;
+    uint8_t first[OFFLOAD_BYTES + NIC_ETHERNET_SIZE], *ethernet = first + OFFLOAD_BYTES;
     if (queue_chain_read(chain, 0, first, sizeof first) < sizeof first) {
         pair->stats.out_dropped++;
         return 1;
     }
-    struct nic_offload offload = header_read(first);
-    uint64_t length = chain->readable_bytes - NET_HEADER_SIZE;
+    struct nic_offload offload = offload_read(first);
+    offload.flags &= NIC_CSUM_NEEDED;
+    uint64_t length = chain->readable_bytes - OFFLOAD_BYTES;
     int r = -EINVAL;
     if (may_leave(pair, &offload, ethernet, length)) {
         pair->iov[0] = (struct iovec){ethernet, NIC_ETHERNET_SIZE};
@@ -163,17 +143,6 @@ static bool transmit(struct net_pair *pair)
 
 /* Reception. */
 
-static void header_write(uint8_t *header, const struct nic_offload *offload)
-{
-    header[HEADER_FLAGS] = offload->flags;
-    header[HEADER_SEGMENTATION] = offload->segmentation;
-    le16_write(header + HEADER_LENGTH, offload->header_length);
-    le16_write(header + HEADER_SEGMENT_SIZE, offload->segment_size);
-    le16_write(header + HEADER_CSUM_START, offload->csum_start);
-    le16_write(header + HEADER_CSUM_OFFSET, offload->csum_offset);
-    le16_write(header + HEADER_BUFFERS, 1);
-}
-
 /* Takes the chains of an unfinished frame back. */
 static void undo(struct queue *queue, unsigned chains)
 {
@@ -185,11 +154,12 @@ static void undo(struct queue *queue, unsigned chains)
 /* Part of the header and frame, from `done` on, into a chain. */
 static size_t copy_in(struct net_pair *pair, const struct queue_chain *chain, size_t done)
 {
-    uint8_t header[NET_HEADER_SIZE];
+    uint8_t header[OFFLOAD_BYTES];
     if (done > 0)
-        return queue_chain_write(chain, 0, pair->frame.bytes + done - NET_HEADER_SIZE,
-                                 pair->frame.length + NET_HEADER_SIZE - done);
-    header_write(header, &pair->frame.offload);
+        return queue_chain_write(chain, 0, pair->frame.bytes + done - OFFLOAD_BYTES,
+                                 pair->frame.length + OFFLOAD_BYTES - done);
+    offload_write(&pair->frame.offload, header);
+    le16_write(header + OFFLOAD_BUFFERS, 1);
     done = queue_chain_write(chain, 0, header, sizeof header);
     return done + queue_chain_write(chain, done, pair->frame.bytes, pair->frame.length);
 }
@@ -199,15 +169,15 @@ static void set_buffers(struct net_pair *pair, unsigned chains)
 {
     uint8_t bytes[2];
     le16_write(bytes, (uint16_t)chains);
-    queue_chain_write(&pair->receive[0], HEADER_BUFFERS, bytes, sizeof bytes);
-    queue_chain_touched(receive_queue(pair), &pair->receive[0], NET_HEADER_SIZE);
+    queue_chain_write(&pair->receive[0], OFFLOAD_BUFFERS, bytes, sizeof bytes);
+    queue_chain_touched(receive_queue(pair), &pair->receive[0], OFFLOAD_BYTES);
 }
 
 /* Whether a frame of `total` bytes can begin in this chain. 0 and more: it can; -EMSGSIZE: not this
  * frame; -EPROTO: nothing could (5.1.6.3.1). */
 static int check_first(const struct net_pair *pair, const struct queue_chain *chain, size_t total)
 {
-    if (chain->writable_bytes < NET_HEADER_SIZE)
+    if (chain->writable_bytes < OFFLOAD_BYTES)
         return -EPROTO;
     return pair->net->mergeable || chain->writable_bytes >= total ? 0 : -EMSGSIZE;
 }
@@ -216,7 +186,7 @@ static int check_first(const struct net_pair *pair, const struct queue_chain *ch
 static int place(struct net_pair *pair)
 {
     struct queue *queue = receive_queue(pair);
-    size_t total = NET_HEADER_SIZE + pair->frame.length, done = 0;
+    size_t total = OFFLOAD_BYTES + pair->frame.length, done = 0;
     unsigned chains = 0;
     int r = 0;
     while (r == 0 && done < total) {
