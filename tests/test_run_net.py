@@ -211,6 +211,20 @@ def test_a_guest_cannot_speak_for_another(guest):
         assert "0 packets received" in result.stdout, result.stdout
 
 
+def test_the_cable_can_be_pulled(guest, lodge, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    carrier = "until [ $(cat /sys/class/net/eth0/carrier) = {} ]; do sleep 0.1; done; echo {}; "
+    result = guest("tap", ["--net", "tap=t0", "--name", "cable"],
+                   STATIC + carrier.format(0, "down") + carrier.format(1, "up") +
+                   "until ping -c 1 -W 1 10.99.0.1 | grep received; do sleep 0.1; done",
+                   after="while kill -0 $guest 2>/dev/null; do sleep 1; "
+                   f"'{lodge}' link cable 0 down && sleep 1 && '{lodge}' link cable 0 up && "
+                   f"sleep 2 && '{lodge}' link cable 1 up; done; wait $guest")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("down\nup\n") and "1 packets received" in result.stdout
+    assert "it has no such network card" in result.stderr
+
+
 def test_rates_are_kept(guest):
     result = guest("tap", ["--net", "tap=t0,rate-in=1M,rate-out=1M"],
                    STATIC + f"t() {{ cut -d. -f1 /proc/uptime; }}; a=$(t); "

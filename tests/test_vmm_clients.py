@@ -16,6 +16,7 @@ from test_vmm import kernel
 
 STATS, DONE, FAILED = 9, 10, 11
 POWER_BUTTON, RESET_NOW, PAUSE, RESUME, QUIT, CONSOLE_SIZE, STATS_ASK, SAVE = range(64, 72)
+LINK = 75
 CLIENTS_MAX = 16
 TIMEOUT = 30
 # Says '.' again and again: mov dx, 0x3f8; mov al, '.'; out dx, al; jmp back.
@@ -151,6 +152,7 @@ def test_requests_are_answered(vmm):
     kind, payload = ask(client, message(STATS_ASK))
     assert kind == STATS and struct.unpack("<3QB", payload)[1] > 1 << 20
     assert ask(client, message(CONSOLE_SIZE, struct.pack("<IHH", 77, 80, 25)))[0] == DONE
+    assert ask(client, message(LINK, struct.pack("<IB", 0, 0)))[0] == FAILED  # it has no card
     assert ask(client, message(RESET_NOW))[0] == DONE
     assert vmm.talks()
     assert ask(client, message(QUIT))[0] == DONE

@@ -237,12 +237,22 @@ static void request_handle(struct session *session, const struct control_message
         balloon_ask(session);
     else if (message->type == CONTROL_SAVE)
         save(session, session->control_fd, message, none);
+    else if (message->type == CONTROL_LINK)
+        board_set_link(session->board, message->port, message->open);
     else /* an event, which is ours to send */
         end(session,
             session_error(session->control_fd, "a control message in the wrong direction"));
 }
 
 /* ---- clients ---- */
+
+static void client_link(struct session *session, int fd, const struct control_message *message)
+{
+    if (board_set_link(session->board, message->port, message->open) < 0)
+        reply_failed(session, fd, "it has no such network card");
+    else
+        reply(session, fd, &(struct control_message){.type = CONTROL_DONE});
+}
 
 static void client_handle(struct session *session, int fd, const struct control_message *message,
                           const int fds[CONTROL_FDS_MAX])
@@ -253,6 +263,8 @@ static void client_handle(struct session *session, int fd, const struct control_
         save(session, fd, message, fds);
     else if (message->type == CONTROL_STATS_ASK)
         stats_send(session, fd);
+    else if (message->type == CONTROL_LINK)
+        client_link(session, fd, message);
     else if (simple_request(session, message))
         reply(session, fd, &done);
     else

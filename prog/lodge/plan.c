@@ -309,7 +309,7 @@ static int open_control(struct plan *plan, struct err *err)
 {
     const char *path = arguments_value(plan->arguments, "control");
     int r = path ? steer_new(path, &plan->relay.steer, err) : 0;
-    steer_allow_reset(plan->relay.steer, plan->relay.reboots);
+    steer_know(plan->relay.steer, plan->relay.reboots, plan->conf.nic_count);
     return r;
 }
 

@@ -26,6 +26,7 @@ struct client {
 struct steer {
     struct listener listener;
     bool can_reset;
+    unsigned nic_count;
     uint64_t turns;
     struct client clients[STEER_CLIENTS_MAX];
 };
@@ -62,6 +63,19 @@ static int read_size(const struct steer *steer, const json_t *argument,
     if (json_is_string(argument))
         return guest_parse_size(json_string_value(argument), &request->bytes, err);
     return err_set(err, -EINVAL, "takes bytes, or a size like \"256M\"");
+}
+
+static int read_link(const struct steer *steer, const json_t *argument,
+                     struct control_message *request, struct err *err)
+{
+    const json_t *nic = json_object_get(argument, "nic"), *up = json_object_get(argument, "up");
+    if (json_object_size(argument) != 2 || !json_is_integer(nic) || !json_is_boolean(up))
+        return err_set(err, -EINVAL, "takes {\"nic\": N, \"up\": true or false}");
+    if (json_integer_value(nic) < 0 || json_integer_value(nic) >= steer->nic_count)
+        return err_set(err, -ENODEV, "the guest has %u network cards, from 0 on", steer->nic_count);
+    request->port = (uint32_t)json_integer_value(nic);
+    request->open = json_is_true(up);
+    return 0;
 }
 
 /* virtio 1.2, 5.5.6.4 */
@@ -117,6 +131,7 @@ static const struct row {
     {"pause", CONTROL_PAUSE, read_true, 0, NULL},
     {"resume", CONTROL_RESUME, read_true, 0, NULL},
     {"new_generation", CONTROL_NEW_GENERATION, read_true, 0, NULL},
+    {"link", CONTROL_LINK, read_link, 0, NULL},
 };
 
 /* --- clients --- */
@@ -308,10 +323,12 @@ void steer_event(struct steer *steer, const struct control_message *event, struc
     take_lines(steer, first, machine);
 }
 
-void steer_allow_reset(struct steer *steer, bool can_reset)
+void steer_know(struct steer *steer, bool can_reset, unsigned nic_count)
 {
-    if (steer)
-        steer->can_reset = can_reset;
+    if (!steer)
+        return;
+    steer->can_reset = can_reset;
+    steer->nic_count = nic_count;
 }
 
 /* --- the socket --- */

@@ -31,7 +31,7 @@ int steer_new(const char *path, struct steer **ret_steer, struct err *err);
 void steer_free(struct steer *steer);
 
 /* `can_reset`: nothing would be lost by a reset. */
-void steer_allow_reset(struct steer *steer, bool can_reset);
+void steer_know(struct steer *steer, bool can_reset, unsigned nic_count);
 
 /* Fills all STEER_POLL_MAX entries; then steer_step() with what poll() said. */
 void steer_poll(const struct steer *steer, struct pollfd *fds);

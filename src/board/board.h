@@ -247,6 +247,9 @@ bool board_drain_consoles(struct board *board, int timeout_ms);
 
 /* How many queues a disk has: one for each vCPU, up to a point. */
 unsigned board_disk_queues(unsigned cpus);
+/* A network card's cable, by the card's place in the configuration. -ENODEV: there is no such card.
+ * It stays so over a reset. */
+int board_set_link(struct board *board, unsigned nic, bool up);
 /* What waits for space on a full disk is tried now. */
 void board_retry_disks(struct board *board);
 /* Takes the disks from the machine, which gets no answers from them any more, and waits until

@@ -453,10 +453,12 @@ static int make_nets(struct board *board, const struct board_config *config, str
 {
     int r = 0;
     for (unsigned i = 0; r >= 0 && i < config->nic_count; i++) {
-        struct virtio_device *card;
-        r = board_net_new(board->mem, &config->nics[i], &card, err);
+        struct virtio_net *net;
+        r = board_net_new(board->mem, &config->nics[i], &net, err);
         if (r >= 0)
-            r = add_virtio(board, card, err);
+            r = add_virtio(board, virtio_net_device(net), err);
+        if (r >= 0)
+            board->nics[board->nic_count++] = net;
     }
     return r;
 }

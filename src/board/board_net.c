@@ -21,11 +21,10 @@ static int make_nic(const struct board_nic *config, struct nic **ret_nic, struct
     return err_set(err, -EINVAL, "no such kind of network");
 }
 
-int board_net_new(struct mem *mem, const struct board_nic *config,
-                  struct virtio_device **ret_device, struct err *err)
+int board_net_new(struct mem *mem, const struct board_nic *config, struct virtio_net **ret_net,
+                  struct err *err)
 {
     struct nic *nic;
-    struct virtio_net *net;
     int r = make_nic(config, &nic, err);
     if (r < 0)
         return r;
@@ -35,11 +34,16 @@ int board_net_new(struct mem *mem, const struct board_nic *config,
                                      .rate_in = config->rate_in,
                                      .rate_out = config->rate_out};
     memcpy(card.mac, config->mac, sizeof card.mac);
-    r = virtio_net_new(mem, &card, &net, err);
-    if (r < 0) {
+    r = virtio_net_new(mem, &card, ret_net, err);
+    if (r < 0)
         nic_free(nic);
-        return r;
-    }
-    *ret_device = virtio_net_device(net);
+    return r;
+}
+
+int board_set_link(struct board *board, unsigned nic, bool up)
+{
+    if (nic >= board->nic_count)
+        return -ENODEV;
+    virtio_net_set_link(board->nics[nic], up);
     return 0;
 }

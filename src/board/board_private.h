@@ -33,6 +33,7 @@
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
 #include "virtio/console.h"
+#include "virtio/net.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -92,6 +93,8 @@ struct board {
     struct board_vsock vsock; /* its device is NULL where there is none */
     struct virtio_blk *disks[BOARD_DISKS_MAX];
     unsigned disk_count;
+    struct virtio_net *nics[BOARD_NICS_MAX];
+    unsigned nic_count;
     struct virtio_balloon *balloon; /* or NULL */
     struct serial *com1;
     struct board_serial *serial; /* owned: the streams behind COM1 */
@@ -185,5 +188,5 @@ void board_tell_final(struct board *board, enum board_event_kind kind, uint64_t 
                       const char *text);
 
 /* board_net.c. Its descriptors are the device's after success. */
-int board_net_new(struct mem *mem, const struct board_nic *config,
-                  struct virtio_device **ret_device, struct err *err);
+int board_net_new(struct mem *mem, const struct board_nic *config, struct virtio_net **ret_net,
+                  struct err *err);

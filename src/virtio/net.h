@@ -47,15 +47,15 @@ struct virtio_net_config {
     uint8_t mac[NIC_MAC_SIZE];
     unsigned mtu; /* 0 = the nic's, or none */
     bool anti_spoof;
-    bool link_down;             /* at first */
     uint64_t rate_in, rate_out; /* bytes a second to and from the guest; 0 = no limit */
 };
 
 struct virtio_net_stats {
-    uint64_t in_frames, in_bytes, in_dropped; /* to the guest; dropped: no buffer would do */
-    uint64_t out_frames, out_bytes,
-        out_dropped; /* from the guest; dropped: makes no sense, spoofed,
-                        link down, or the host would not have it */
+    /* To the guest; dropped: no buffer would do. */
+    uint64_t in_frames, in_bytes, in_dropped;
+    /* From the guest; dropped: makes no sense, spoofed, link down, or the host would not have it.
+     */
+    uint64_t out_frames, out_bytes, out_dropped;
 };
 
 int virtio_net_new(struct mem *mem, const struct virtio_net_config *config,
@@ -64,7 +64,7 @@ int virtio_net_new(struct mem *mem, const struct virtio_net_config *config,
 /* For virtio_pci_new(). */
 struct virtio_device *virtio_net_device(struct virtio_net *net);
 
-/* The cable. While it is out, frames are dropped both ways. */
+/* The cable; in at first. While it is out, frames are dropped both ways. */
 void virtio_net_set_link(struct virtio_net *net, bool up);
 
 /* Asks the guest to tell the network where it is (gratuitous ARP), as after a migration. */

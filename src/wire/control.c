@@ -43,6 +43,7 @@ static const struct layout {
     {CONTROL_BALLOON_TARGET, 8, false},
     {CONTROL_BALLOON_ASK, 0, false},
     {CONTROL_NEW_GENERATION, 0, false},
+    {CONTROL_LINK, 5, false},
 };
 
 static const struct layout *layout_find(unsigned type)
@@ -90,6 +91,7 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
         memcpy(to + 8, message->engine, CONTROL_NAME_MAX);
         break;
     case CONTROL_CONSOLE_OPENED:
+    case CONTROL_LINK:
         le32_write(to, message->port);
         to[4] = message->open;
         break;
@@ -133,6 +135,7 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
         memcpy(message->engine, from + 8, CONTROL_NAME_MAX);
         return memchr(message->engine, 0, CONTROL_NAME_MAX) != NULL;
     case CONTROL_CONSOLE_OPENED:
+    case CONTROL_LINK:
         message->port = le32_read(from);
         message->open = from[4];
         return from[4] <= 1;

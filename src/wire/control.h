@@ -29,15 +29,21 @@
  *   ERROR           CONTROL_EXIT_FAILED; the text is one phrase, and registers on further lines
  *                   where a vCPU cannot go on
  *
- * Requests, to the VMM: POWER_BUTTON (ACPI), RESET_NOW, PAUSE, RESUME (looks for space at once,
- * where the guest waits for that), QUIT (ends at once, status 0), CONSOLE_SIZE, STATS_ASK;
- * BALLOON_TARGET (how much memory the guest shall give back), BALLOON_ASK (its answer waits up to
- * CONTROL_BALLOON_WAIT_MS for fresh statistics of the guest's), NEW_GENERATION (the machine is not
- * the one any more that it was: a new VM generation ID), SAVE. When the socket is closed the owner
- * is gone: the VMM ends at once. SAVE            writes the machine to two descriptors that come
- * with the message (SCM_RIGHTS): its state, its memory (board/board.h). It stands meanwhile, and
- * after it does what it did before. DONE then says how many pages that were; after PAUSE it says
- * whether the machine stood already.
+ * Requests, to the VMM. When the socket is closed the owner is gone: the VMM ends at once.
+ *   POWER_BUTTON    ACPI
+ *   RESET_NOW       the machine starts anew
+ *   PAUSE, RESUME   RESUME looks for space at once, where the guest waits for that
+ *   QUIT            ends at once, status 0
+ *   CONSOLE_SIZE    of the terminal behind a console port
+ *   STATS_ASK       answered with STATS
+ *   BALLOON_TARGET  how much memory the guest shall give back
+ *   BALLOON_ASK     its answer waits up to CONTROL_BALLOON_WAIT_MS for the guest's fresh statistics
+ *   NEW_GENERATION  the machine is not the one any more that it was: a new VM generation ID
+ *   LINK            the cable of a network card is in, or out
+ *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS):
+ *                   its state, its memory (board/board.h). It stands meanwhile, and after it does
+ *                   what it did before. DONE then says how many pages that were
+ * DONE says after PAUSE whether the machine stood already.
  *
  * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
  * stay together), anybody whom its file lets in may connect and send requests, but for BALLOON_*.
@@ -96,6 +102,7 @@ enum control_type {
     CONTROL_BALLOON_TARGET,
     CONTROL_BALLOON_ASK,
     CONTROL_NEW_GENERATION,
+    CONTROL_LINK,
 };
 
 enum control_state {
@@ -120,8 +127,9 @@ struct control_message {
     enum control_type type;
     uint64_t time_ns;              /* READY: CLOCK_MONOTONIC of the first instruction */
     char engine[CONTROL_NAME_MAX]; /* READY: "kvm", "soft" */
-    uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE; FULL: the disk, from 0 on */
-    bool open;                     /* CONSOLE_OPENED */
+    uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE; FULL: the disk, from 0 on; LINK:
+                                      the network card, likewise */
+    bool open;                     /* CONSOLE_OPENED; LINK: the cable is in */
     uint16_t cols, rows;           /* CONSOLE_SIZE */
     uint32_t code;                 /* DEBUG_EXIT: the exit status; FULL: ENOSPC, EDQUOT or 0 */
     uint64_t instructions;       /* STATS: executed by all vCPUs, 0 where the engine cannot tell */

@@ -51,6 +51,7 @@ static const struct control_message samples[] = {
     {.type = CONTROL_STATS, .state = CONTROL_STATE_FULL, .text = "/srv/web.qcow2"},
     {.type = CONTROL_FULL, .port = 7, .code = 28},
     {.type = CONTROL_FULL},
+    {.type = CONTROL_LINK, .port = 1, .open = true},
 };
 
 static void every_message_comes_back_as_it_was(void **state)
