@@ -10,6 +10,7 @@
  * Exit status: 0; 125 when it was called wrongly or cannot start.
  */
 #include "base/bytes.h"
+#include "base/descriptors.h"
 #include "base/own.h"
 #include "base/packet.h"
 #include "disk/http_wire.h"
@@ -177,11 +178,10 @@ static int capabilities_drop(void)
 /* Nothing of our caller's but what we were given. */
 static int confine(int first, int second, struct err *err)
 {
-    int low = min(first, second), high = max(first, second);
-    if ((low > 3 && close_range(3, (unsigned)low - 1, 0) < 0) ||
-        (high > low + 1 && close_range((unsigned)low + 1, (unsigned)high - 1, 0) < 0) ||
-        close_range((unsigned)high + 1, ~0u, 0) < 0)
-        return err_errno(err, errno, "cannot close descriptors");
+    const int keep[] = {first, second};
+    int r = descriptors_close_others(keep, ARRAY_LEN(keep));
+    if (r < 0)
+        return err_errno(err, -r, "cannot close descriptors");
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){0}) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 ||
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || capabilities_drop() < 0)
         return err_errno(err, errno, "cannot give up privileges");

@@ -1,12 +1,12 @@
 #include "confine.h"
 
 #include "base/bytes.h"
+#include "base/descriptors.h"
 #include "base/own.h"
 #include "share/share.h"
 #include "syscalls.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <linux/landlock.h>
 #include <sys/capability.h>
 #include <sys/prctl.h>
@@ -25,24 +25,6 @@
      LANDLOCK_ACCESS_FS_MAKE_SYM | ACCESS_REFER | ACCESS_TRUNCATE)
 
 enum { RESERVE = 64, HANDLES_PART = 4 /* of all descriptors, one in so many is for open files */ };
-
-static int others_close(const struct confine *confine)
-{
-    int keep[] = {confine->folder, confine->socket, confine->descriptors};
-    unsigned next = 3;
-    for (size_t done = 0; done < ARRAY_LEN(keep); done++) {
-        int lowest = INT_MAX;
-        for (size_t i = 0; i < ARRAY_LEN(keep); i++)
-            if (keep[i] >= (int)next && keep[i] < lowest)
-                lowest = keep[i];
-        if (lowest == INT_MAX)
-            break;
-        if (lowest > (int)next && close_range(next, (unsigned)lowest - 1, 0) < 0)
-            return -errno;
-        next = (unsigned)lowest + 1;
-    }
-    return close_range(next, ~0u, 0) < 0 ? -errno : 0;
-}
 
 /* As many descriptors as we may have: each inode that the guest knows is one. */
 static int limits_set(struct confine *confine)
@@ -116,7 +98,8 @@ static int landlock(const struct confine *confine)
 
 int confine_enter(struct confine *confine, struct err *err)
 {
-    int r = others_close(confine);
+    const int keep[] = {confine->folder, confine->socket, confine->descriptors};
+    int r = descriptors_close_others(keep, ARRAY_LEN(keep));
     if (r < 0)
         return err_errno(err, -r, "cannot close descriptors");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)

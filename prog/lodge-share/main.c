@@ -10,6 +10,7 @@
  * standard error for all else.
  */
 #include "base/bytes.h"
+#include "base/descriptors.h"
 #include "base/own.h"
 #include "confine.h"
 #include "share/share.h"
@@ -109,17 +110,6 @@ static int usage(void)
     return FAILED;
 }
 
-static bool parse_fd(const char *text, int *ret_fd)
-{
-    char *end;
-    errno = 0;
-    long value = strtol(text, &end, 10);
-    if (end == text || *end || errno || value < 0 || value > INT_MAX)
-        return false;
-    *ret_fd = (int)value;
-    return true;
-}
-
 static bool parse(int argc, char **argv, struct confine *ret_confine)
 {
     *ret_confine = (struct confine){.folder = -1, .socket = -1, .descriptors = -1};
@@ -127,10 +117,10 @@ static bool parse(int argc, char **argv, struct confine *ret_confine)
         if (!strcmp(argv[i], "--read-only"))
             ret_confine->read_only = true;
         else if (!strcmp(argv[i], "--folder-fd") && i + 1 < argc) {
-            if (!parse_fd(argv[++i], &ret_confine->folder))
+            if (!descriptor_parse(argv[++i], &ret_confine->folder))
                 return false;
         } else if (!strcmp(argv[i], "--socket-fd") && i + 1 < argc) {
-            if (!parse_fd(argv[++i], &ret_confine->socket))
+            if (!descriptor_parse(argv[++i], &ret_confine->socket))
                 return false;
         } else {
             return false;

@@ -14,6 +14,7 @@
  * from a stranger. Exit status 0, or 125 with one line on standard error.
  */
 #include "base/bytes.h"
+#include "base/descriptors.h"
 #include "base/own.h"
 #include "board/board.h"
 #include "board/load.h"
@@ -25,7 +26,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,17 +49,6 @@ static int usage(void)
                     "       lodge-vmm --unpack-kernel IN_FD OUT_FD\n"
                     "lodge-vmm is started by lodge; see lodge(1).\n");
     return CONTROL_EXIT_FAILED;
-}
-
-static bool parse_fd(const char *text, int *ret_fd)
-{
-    char *end;
-    errno = 0;
-    long value = strtol(text, &end, 10);
-    if (end == text || *end || errno || value < 0 || value > INT_MAX)
-        return false;
-    *ret_fd = (int)value;
-    return true;
 }
 
 static int definition_read(int fd, struct guest_conf *conf, struct err *err)
@@ -261,11 +250,11 @@ static int run(int definition_fd)
 int main(int argc, char **argv)
 {
     int definition_fd = DEFINITION_FD, in_fd, out_fd, status;
-    if (argc == 4 && strcmp(argv[1], "--unpack-kernel") == 0 && parse_fd(argv[2], &in_fd) &&
-        parse_fd(argv[3], &out_fd))
+    if (argc == 4 && strcmp(argv[1], "--unpack-kernel") == 0 && descriptor_parse(argv[2], &in_fd) &&
+        descriptor_parse(argv[3], &out_fd))
         status = unpack(in_fd, out_fd);
     else if (argc == 1 || (argc == 3 && strcmp(argv[1], "--definition-fd") == 0 &&
-                           parse_fd(argv[2], &definition_fd)))
+                           descriptor_parse(argv[2], &definition_fd)))
         status = run(definition_fd);
     else
         status = usage();

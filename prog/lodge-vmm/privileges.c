@@ -1,6 +1,7 @@
 #include "privileges.h"
 
 #include "base/bytes.h"
+#include "base/descriptors.h"
 #include "base/own.h"
 #include "syscalls.h"
 
@@ -14,30 +15,10 @@
  * connections. */
 enum { DESCRIPTORS_MAX = 1024 };
 
-static int compare(const void *a, const void *b)
-{
-    int left = *(const int *)a, right = *(const int *)b;
-    return (left > right) - (left < right);
-}
-
 int privileges_close_others(const int *keep, size_t count, struct err *err)
 {
-    _cleanup_free_ int *sorted = malloc((count + 1) * sizeof *sorted);
-    if (!sorted)
-        return err_set(err, -ENOMEM, "no memory");
-    memcpy(sorted, keep, count * sizeof *sorted);
-    qsort(sorted, count, sizeof *sorted, compare);
-    unsigned next = 3;
-    for (size_t i = 0; i < count; i++) {
-        if (sorted[i] < (int)next)
-            continue;
-        if (sorted[i] > (int)next && close_range(next, (unsigned)sorted[i] - 1, 0) < 0)
-            return err_errno(err, errno, "cannot close descriptors");
-        next = (unsigned)sorted[i] + 1;
-    }
-    if (close_range(next, ~0u, 0) < 0)
-        return err_errno(err, errno, "cannot close descriptors");
-    return 0;
+    int r = descriptors_close_others(keep, count);
+    return r < 0 ? err_errno(err, -r, "cannot close descriptors") : 0;
 }
 
 static int limit(int resource, rlim_t value)

@@ -1,15 +1,18 @@
 #include "base/bytes.h"
+#include "base/descriptors.h"
 #include "base/err.h"
 #include "base/own.h"
 #include "base/timer.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -324,9 +327,47 @@ static void a_clock_that_was_set_goes_on_from_there(void **state)
     }
 }
 
+static void a_descriptor_is_a_number(void **state)
+{
+    (void)state;
+    int fd = -2;
+    const char *const none[] = {"", "-1", " 3", "3 ", "+3", "0x3", "2147483648", "stdin"};
+    for (size_t i = 0; i < ARRAY_LEN(none); i++)
+        assert_false(descriptor_parse(none[i], &fd));
+    assert_int_equal(fd, -2);
+    assert_true(descriptor_parse("2147483647", &fd) && fd == INT_MAX);
+    assert_true(descriptor_parse("0", &fd) && fd == 0);
+}
+
+static bool is_open(int fd)
+{
+    return fcntl(fd, F_GETFD) >= 0;
+}
+
+static void other_descriptors_are_closed(void **state)
+{
+    (void)state;
+    pid_t pid = fork();
+    if (pid == 0) {
+        const int keep[] = {17, -1, 0, 12, 17, 3};
+        for (int fd = 3; fd < 20; fd++)
+            dup2(STDERR_FILENO, fd);
+        bool fine = descriptors_close_others(keep, ARRAY_LEN(keep)) == 0;
+        for (int fd = 0; fd < 20; fd++)
+            fine &= is_open(fd) == (fd <= 3 || fd == 12 || fd == 17);
+        fine &= descriptors_close_others(NULL, 0) == 0 && is_open(2) && !is_open(12);
+        _exit(fine ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_descriptor_is_a_number),
+        cmocka_unit_test(other_descriptors_are_closed),
         cmocka_unit_test(err_chains_phrases),
         cmocka_unit_test(err_cuts_what_is_too_long),
         cmocka_unit_test(ranges_do_not_wrap),
