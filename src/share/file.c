@@ -22,15 +22,6 @@ static bool changes(uint32_t flags)
     return (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
 }
 
-static int open_reply(struct share *share, int fd, struct request *request)
-{
-    struct fuse_open_out out = {0};
-    int r = handle_add(share, fd, false, &out.fh);
-    if (r >= 0)
-        request_give(request, &out, sizeof out);
-    return r;
-}
-
 int file_open(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_open_in in;
@@ -42,7 +33,7 @@ int file_open(struct share *share, struct node *node, struct request *request)
     if (node->type == S_IFDIR)
         return -EISDIR;
     int fd = node_open(share, node, open_flags(in.flags));
-    return fd < 0 ? fd : open_reply(share, fd, request);
+    return fd < 0 ? fd : handle_give(share, request, fd, false);
 }
 
 /* What has the name already, where the guest does not mind. */
@@ -83,9 +74,7 @@ int file_create(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_create_in in;
     const char *name;
-    int r = request_take(request, &in, sizeof in);
-    if (r >= 0)
-        r = request_name(request, &name);
+    int r = request_take_named(request, &in, sizeof in, &name);
     if (r < 0)
         return r;
     _cleanup_fd_ int fd = open_or_make(share, node, name, &in, &request->header);
@@ -98,7 +87,7 @@ int file_create(struct share *share, struct node *node, struct request *request)
         r = entry_give(share, request, made);
     if (r < 0)
         return r;
-    r = open_reply(share, take_fd(&fd), request);
+    r = handle_give(share, request, take_fd(&fd), false);
     if (r < 0)
         node_forget(share, made->id, 1);
     return r;
@@ -107,12 +96,10 @@ int file_create(struct share *share, struct node *node, struct request *request)
 int file_read(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_read_in in;
-    int r = request_take(request, &in, sizeof in);
+    struct handle *handle;
+    int r = handle_take(share, request, false, &in, sizeof in, &handle);
     if (r < 0)
         return r;
-    struct handle *handle = handle_find(share, in.fh, false);
-    if (!handle)
-        return -EBADF;
     if (in.size > SHARE_WRITE_MAX || in.offset > INT64_MAX)
         return -EINVAL;
     /* Less than asked for is the end of the file to the guest. */
@@ -133,12 +120,10 @@ int file_read(struct share *share, struct node *node, struct request *request)
 int file_write(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_write_in in;
-    int r = request_take(request, &in, sizeof in);
+    struct handle *handle;
+    int r = handle_take(share, request, false, &in, sizeof in, &handle);
     if (r < 0)
         return r;
-    struct handle *handle = handle_find(share, in.fh, false);
-    if (!handle)
-        return -EBADF;
     if (in.size > request->left || in.offset > INT64_MAX)
         return -EINVAL;
     bool append = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
@@ -156,34 +141,22 @@ int file_write(struct share *share, struct node *node, struct request *request)
 
 int file_release(struct share *share, struct node *node, struct request *request)
 {
-    struct fuse_release_in in;
-    int r = request_take(request, &in, sizeof in);
-    return r < 0 ? r : handle_close(share, in.fh, false);
+    return handle_release(share, request, false);
 }
 
 int file_fsync(struct share *share, struct node *node, struct request *request)
 {
-    struct fuse_fsync_in in;
-    int r = request_take(request, &in, sizeof in);
-    if (r < 0)
-        return r;
-    struct handle *handle = handle_find(share, in.fh, false);
-    if (!handle)
-        return -EBADF;
-    r = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(handle->fd) : fsync(handle->fd);
-    return r < 0 ? -errno : 0;
+    return handle_sync(share, request, false);
 }
 
 int file_fallocate(struct share *share, struct node *node, struct request *request)
 {
     enum { MODES = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE };
     struct fuse_fallocate_in in;
-    int r = request_take(request, &in, sizeof in);
+    struct handle *handle;
+    int r = handle_take(share, request, false, &in, sizeof in, &handle);
     if (r < 0)
         return r;
-    struct handle *handle = handle_find(share, in.fh, false);
-    if (!handle)
-        return -EBADF;
     if (in.mode & ~(uint32_t)MODES)
         return -EOPNOTSUPP;
     if (in.offset > INT64_MAX || in.length > INT64_MAX)
@@ -195,12 +168,10 @@ int file_fallocate(struct share *share, struct node *node, struct request *reque
 int file_lseek(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_lseek_in in;
-    int r = request_take(request, &in, sizeof in);
+    struct handle *handle;
+    int r = handle_take(share, request, false, &in, sizeof in, &handle);
     if (r < 0)
         return r;
-    struct handle *handle = handle_find(share, in.fh, false);
-    if (!handle)
-        return -EBADF;
     if ((in.whence != SEEK_DATA && in.whence != SEEK_HOLE) || in.offset > INT64_MAX)
         return -EINVAL;
     off_t at = lseek(handle->fd, (off_t)in.offset, (int)in.whence);

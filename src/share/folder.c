@@ -19,17 +19,13 @@ struct dirent_out {
 int folder_open(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_open_in in;
-    struct fuse_open_out out = {0};
     int r = request_take(request, &in, sizeof in);
     if (r < 0)
         return r;
     if (node->type != S_IFDIR)
         return -ENOTDIR;
     int fd = node_open(share, node, O_RDONLY | O_DIRECTORY);
-    r = fd < 0 ? fd : handle_add(share, fd, true, &out.fh);
-    if (r >= 0)
-        request_give(request, &out, sizeof out);
-    return r;
+    return fd < 0 ? fd : handle_give(share, request, fd, true);
 }
 
 /* A list in the making. */
@@ -103,12 +99,10 @@ static size_t list_all(struct listing *listing, struct handle *handle, size_t go
 static int read_folder(struct share *share, struct node *node, struct request *request, bool plus)
 {
     struct fuse_read_in in;
-    int r = request_take(request, &in, sizeof in);
+    struct handle *handle;
+    int r = handle_take(share, request, true, &in, sizeof in, &handle);
     if (r < 0)
         return r;
-    struct handle *handle = handle_find(share, in.fh, true);
-    if (!handle)
-        return -EBADF;
     /* Any number is a place to the kernel, if not a useful one. */
     if (in.offset > INT64_MAX)
         return -EINVAL;
@@ -149,20 +143,10 @@ int folder_read_plus(struct share *share, struct node *node, struct request *req
 
 int folder_release(struct share *share, struct node *node, struct request *request)
 {
-    struct fuse_release_in in;
-    int r = request_take(request, &in, sizeof in);
-    return r < 0 ? r : handle_close(share, in.fh, true);
+    return handle_release(share, request, true);
 }
 
 int folder_fsync(struct share *share, struct node *node, struct request *request)
 {
-    struct fuse_fsync_in in;
-    int r = request_take(request, &in, sizeof in);
-    if (r < 0)
-        return r;
-    struct handle *handle = handle_find(share, in.fh, true);
-    if (!handle)
-        return -EBADF;
-    r = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(handle->fd) : fsync(handle->fd);
-    return r < 0 ? -errno : 0;
+    return handle_sync(share, request, true);
 }

@@ -28,7 +28,7 @@ static struct handle *free_handle(struct share *share, uint32_t *ret_slot)
     return &handles[share->handle_low];
 }
 
-int handle_add(struct share *share, int fd, bool folder, uint64_t *ret_id)
+static int handle_add(struct share *share, int fd, bool folder, uint64_t *ret_id)
 {
     uint32_t slot;
     struct handle *handle = free_handle(share, &slot);
@@ -62,7 +62,7 @@ static void drop(struct share *share, uint32_t slot)
         share->handle_low = slot;
 }
 
-int handle_close(struct share *share, uint64_t id, bool folder)
+static int handle_close(struct share *share, uint64_t id, bool folder)
 {
     if (!handle_find(share, id, folder))
         return -EBADF;
@@ -75,4 +75,44 @@ void handle_close_all(struct share *share)
     for (uint32_t slot = 0; slot < share->handle_count; slot++)
         if (share->handles[slot].fd >= 0)
             drop(share, slot);
+}
+
+/* FUSE's requests about an open file begin with its number. */
+int handle_take(struct share *share, struct request *request, bool folder, void *ret_in,
+                size_t size, struct handle **ret_handle)
+{
+    uint64_t id;
+    int r = request_take(request, ret_in, size);
+    if (r < 0)
+        return r;
+    memcpy(&id, ret_in, sizeof id);
+    *ret_handle = handle_find(share, id, folder);
+    return *ret_handle ? 0 : -EBADF;
+}
+
+int handle_give(struct share *share, struct request *request, int fd, bool folder)
+{
+    struct fuse_open_out out = {0};
+    int r = handle_add(share, fd, folder, &out.fh);
+    if (r >= 0)
+        request_give(request, &out, sizeof out);
+    return r;
+}
+
+int handle_release(struct share *share, struct request *request, bool folder)
+{
+    struct fuse_release_in in;
+    int r = request_take(request, &in, sizeof in);
+    return r < 0 ? r : handle_close(share, in.fh, folder);
+}
+
+int handle_sync(struct share *share, struct request *request, bool folder)
+{
+    struct fuse_fsync_in in;
+    struct handle *handle;
+    int r = handle_take(share, request, folder, &in, sizeof in, &handle);
+    if (r < 0)
+        return r;
+    r = in.fsync_flags & FUSE_FSYNC_FDATASYNC ? fdatasync(handle->fd) : fsync(handle->fd);
+    return r < 0 ? -errno : 0;
 }

@@ -40,6 +40,12 @@ int request_name(struct request *request, const char **ret_name)
     return 0;
 }
 
+int request_take_named(struct request *request, void *to, size_t size, const char **ret_name)
+{
+    int r = request_take(request, to, size);
+    return r < 0 ? r : request_name(request, ret_name);
+}
+
 void request_give(struct request *request, const void *from, size_t size)
 {
     assert(request->room - request->length >= size);

@@ -89,9 +89,7 @@ int name_mknod(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_mknod_in in;
     const char *name;
-    int r = request_take(request, &in, sizeof in);
-    if (r >= 0)
-        r = request_name(request, &name);
+    int r = request_take_named(request, &in, sizeof in, &name);
     if (r < 0)
         return r;
     if (in.mode & S_IFMT && !S_ISREG(in.mode)) /* S3 */
@@ -104,9 +102,7 @@ int name_mkdir(struct share *share, struct node *node, struct request *request)
 {
     struct fuse_mkdir_in in;
     const char *name;
-    int r = request_take(request, &in, sizeof in);
-    if (r >= 0)
-        r = request_name(request, &name);
+    int r = request_take_named(request, &in, sizeof in, &name);
     if (r < 0)
         return r;
     if (mkdirat(node->fd, name, in.mode & 01777) < 0)
@@ -169,9 +165,7 @@ int name_link(struct share *share, struct node *node, struct request *request)
     struct fuse_link_in in;
     const char *name;
     char from[16];
-    int r = request_take(request, &in, sizeof in);
-    if (r >= 0)
-        r = request_name(request, &name);
+    int r = request_take_named(request, &in, sizeof in, &name);
     if (r < 0)
         return r;
     struct node *old = node_find(share, in.oldnodeid);

@@ -62,6 +62,8 @@ struct request {
 /* message.c. -EINVAL where the request is too short; names are checked (S2). */
 int request_take(struct request *request, void *to, size_t size);
 int request_name(struct request *request, const char **ret_name);
+/* One after the other. */
+int request_take_named(struct request *request, void *to, size_t size, const char **ret_name);
 int request_text(struct request *request, const char **ret_text); /* any, but not empty */
 void request_give(struct request *request, const void *from, size_t size);
 
@@ -86,9 +88,15 @@ int descriptor_reopen(struct share *share, int fd, int flags);
 void descriptor_name(int fd, char ret_name[16]);
 
 /* handle.c */
-int handle_add(struct share *share, int fd, bool folder, uint64_t *ret_id); /* takes fd over */
-struct handle *handle_find(struct share *share, uint64_t id, bool folder);  /* NULL = no such */
-int handle_close(struct share *share, uint64_t id, bool folder);
+struct handle *handle_find(struct share *share, uint64_t id, bool folder); /* NULL = no such */
+/* What a request says, `size` bytes that begin with an open file's number, and that file; -EBADF.
+ */
+int handle_take(struct share *share, struct request *request, bool folder, void *ret_in,
+                size_t size, struct handle **ret_handle);
+/* Replies that `fd`, which is taken over, is open. */
+int handle_give(struct share *share, struct request *request, int fd, bool folder);
+int handle_release(struct share *share, struct request *request, bool folder);
+int handle_sync(struct share *share, struct request *request, bool folder);
 void handle_close_all(struct share *share);
 
 /* attr.c */
