@@ -152,13 +152,7 @@ static void run_begin(struct blk_request *request)
 /* The first request's iovecs are the run's; it gets its own back. */
 static void run_to_calls(struct blk_queue *queue, struct blk_request *run)
 {
-    uint64_t left = run->length;
-    for (unsigned i = 0; i < run->iov_count; i++) {
-        run->iov[i].iov_len = min(run->iov[i].iov_len, left);
-        left -= run->iov[i].iov_len;
-        if (left == 0)
-            run->iov_count = i + 1;
-    }
+    run->iov_count = queue_iov_cut(run->iov, run->iov_count, run->length);
     for (struct blk_request *request = run, *next; request; request = next) {
         next = request->next;
         list_add(&queue->calls, request);

@@ -40,19 +40,6 @@ void console_port_hung_up(struct console_port *port)
     output_ends(port);
 }
 
-/* Cuts a list of buffers to `room` bytes; returns how many of them are left. */
-static unsigned cut(struct iovec *iov, unsigned count, uint64_t room)
-{
-    for (unsigned i = 0; i < count; i++) {
-        if (iov[i].iov_len >= room) {
-            iov[i].iov_len = room;
-            return i + 1;
-        }
-        room -= iov[i].iov_len;
-    }
-    return count;
-}
-
 enum sending { SENT, SOCKET_FULL, PASS_FULL };
 
 /* Sends the rest of the held chain, at most *budget bytes, which are taken from it. */
@@ -66,7 +53,7 @@ static enum sending send_held(struct virtio_console *console, struct console_por
         unsigned count =
             queue_chain_readable(chain, port->transmit_done, console->iov, QUEUE_CHAIN_MAX);
         struct msghdr message = {.msg_iov = console->iov,
-                                 .msg_iovlen = cut(console->iov, count, *budget)};
+                                 .msg_iovlen = queue_iov_cut(console->iov, count, *budget)};
         ssize_t sent = sendmsg(port->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent >= 0) {
             port->transmit_done += (uint64_t)sent;
@@ -80,18 +67,9 @@ static enum sending send_held(struct virtio_console *console, struct console_por
     return SENT;
 }
 
-/* The next chain of the queue. With none left, the driver has been asked to notify. */
-static bool pop_or_await(struct virtio_console *console, unsigned queue,
-                         struct queue_chain *ret_chain)
-{
-    return virtio_pop(&console->device, queue, ret_chain) ||
-           (queue_notifications_start(&console->device.queues[queue]) &&
-            virtio_pop(&console->device, queue, ret_chain));
-}
-
 static bool hold_next(struct virtio_console *console, struct console_port *port)
 {
-    if (!pop_or_await(console, console_transmit_queue(port), &port->transmit))
+    if (!virtio_pop_or_await(&console->device, console_transmit_queue(port), &port->transmit))
         return false;
     port->transmit_held = true;
     port->transmit_done = 0;
@@ -160,7 +138,8 @@ bool console_port_receive(struct virtio_console *console, struct console_port *p
     port->wants_input = false;
     /* A closed port's driver would throw the bytes away: they wait in the socket. */
     while (moved < CONSOLE_BATCH && port->fd >= 0 && port->guest_open && !port->input_ended) {
-        if (!pop_or_await(console, queue, &console->chain) || !receive_chain(console, port))
+        if (!virtio_pop_or_await(&console->device, queue, &console->chain) ||
+            !receive_chain(console, port))
             break;
         moved++;
     }

@@ -63,6 +63,14 @@ int virtio_pop(struct virtio_device *device, unsigned queue, struct queue_chain 
     return r;
 }
 
+int virtio_pop_or_await(struct virtio_device *device, unsigned queue, struct queue_chain *ret_chain)
+{
+    if (virtio_pop(device, queue, ret_chain))
+        return 1;
+    return queue_notifications_start(&device->queues[queue]) ? virtio_pop(device, queue, ret_chain)
+                                                             : 0;
+}
+
 void virtio_push(struct virtio_device *device, unsigned queue, const struct queue_chain *chain,
                  uint64_t written)
 {

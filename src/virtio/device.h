@@ -116,6 +116,9 @@ void virtio_device_fini(struct virtio_device *device);
 
 /* As queue_pop(), for a live device: 1 or 0. A driver's fault calls virtio_fail() and is 0. */
 int virtio_pop(struct virtio_device *device, unsigned queue, struct queue_chain *ret_chain);
+/* The same; with none left the driver has been asked to notify. */
+int virtio_pop_or_await(struct virtio_device *device, unsigned queue,
+                        struct queue_chain *ret_chain);
 void virtio_push(struct virtio_device *device, unsigned queue, const struct queue_chain *chain,
                  uint64_t written);
 

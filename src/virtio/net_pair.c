@@ -104,10 +104,7 @@ static int pop_transmit(struct net_pair *pair)
     struct queue *queue = transmit_queue(pair);
     unsigned number = 2 * pair->index + 1;
     queue_notifications_stop(queue);
-    int r = virtio_pop(&pair->net->device, number, &pair->transmit);
-    if (r == 0 && queue_notifications_start(queue))
-        r = virtio_pop(&pair->net->device, number, &pair->transmit);
-    return r;
+    return virtio_pop_or_await(&pair->net->device, number, &pair->transmit);
 }
 
 /* A row of frames; true where more wait. */

@@ -346,6 +346,18 @@ unsigned queue_chain_writable(const struct queue_chain *chain, uint64_t offset,
     return slice(chain, chain->readable, chain->writable, offset, ret_iov, room);
 }
 
+unsigned queue_iov_cut(struct iovec *iov, unsigned count, uint64_t room)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (iov[i].iov_len >= room) {
+            iov[i].iov_len = room;
+            return i + 1;
+        }
+        room -= iov[i].iov_len;
+    }
+    return count;
+}
+
 /* One walk along the buffers, for they may be as many as bytes. */
 size_t queue_chain_read(const struct queue_chain *chain, uint64_t offset, void *to, size_t size)
 {

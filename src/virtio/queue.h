@@ -128,3 +128,5 @@ unsigned queue_chain_readable(const struct queue_chain *chain, uint64_t offset,
                               struct iovec *ret_iov, unsigned room);
 unsigned queue_chain_writable(const struct queue_chain *chain, uint64_t offset,
                               struct iovec *ret_iov, unsigned room);
+/* Cuts such a list to `room` bytes; returns how many of it are left. */
+unsigned queue_iov_cut(struct iovec *iov, unsigned count, uint64_t room);

@@ -125,12 +125,6 @@ void vsock_stream_polled(struct virtio_vsock *vsock, struct vsock_stream *stream
 /* Which SHUTDOWN the guest is to be sent. */
 uint32_t vsock_stream_shutdown_flags(const struct vsock_stream *stream);
 
-/* Cuts a list of buffers to `room` bytes; returns how many of them are left. */
-unsigned vsock_cut(struct iovec *iov, unsigned count, uint64_t room);
-
-/* The next chain of the queue. With none left, the driver has been asked to notify. */
-bool vsock_pop_or_await(struct virtio_vsock *vsock, unsigned queue);
-
 /* vsock_transmit.c: true where more may be there. */
 bool vsock_transmit(struct virtio_vsock *vsock);
 

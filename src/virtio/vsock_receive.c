@@ -11,17 +11,10 @@ enum { EVENT_SIZE = 4, EVENT_TRANSPORT_RESET = 0 }; /* struct virtio_vsock_event
 
 enum spoken { NOTHING, SPOKEN, NO_BUFFER };
 
-bool vsock_pop_or_await(struct virtio_vsock *vsock, unsigned queue)
-{
-    return virtio_pop(&vsock->device, queue, &vsock->chain) ||
-           (queue_notifications_start(&vsock->device.queues[queue]) &&
-            virtio_pop(&vsock->device, queue, &vsock->chain));
-}
-
 /* A buffer for a packet of the guest's with `least` bytes behind the header. */
 static bool pop_buffer(struct virtio_vsock *vsock, uint64_t least)
 {
-    if (!vsock_pop_or_await(vsock, VSOCK_QUEUE_RX))
+    if (!virtio_pop_or_await(&vsock->device, VSOCK_QUEUE_RX, &vsock->chain))
         return false;
     if (vsock->chain.writable_bytes >= VSOCK_HEADER_SIZE + least)
         return true;
@@ -142,7 +135,7 @@ static enum spoken give(struct virtio_vsock *vsock, struct vsock_stream *stream)
     unsigned count =
         queue_chain_writable(&vsock->chain, VSOCK_HEADER_SIZE, vsock->iov, QUEUE_CHAIN_MAX);
     struct msghdr message = {.msg_iov = vsock->iov,
-                             .msg_iovlen = vsock_cut(vsock->iov, count, room)};
+                             .msg_iovlen = queue_iov_cut(vsock->iov, count, room)};
     ssize_t n;
     do
         n = recvmsg(stream->fd, &message, MSG_DONTWAIT);
@@ -210,7 +203,7 @@ bool vsock_receive(struct virtio_vsock *vsock)
 void vsock_tell_forgotten(struct virtio_vsock *vsock)
 {
     uint8_t event[EVENT_SIZE];
-    if (!vsock->forgotten || !vsock_pop_or_await(vsock, VSOCK_QUEUE_EVENT))
+    if (!vsock->forgotten || !virtio_pop_or_await(&vsock->device, VSOCK_QUEUE_EVENT, &vsock->chain))
         return;
     le32_write(event, EVENT_TRANSPORT_RESET);
     if (queue_chain_write(&vsock->chain, 0, event, sizeof event) < sizeof event) {

@@ -196,18 +196,6 @@ void vsock_stream_host_ends(struct virtio_vsock *vsock, struct vsock_stream *str
 
 /* --- from the guest to the socket --- */
 
-unsigned vsock_cut(struct iovec *iov, unsigned count, uint64_t room)
-{
-    for (unsigned i = 0; i < count; i++) {
-        if (iov[i].iov_len >= room) {
-            iov[i].iov_len = room;
-            return i + 1;
-        }
-        room -= iov[i].iov_len;
-    }
-    return count;
-}
-
 /* Sends what it can of `iov`. The bytes that went, or a negative errno: -EAGAIN for later. */
 static ssize_t send_some(struct vsock_stream *stream, struct iovec *iov, unsigned count)
 {
@@ -262,7 +250,7 @@ void vsock_stream_take(struct virtio_vsock *vsock, struct vsock_stream *stream, 
     }
     while (length > 0 && buffered(stream) == 0 && stream->writable) {
         unsigned count = queue_chain_readable(&vsock->chain, offset, vsock->iov, QUEUE_CHAIN_MAX);
-        ssize_t n = send_some(stream, vsock->iov, vsock_cut(vsock->iov, count, length));
+        ssize_t n = send_some(stream, vsock->iov, queue_iov_cut(vsock->iov, count, length));
         if (n == -EAGAIN)
             break;
         if (n < 0) {

@@ -97,7 +97,8 @@ bool vsock_transmit(struct virtio_vsock *vsock)
     unsigned moved = 0;
     uint64_t bytes = 0;
     while (moved < VSOCK_BATCH && bytes < VSOCK_PASS_BYTES &&
-           vsock->reply_count < VSOCK_REPLIES_STOP && vsock_pop_or_await(vsock, VSOCK_QUEUE_TX)) {
+           vsock->reply_count < VSOCK_REPLIES_STOP &&
+           virtio_pop_or_await(&vsock->device, VSOCK_QUEUE_TX, &vsock->chain)) {
         if (!handle(vsock)) {
             virtio_fail(device);
             return false;
