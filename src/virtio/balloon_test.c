@@ -11,7 +11,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -24,7 +23,6 @@ enum {
     LIST_AT = 16 << 20, /* page numbers and statistics */
     PAGES_AT = 20 << 20,
     PAGES = 600,
-    PATIENCE_MS = 10000,
 };
 
 #define F_STATS     (UINT64_C(1) << 1)
@@ -84,30 +82,15 @@ static int tear_down(void **state)
     return 0;
 }
 
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
 static bool taken(unsigned queue)
 {
     uint32_t head, length;
-    for (int i = 0; i < PATIENCE_MS * 5; i++) {
-        if (driver_ring_take(&f->driver.rings[queue], &head, &length))
-            return true;
-        nap();
-    }
-    return false;
+    return eventually(driver_ring_take(&f->driver.rings[queue], &head, &length));
 }
 
 static bool failed(void)
 {
-    for (int i = 0; i < PATIENCE_MS * 5; i++) {
-        if (driver_status(&f->driver) & VIRTIO_STATUS_NEEDS_RESET)
-            return true;
-        nap();
-    }
-    return false;
+    return eventually(driver_status(&f->driver) & VIRTIO_STATUS_NEEDS_RESET);
 }
 
 static void offer(unsigned queue, const struct driver_buffer *buffers, unsigned count)
@@ -223,8 +206,7 @@ static void statistics_are_fresh_when_asked_for(void **state)
 {
     (void)state;
     offer_stats(1000);
-    for (int i = 0; i < PATIENCE_MS * 5 && !info().stats_at; i++)
-        nap();
+    assert_true(eventually(info().stats_at));
     assert_int_equal(info().known, 1 << 4 | 1 << 5);
     assert_int_equal(info().stats[4], 1000);
     assert_int_equal(f->heard, 0); /* nobody had asked */
@@ -232,8 +214,7 @@ static void statistics_are_fresh_when_asked_for(void **state)
     assert_true(virtio_balloon_ask(f->balloon));
     assert_true(taken(STATS));
     offer_stats(2000);
-    for (int i = 0; i < PATIENCE_MS * 5 && !f->heard; i++)
-        nap();
+    assert_true(eventually(f->heard));
     assert_int_equal(f->heard, 1);
     assert_int_equal(info().stats[4], 2000);
     assert_int_equal(info().stats[5], MIB(64));

@@ -17,7 +17,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -27,7 +26,6 @@ enum {
     QUEUES = 2,
     DISK_BYTES = 8 << 20,
     SECTORS = DISK_BYTES / 512,
-    PATIENCE_MS = 20000,
     HEADERS = 16 << 20, /* guest memory: 64 bytes a request */
     DATA = 20 << 20,
     OK = 0,
@@ -83,11 +81,6 @@ static inline void note_error(void *opaque, bool write, int number)
 static inline void note_full(void *opaque)
 {
     ((struct fixture *)opaque)->fulls++;
-}
-
-static inline void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
 }
 
 /* What sector `n` of a fresh disk holds. */
@@ -201,12 +194,7 @@ static inline int offer(struct fixture *f, unsigned queue, unsigned n, uint32_t 
 static inline bool take(struct fixture *f, unsigned queue, uint32_t *ret_length)
 {
     uint32_t head;
-    for (int tries = PATIENCE_MS * 5; tries > 0; tries--) {
-        if (driver_ring_take(&f->driver.rings[queue], &head, ret_length))
-            return true;
-        nap();
-    }
-    return false;
+    return eventually(driver_ring_take(&f->driver.rings[queue], &head, ret_length));
 }
 
 /* One request from kick to status. */

@@ -9,7 +9,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -20,7 +19,6 @@ enum {
     RING = 128,
     DISK_BYTES = 8 << 20,
     SECTORS = DISK_BYTES / 512,
-    PATIENCE_MS = 20000,
     HEADERS = 16 << 20, /* guest memory: 64 bytes a request */
     DATA = 20 << 20,
     SIZE = 65536, /* of a request */
@@ -41,11 +39,6 @@ struct fixture {
     struct blk_ring *rings[QUEUES];
     struct virtio_blk *blk;
 };
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
 
 static uint8_t pattern(uint64_t sector)
 {
@@ -217,7 +210,7 @@ static void requests_on_their_way(bool rings)
         check_stands(one, finished);
         assert_null(side_load(&two->side, &saved));
         driver_follow(&two->side, &one->side);
-        for (int tries = PATIENCE_MS * 5; finished < MANY && tries > 0; tries--) {
+        for (int tries = PATIENCE_MS * NAPS_A_MS; finished < MANY && tries > 0; tries--) {
             finished += taken(two);
             nap();
         }
@@ -254,7 +247,7 @@ static void what_a_limit_holds_back_waits(void **state)
     check_stands(one, finished);
     assert_null(side_load(&two->side, &saved));
     driver_follow(&two->side, &one->side);
-    for (int tries = PATIENCE_MS * 5; finished < MANY && tries > 0; tries--) {
+    for (int tries = PATIENCE_MS * NAPS_A_MS; finished < MANY && tries > 0; tries--) {
         finished += taken(two);
         nap();
     }
@@ -283,14 +276,14 @@ static void stand_held(uint64_t features)
             assert_int_equal(mem->regions[0].marks[page] & MEM_PAGE_DIRTY, 0);
     }
     virtio_release(f->side.device);
-    for (unsigned finished = 0, tries = PATIENCE_MS * 5; finished < 40; tries--) {
+    for (unsigned finished = 0, tries = PATIENCE_MS * NAPS_A_MS; finished < 40; tries--) {
         assert_true(tries > 0);
         finished += taken(f);
         nap();
     }
     /* And the driver is heard as before. */
     for (unsigned queue = 0; queue < QUEUES; queue++)
-        for (int tries = PATIENCE_MS * 5;
+        for (int tries = PATIENCE_MS * NAPS_A_MS;
              driver_ring_used_flags(&f->side.driver.rings[queue]) && tries > 0; tries--)
             nap();
     assert_int_equal(driver_ring_used_flags(&f->side.driver.rings[0]), 0);
@@ -315,7 +308,7 @@ static void holding_twice_and_an_idle_device(void **state)
         virtio_hold(f->side.device);
         virtio_release(f->side.device);
         start_many(f, 2 * round + 1);
-        for (unsigned finished = 0, tries = PATIENCE_MS * 5; finished < MANY; tries--) {
+        for (unsigned finished = 0, tries = PATIENCE_MS * NAPS_A_MS; finished < MANY; tries--) {
             assert_true(tries > 0);
             finished += taken(f);
             nap();

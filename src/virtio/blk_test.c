@@ -350,12 +350,7 @@ static void gigabytes_in_one_request_are_refused(void **state)
 
 static bool needs_reset(struct fixture *f)
 {
-    for (int tries = PATIENCE_MS * 5; tries > 0; tries--) {
-        if (driver_status(&f->driver) & VIRTIO_STATUS_NEEDS_RESET)
-            return true;
-        nap();
-    }
-    return false;
+    return eventually(driver_status(&f->driver) & VIRTIO_STATUS_NEEDS_RESET);
 }
 
 static void broken_rings_want_a_reset(void **state)

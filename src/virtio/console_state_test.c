@@ -17,7 +17,6 @@
 enum {
     PORTS = 2,
     SLOT = 3,
-    PATIENCE_MS = 20000,
     F_MULTIPORT = 1 << 1,
     CONTROL_RX = 2,
     CONTROL_TX = 3,
@@ -40,19 +39,6 @@ struct fixture {
     int host[PORTS];
     _Atomic int opened, closed;
 };
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
-#define eventually(condition)                                                                      \
-    ({                                                                                             \
-        int tries_ = PATIENCE_MS * 5;                                                              \
-        while (!(condition) && --tries_ > 0)                                                       \
-            nap();                                                                                 \
-        tries_ > 0;                                                                                \
-    })
 
 static void note_opened(void *opaque, unsigned port, bool open)
 {
@@ -225,7 +211,7 @@ static void a_chain_that_is_half_out_goes_on_on_another_socket(void **state)
     assert_null(side_load(&two->side, &saved));
     driver_follow(&two->side, &one->side);
     size_t at = there;
-    for (int tries = PATIENCE_MS * 5; at < CHAIN_BYTES + 5 && tries > 0; tries--) {
+    for (int tries = PATIENCE_MS * NAPS_A_MS; at < CHAIN_BYTES + 5 && tries > 0; tries--) {
         size_t got = read_some(two->host[1], at);
         at += got;
         if (!got)
@@ -242,7 +228,7 @@ static void a_chain_that_is_half_out_goes_on_on_another_socket(void **state)
 
     /* The one that was saved goes on too. */
     virtio_release(one->side.device);
-    for (int tries = PATIENCE_MS * 5; there < CHAIN_BYTES + 5 && tries > 0; tries--) {
+    for (int tries = PATIENCE_MS * NAPS_A_MS; there < CHAIN_BYTES + 5 && tries > 0; tries--) {
         size_t got = read_some(one->host[1], there);
         there += got;
         if (!got)

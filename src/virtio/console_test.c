@@ -23,7 +23,6 @@
 enum {
     PORTS = 4,
     SLOT = 3,
-    PATIENCE_MS = 20000,
     F_SIZE = 1 << 0,
     F_MULTIPORT = 1 << 1,
     CONTROL_RX = 2,
@@ -51,20 +50,7 @@ struct fixture {
     uint32_t random;
 };
 
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
 /* Waits for `condition`, looking again and again. */
-#define eventually(condition)                                                                      \
-    ({                                                                                             \
-        int tries_ = PATIENCE_MS * 5;                                                              \
-        while (!(condition) && --tries_ > 0)                                                       \
-            nap();                                                                                 \
-        tries_ > 0;                                                                                \
-    })
-
 static uint32_t roll(struct fixture *f)
 {
     f->random = f->random * 1664525 + 1013904223;

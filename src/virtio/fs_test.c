@@ -26,7 +26,6 @@ enum {
     REQUEST_AT = 16 << 20, /* in guest memory; one megabyte for each request */
     REPLY_AT = 40 << 20,
     STEP = 1 << 19,
-    PATIENCE_MS = 10000,
     NEEDS_RESET = 64,
     LOOKUP = 1,
     FORGET = 2,
@@ -151,22 +150,12 @@ static void reply(uint64_t unique, uint32_t size)
 static bool wait_take(unsigned queue, uint32_t *ret_length)
 {
     uint32_t head;
-    for (int i = 0; i < PATIENCE_MS * 5; i++) {
-        if (driver_ring_take(&f->driver.rings[queue], &head, ret_length))
-            return true;
-        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-    }
-    return false;
+    return eventually(driver_ring_take(&f->driver.rings[queue], &head, ret_length));
 }
 
 static bool wait_failed(void)
 {
-    for (int i = 0; i < PATIENCE_MS * 5; i++) {
-        if (driver_status(&f->driver) & NEEDS_RESET)
-            return true;
-        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-    }
-    return false;
+    return eventually(driver_status(&f->driver) & NEEDS_RESET);
 }
 
 static void the_guest_sees_its_tag(void **state)

@@ -15,7 +15,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -27,17 +26,11 @@ enum {
     BUFFERS = 16 << 20,
     BUFFER = 4096,
     ROUNDS = 20,
-    PATIENCE = 100000, /* naps */
     FRAME = 60,
     NET_HEADER = 12,
 };
 
 #define USUAL (VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC)
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
 
 static struct side *side_new(void)
 {
@@ -89,12 +82,7 @@ static void hold(struct side *side)
 static bool comes_back(struct side *side, unsigned queue)
 {
     uint32_t head, length;
-    for (unsigned tries = 0; tries < PATIENCE; tries++) {
-        if (driver_ring_take(&side->driver.rings[queue], &head, &length))
-            return true;
-        nap();
-    }
-    return false;
+    return eventually(driver_ring_take(&side->driver.rings[queue], &head, &length));
 }
 
 /* ---- network card: frames come in, and are sent ---- */

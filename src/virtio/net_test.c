@@ -15,13 +15,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 enum {
     SLOT = 3,
-    PATIENCE_MS = 20000,
     RING = 64,
     HEADER = 12,
     BUFFER = 128 * 1024, /* one for each descriptor of each queue */
@@ -61,19 +59,6 @@ struct fixture {
     struct virtio_pci *transport;
     struct test_nic *nic;
 };
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
-#define eventually(condition)                                                                      \
-    ({                                                                                             \
-        int tries_ = PATIENCE_MS * 5;                                                              \
-        while (!(condition) && --tries_ > 0)                                                       \
-            nap();                                                                                 \
-        tries_ > 0;                                                                                \
-    })
 
 static struct fixture *make(const struct virtio_net_config *wanted)
 {

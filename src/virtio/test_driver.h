@@ -15,6 +15,24 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
+
+/* For what a device's own thread does. */
+enum { PATIENCE_MS = 20000, NAPS_A_MS = 5 };
+
+static inline void nap(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 1000000 / NAPS_A_MS}, NULL);
+}
+
+/* True as soon as the condition is, false where it does not become so. */
+#define eventually(condition)                                                                      \
+    ({                                                                                             \
+        int tries_ = PATIENCE_MS * NAPS_A_MS;                                                      \
+        while (!(condition) && --tries_ > 0)                                                       \
+            nap();                                                                                 \
+        tries_ > 0;                                                                                \
+    })
 
 struct driver_ring {
     struct mem *mem;

@@ -38,7 +38,6 @@ enum {
     GUEST_BUFFER = 256 << 10,
     PORT_G = 7001, /* the guest's */
     PORT_H = 52,   /* the host's */
-    PATIENCE_MS = 20000,
     DIALS = 512,
 };
 
@@ -59,19 +58,6 @@ struct fixture {
     int refuse;                  /* what dial() answers */
     uint32_t buf_alloc, fwd_cnt; /* what the guest's packets say */
 };
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
-#define eventually(condition)                                                                      \
-    ({                                                                                             \
-        int tries_ = PATIENCE_MS * 5;                                                              \
-        while (!(condition) && --tries_ > 0)                                                       \
-            nap();                                                                                 \
-        tries_ > 0;                                                                                \
-    })
 
 static int dial(void *opaque, uint32_t id, uint32_t port)
 {
