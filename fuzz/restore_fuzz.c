@@ -17,6 +17,7 @@
 #include "board/snapshot.h"
 #include "board/snapshot_guest.h"
 #include "disk/disk.h"
+#include "input.h"
 #include "virtio/test_driver.h"
 
 #include <assert.h>
@@ -41,19 +42,6 @@ enum {
 };
 
 /* ---- input ---- */
-
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
-static uint64_t next(struct input *input, unsigned bytes)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && input->left > 0; i++, input->left--)
-        value |= (uint64_t)*input->at++ << 8 * i;
-    return value;
-}
 
 /* ---- machines ---- */
 
@@ -308,15 +296,15 @@ static uint64_t odd_value(struct input *input)
     static const uint64_t values[] = {
         0,       1,          2,          0x7f,       0x80,     0xff,       0x7fff,    0xffff,
         0x10000, 0x7fffffff, 0x80000000, 0xffffffff, 0x800000, 0xfee00000, INT64_MAX, UINT64_MAX};
-    uint8_t which = (uint8_t)next(input, 1);
-    return which < ARRAY_LEN(values) ? values[which] : next(input, 8);
+    uint8_t which = (uint8_t)input_next(input, 1);
+    return which < ARRAY_LEN(values) ? values[which] : input_next(input, 8);
 }
 
 static void step(struct input *input, struct parts *parts)
 {
-    uint8_t what = (uint8_t)next(input, 1);
-    struct part *part = &parts->part[next(input, 1) % parts->count];
-    size_t at = part->size ? next(input, 2) % part->size : 0, left = part->size - at;
+    uint8_t what = (uint8_t)input_next(input, 1);
+    struct part *part = &parts->part[input_next(input, 1) % parts->count];
+    size_t at = part->size ? input_next(input, 2) % part->size : 0, left = part->size - at;
     uint8_t word[8];
     switch (what % 24) {
     default: /* a word, of any width */
@@ -330,15 +318,15 @@ static void step(struct input *input, struct parts *parts)
         if (left)
             part->bytes[at] ^= (uint8_t)(1 << what % 8);
         return;
-    case 16: memset(part->bytes + at, (int)next(input, 1), min(left, (size_t)16)); return;
+    case 16: memset(part->bytes + at, (int)input_next(input, 1), min(left, (size_t)16)); return;
     case 17: /* bytes from elsewhere */
-        memmove(part->bytes + at, part->bytes, min(left, (size_t)next(input, 1)));
+        memmove(part->bytes + at, part->bytes, min(left, (size_t)input_next(input, 1)));
         return;
     case 18: part_resize(part, at); return;
-    case 19: part_resize(part, part->size + next(input, 1)); return;
+    case 19: part_resize(part, part->size + input_next(input, 1)); return;
     case 20: part_double(parts, part); return;
     case 21: part->name[0] ^= 1; return;
-    case 22: part->version = (uint32_t)next(input, 1); return;
+    case 22: part->version = (uint32_t)input_next(input, 1); return;
     case 23: /* away with it */
         if (parts->count > 1) {
             free(part->bytes);
@@ -406,7 +394,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct host host;
     if (!seed.reader.bytes)
         seed = seed_make();
-    unsigned how = (unsigned)next(&input, 1);
+    unsigned how = (unsigned)input_next(&input, 1);
     parts_of(&seed.reader, &parts);
     bool chain = how & 8;
     if (chain) { /* it stands on the snapshot that all begin with */

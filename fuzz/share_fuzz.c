@@ -4,6 +4,7 @@
  * them, on a folder of its own in /tmp. Beside the folder lies a file that must stay as it is.
  */
 #include "base/bytes.h"
+#include "input.h"
 #include "share/share.h"
 
 #include <assert.h>
@@ -20,19 +21,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { STEPS = 64 };
 
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
-static uint64_t next(struct input *input, unsigned bytes)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && input->left > 0; i++, input->left--)
-        value |= (uint64_t)*input->at++ << 8 * i;
-    return value;
-}
-
 static int remove_one(const char *path, const struct stat *status, int flag, struct FTW *walk)
 {
     if (walk->level > 0) {
@@ -45,17 +33,17 @@ static int remove_one(const char *path, const struct stat *status, int flag, str
 /* Numbers that were given out, mostly; or anything. */
 static uint64_t number(struct input *input)
 {
-    uint64_t how = next(input, 1);
+    uint64_t how = input_next(input, 1);
     if (how < 200)
         return how % 16;
-    return how < 230 ? (how % 4) << 32 | how % 8 : next(input, 8);
+    return how < 230 ? (how % 4) << 32 | how % 8 : input_next(input, 8);
 }
 
 static void put_name(struct input *input, uint8_t *to, size_t *length)
 {
     static const char *const names[] = {"a",   "b", "c",    "d",           ".", "..",
                                         "a/b", "",  "../x", "/etc/passwd", "l", "file"};
-    const char *name = names[next(input, 1) % ARRAY_LEN(names)];
+    const char *name = names[input_next(input, 1) % ARRAY_LEN(names)];
     memcpy(to + *length, name, strlen(name) + 1);
     *length += strlen(name) + 1;
 }
@@ -66,24 +54,25 @@ static size_t make(struct input *input, uint8_t *request)
     static const uint8_t common[] = {FUSE_LOOKUP, FUSE_CREATE,  FUSE_OPEN,  FUSE_READ,
                                      FUSE_WRITE,  FUSE_OPENDIR, FUSE_MKDIR, FUSE_READDIRPLUS};
     static const uint8_t sizes[] = {0, 8, 16, 24, 32, 40, 88};
-    uint8_t kind = (uint8_t)next(input, 1);
+    uint8_t kind = (uint8_t)input_next(input, 1);
     struct fuse_in_header in = {.opcode = kind < 128 ? kind % 64u : common[kind % 8],
                                 .nodeid = number(input),
                                 .unique = 1,
                                 .uid = getuid(),
                                 .gid = getgid()};
-    size_t length = sizeof in, args = sizes[next(input, 1) % sizeof sizes];
+    size_t length = sizeof in, args = sizes[input_next(input, 1) % sizeof sizes];
     memset(request + length, 0, args);
-    for (size_t i = 0; i + 8 <= args && next(input, 1) % 4; i += 8)
-        le64_write(request + length + i, next(input, 1) % 2 ? number(input) : next(input, 2));
+    for (size_t i = 0; i + 8 <= args && input_next(input, 1) % 4; i += 8)
+        le64_write(request + length + i,
+                   input_next(input, 1) % 2 ? number(input) : input_next(input, 2));
     length += args;
-    unsigned names = (unsigned)next(input, 1) % 4;
+    unsigned names = (unsigned)input_next(input, 1) % 4;
     for (unsigned i = 0; i < names; i++)
         put_name(input, request, &length);
     in.len = (uint32_t)length;
     /* A length that is a lie is for whoever cuts the stream, and refused here. */
-    if (next(input, 1) % 32 == 0)
-        in.len = (uint32_t)next(input, 4);
+    if (input_next(input, 1) % 32 == 0)
+        in.len = (uint32_t)input_next(input, 4);
     memcpy(request, &in, sizeof in);
     return length;
 }
@@ -117,7 +106,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         descriptors = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
     }
     const struct share_options options = {
-        .read_only = next(&input, 1) % 8 == 0, .nodes_max = 20, .handles_max = 10};
+        .read_only = input_next(&input, 1) % 8 == 0, .nodes_max = 20, .handles_max = 10};
     if (share_new(folder, descriptors, &options, &share, NULL) < 0)
         return 0;
     greet(share, request, reply);

@@ -5,6 +5,7 @@
  * resets; the host asks and sets targets meanwhile.
  */
 #include "base/bytes.h"
+#include "input.h"
 #include "virtio/balloon.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
@@ -23,16 +24,12 @@ struct table {
     struct driver driver;
     struct virtio_pci *transport;
     struct virtio_balloon *balloon;
-    const uint8_t *at;
-    size_t left;
+    struct input input;
 };
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->left > 0; i++, t->left--)
-        value |= (uint64_t)*t->at++ << 8 * i;
-    return value;
+    return input_next(&t->input, bytes);
 }
 
 static void bring_up(struct table *t)
@@ -74,11 +71,7 @@ static void add_report(struct table *t)
 static void scribble(struct table *t)
 {
     uint64_t address = RINGS + next(t, 3) % 0x40000;
-    uint8_t bytes[16];
-    unsigned length = (unsigned)next(t, 1) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = (uint8_t)next(t, 1);
-    mem_write(t->machine.mem, address, bytes, length);
+    input_scribble(&t->input, t->machine.mem, address);
 }
 
 static void host(struct table *t)
@@ -121,8 +114,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct table *t = calloc(1, sizeof *t);
     const struct virtio_balloon_config config = {0};
-    t->at = data;
-    t->left = size;
+    t->input = (struct input){data, size};
     driver_machine_init(&t->machine);
     int r = virtio_balloon_new(t->machine.mem, &config, &t->balloon, NULL);
     if (r >= 0)
@@ -133,7 +125,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     driver_machine_place(&t->machine);
     driver_init(&t->driver, &t->machine, SLOT);
     bring_up(t);
-    for (int i = 0; i < STEPS && t->left > 0; i++)
+    for (int i = 0; i < STEPS && t->input.left > 0; i++)
         step(t);
     virtio_pci_free(t->transport);
     driver_machine_fini(&t->machine);

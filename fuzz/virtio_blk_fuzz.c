@@ -7,6 +7,7 @@
  * written.
  */
 #include "base/bytes.h"
+#include "input.h"
 #include "virtio/blk.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
@@ -31,11 +32,6 @@ enum {
 
 #define FEATURES (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | OWN_FEATURES)
 
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
 struct table {
     struct driver_machine machine;
     struct driver driver;
@@ -48,10 +44,7 @@ struct table {
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->input.left > 0; i++, t->input.left--)
-        value |= (uint64_t)*t->input.at++ << 8 * i;
-    return value;
+    return input_next(&t->input, bytes);
 }
 
 static int open_memory(void *opaque, const char *path, const char *from, bool write, bool direct)
@@ -171,11 +164,7 @@ static void take(struct table *t)
 static void scribble(struct table *t)
 {
     uint64_t address = (next(t, 1) & 1 ? RINGS : DATA) + next(t, 2);
-    uint8_t bytes[16];
-    unsigned length = (unsigned)next(t, 1) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = (uint8_t)next(t, 1);
-    mem_write(t->machine.mem, address, bytes, length);
+    input_scribble(&t->input, t->machine.mem, address);
 }
 
 static void step(struct table *t)

@@ -5,6 +5,7 @@
  * that writes, reads and closes the other ends meanwhile.
  */
 #include "base/bytes.h"
+#include "input.h"
 #include "virtio/console.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
@@ -20,11 +21,6 @@ enum { PORTS = 3, SLOT = 1, STEPS = 256, DATA = 8 << 20, RINGS = 1 << 20, F_MULT
 
 #define FEATURES (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | F_MULTIPORT)
 
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
 struct table {
     struct driver_machine machine;
     struct driver driver;
@@ -36,10 +32,7 @@ struct table {
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->input.left > 0; i++, t->input.left--)
-        value |= (uint64_t)*t->input.at++ << 8 * i;
-    return value;
+    return input_next(&t->input, bytes);
 }
 
 static void table_init(struct table *t)
@@ -103,11 +96,7 @@ static void add_chain(struct table *t)
 static void scribble(struct table *t)
 {
     uint64_t address = RINGS + next(t, 3) % 0x40000;
-    uint8_t bytes[16];
-    unsigned length = (unsigned)next(t, 1) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = (uint8_t)next(t, 1);
-    mem_write(t->machine.mem, address, bytes, length);
+    input_scribble(&t->input, t->machine.mem, address);
 }
 
 static void host_moves(struct table *t)

@@ -4,6 +4,7 @@
  * input says, and a server at the other end of the stream that answers, lies, or leaves.
  */
 #include "base/bytes.h"
+#include "input.h"
 #include "virtio/fs.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
@@ -24,16 +25,12 @@ struct table {
     struct driver driver;
     struct virtio_pci *transport;
     int server;
-    const uint8_t *at;
-    size_t left;
+    struct input input;
 };
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->left > 0; i++, t->left--)
-        value |= (uint64_t)*t->at++ << 8 * i;
-    return value;
+    return input_next(&t->input, bytes);
 }
 
 static void table_init(struct table *t)
@@ -105,11 +102,7 @@ static void server_moves(struct table *t)
 static void scribble(struct table *t)
 {
     uint64_t address = RINGS + next(t, 3) % 0x40000;
-    uint8_t bytes[16];
-    unsigned length = (unsigned)next(t, 1) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = (uint8_t)next(t, 1);
-    mem_write(t->machine.mem, address, bytes, length);
+    input_scribble(&t->input, t->machine.mem, address);
 }
 
 static void step(struct table *t)
@@ -141,11 +134,10 @@ static void step(struct table *t)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct table *t = calloc(1, sizeof *t);
-    t->at = data;
-    t->left = size;
+    t->input = (struct input){data, size};
     table_init(t);
     bring_up(t);
-    for (int i = 0; i < STEPS && t->left > 0; i++)
+    for (int i = 0; i < STEPS && t->input.left > 0; i++)
         step(t);
     virtio_pci_free(t->transport);
     if (t->server >= 0)

@@ -6,6 +6,7 @@
  * takes and gives all offloads, or passt's stream over a socket pair.
  */
 #include "base/bytes.h"
+#include "input.h"
 #include "nic/passt.h"
 #include "virtio/net.h"
 #include "virtio/pci.h"
@@ -23,11 +24,6 @@ enum { SLOT = 1, STEPS = 256, DATA = 8 << 20, RINGS = 1 << 20, RING = 16, QUEUES
 
 #define F_EVERYTHING UINT64_C(0xf7bfab)
 
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
 struct table {
     struct driver_machine machine;
     struct driver driver;
@@ -40,10 +36,7 @@ struct table {
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->input.left > 0; i++, t->input.left--)
-        value |= (uint64_t)*t->input.at++ << 8 * i;
-    return value;
+    return input_next(&t->input, bytes);
 }
 
 static struct nic *make_nic(struct table *t, bool passt)
@@ -149,11 +142,7 @@ static void add_command(struct table *t)
 static void scribble(struct table *t)
 {
     uint64_t address = RINGS + next(t, 3) % 0x20000;
-    uint8_t bytes[16];
-    unsigned length = (unsigned)next(t, 1) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = (uint8_t)next(t, 1);
-    mem_write(t->machine.mem, address, bytes, length);
+    input_scribble(&t->input, t->machine.mem, address);
 }
 
 static void host_sends(struct table *t)

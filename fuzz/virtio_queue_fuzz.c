@@ -4,6 +4,7 @@
  * under the device's hands. What must hold: no access outside guest memory (the sanitizers see it),
  * every loop ends, chains that queue_pop() hands out obey the rules Q3 to Q5 of queue.h.
  */
+#include "input.h"
 #include "virtio/queue.h"
 
 #include "base/bytes.h"
@@ -14,25 +15,6 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { MEMORY = 64 * 1024, ROM = 4096, HEADER = 16, STEPS = 512 };
-
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
-static uint8_t next(struct input *input)
-{
-    if (input->left == 0)
-        return 0;
-    input->left--;
-    return *input->at++;
-}
-
-static uint16_t next16(struct input *input)
-{
-    uint16_t low = next(input);
-    return (uint16_t)(low | next(input) << 8);
-}
 
 static void check(const struct mem *mem, const struct queue_chain *chain)
 {
@@ -52,12 +34,7 @@ static void check(const struct mem *mem, const struct queue_chain *chain)
 /* A driver that writes its memory while the device is at work. */
 static void scribble(struct mem *mem, struct input *input)
 {
-    uint64_t address = next16(input);
-    uint8_t bytes[32];
-    unsigned length = next(input) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = next(input);
-    mem_write(mem, address, bytes, length);
+    input_scribble(input, mem, input_next(input, 2));
 }
 
 static void serve(struct queue *queue, struct queue_chain *chain, struct input *input)
@@ -68,15 +45,15 @@ static void serve(struct queue *queue, struct queue_chain *chain, struct input *
     if (r != 1)
         return;
     check(queue->mem, chain);
-    uint8_t how = next(input);
+    uint8_t how = (uint8_t)input_next(input, 1);
     if (how & 1)
         scribble(queue->mem, input);
-    size_t have = queue_chain_read(chain, next(input), bytes, sizeof bytes);
+    size_t have = queue_chain_read(chain, input_next(input, 1), bytes, sizeof bytes);
     assert(have <= sizeof bytes && have <= chain->readable_bytes);
     size_t written = queue_chain_write(chain, 0, bytes, have);
     assert(written <= chain->writable_bytes);
     struct iovec iov[4];
-    assert(queue_chain_writable(chain, next16(input), iov, 4) <= 4);
+    assert(queue_chain_writable(chain, input_next(input, 2), iov, 4) <= 4);
     if (how & 2)
         queue_unpop(queue);
     else
@@ -86,7 +63,7 @@ static void serve(struct queue *queue, struct queue_chain *chain, struct input *
 static void play(struct queue *queue, struct queue_chain *chain, struct input *input)
 {
     for (int step = 0; step < STEPS && input->left > 0; step++) {
-        switch (next(input) % 6) {
+        switch (input_next(input, 1) % 6) {
         case 0: scribble(queue->mem, input); break;
         case 1: queue_should_notify(queue); break;
         case 2: queue_notifications_stop(queue); break;
@@ -107,18 +84,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     mem_add(mem, MEMORY + 4096, ROM, true, NULL);
     mem->dirty_log = true;
     struct queue queue;
-    queue_init(&queue, mem, (uint16_t)(1 << next(&input) % 11));
-    uint8_t flags = next(&input);
-    queue.size = flags & 4 ? next16(&input) : (uint16_t)(1 << next(&input) % 8);
+    queue_init(&queue, mem, (uint16_t)(1 << input_next(&input, 1) % 11));
+    uint8_t flags = (uint8_t)input_next(&input, 1);
+    queue.size =
+        flags & 4 ? (uint16_t)input_next(&input, 2) : (uint16_t)(1 << input_next(&input, 1) % 8);
     queue.indirect = flags & 1;
     queue.event_index = flags & 2;
-    queue.descriptors = flags & 8 ? next16(&input) * UINT64_C(0x10) : 0x1000;
-    queue.available = flags & 16 ? next16(&input) * UINT64_C(2) : 0x2000;
-    queue.used = flags & 32 ? next16(&input) * UINT64_C(4) : 0x3000;
+    queue.descriptors = flags & 8 ? input_next(&input, 2) * UINT64_C(0x10) : 0x1000;
+    queue.available = flags & 16 ? input_next(&input, 2) * UINT64_C(2) : 0x2000;
+    queue.used = flags & 32 ? input_next(&input, 2) * UINT64_C(4) : 0x3000;
     /* Half of what is left lies in memory from the rings on; the rest is the play. */
     size_t image = input.left / 2;
     for (size_t i = 0; i < image; i++) {
-        uint8_t byte = next(&input);
+        uint8_t byte = (uint8_t)input_next(&input, 1);
         static const uint16_t places[] = {0x1000, 0x2000, 0x4000};
         mem_write(mem, places[i % 3] + i / 3, &byte, 1);
     }

@@ -5,6 +5,8 @@
  * dials late, twice or never; and programs of the host that write, read and close meanwhile.
  */
 #include "base/bytes.h"
+#include "base/record.h"
+#include "input.h"
 #include "virtio/pci.h"
 #include "virtio/test_driver.h"
 #include "virtio/vsock.h"
@@ -33,11 +35,6 @@ enum {
 
 #define FEATURES (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC)
 
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
 struct table {
     struct driver_machine machine;
     struct driver driver;
@@ -50,10 +47,7 @@ struct table {
 
 static uint64_t next(struct table *t, unsigned bytes)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && t->input.left > 0; i++, t->input.left--)
-        value |= (uint64_t)*t->input.at++ << 8 * i;
-    return value;
+    return input_next(&t->input, bytes);
 }
 
 static int dial(void *opaque, uint32_t id, uint32_t port)
@@ -239,11 +233,16 @@ static void program_moves(struct table *t)
 static void scribble(struct table *t)
 {
     uint64_t address = RINGS + next(t, 3) % 0x4000;
-    uint8_t bytes[16];
-    unsigned length = (unsigned)next(t, 1) % sizeof bytes;
-    for (unsigned i = 0; i < length; i++)
-        bytes[i] = (uint8_t)next(t, 1);
-    mem_write(t->machine.mem, address, bytes, length);
+    input_scribble(&t->input, t->machine.mem, address);
+}
+
+/* As if it had been saved and loaded: the driver is to hear that its peers are gone. */
+static void move(struct table *t)
+{
+    struct record record;
+    struct virtio_device *device = virtio_vsock_device(t->vsock);
+    record_load(&record, NULL, 0, 1);
+    device->ops->state(device, &record);
 }
 
 static void step(struct table *t)
@@ -258,7 +257,7 @@ static void step(struct table *t)
         if (next(t, 1) % 4 == 0)
             bring_up(t);
         break;
-    case 4: virtio_vsock_forget(t->vsock); break;
+    case 4: move(t); break;
     case 5: give_buffers(t, 2, 1, (uint32_t)next(t, 1) + 1); break;
     case 6: give_buffers(t, 0, 4, (uint32_t)next(t, 2) % 4096 + 1); break;
     case 7: give_buffers(t, 0, RING, 4096); break;
