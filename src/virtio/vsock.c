@@ -268,12 +268,3 @@ void virtio_vsock_dialed(struct virtio_vsock *vsock, uint32_t id, int fd)
     pthread_mutex_unlock(&vsock->mutex);
     worker_wake(&vsock->worker);
 }
-
-void virtio_vsock_forget(struct virtio_vsock *vsock)
-{
-    pthread_mutex_lock(&vsock->mutex);
-    close_all(vsock);
-    vsock->forgotten = vsock->live;
-    pthread_mutex_unlock(&vsock->mutex);
-    worker_wake(&vsock->worker);
-}

@@ -67,7 +67,3 @@ void virtio_vsock_call(struct virtio_vsock *vsock, uint32_t guest_port, int fd);
 
 /* The answer to dial(): a connected descriptor, which the device takes over, or -1. */
 void virtio_vsock_dialed(struct virtio_vsock *vsock, uint32_t id, int fd);
-
-/* All streams end at once, and the driver is told that they have (5.10.6.7, TRANSPORT_RESET): for a
- * machine that has been moved or copied away from its peers. */
-void virtio_vsock_forget(struct virtio_vsock *vsock);
