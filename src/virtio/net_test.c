@@ -636,23 +636,61 @@ static void a_slow_host_holds_the_guest_back(void **state)
     assert_int_equal(stats(f).out_dropped, 0);
 }
 
+enum { SMALL = 700 };
+
+static void stain(struct fixture *f)
+{
+    for (unsigned i = 0; i < RING; i++)
+        memset(mem_at(f->machine.mem, buffer_at(RX, i), SMALL, true), 0x77, SMALL);
+}
+
+static bool is_stained(struct fixture *f)
+{
+    uint8_t clean[SMALL];
+    bool stained = true;
+    memset(clean, 0x77, sizeof clean);
+    for (unsigned i = 0; i < RING; i++)
+        stained &= !memcmp(mem_at(f->machine.mem, buffer_at(RX, i), SMALL, false), clean, SMALL);
+    return stained;
+}
+
+/* Whatever was on its way: after the reset nothing moves any more, and then all is as at first. */
 static void a_reset_in_the_middle_is_clean(void **state)
 {
     struct fixture *f = *state;
-    static uint8_t frame[1000];
+    static uint8_t frame[1000], got[BUFFER];
     uint8_t header[HEADER] = {0};
+    uint32_t length;
     fill_frame(frame, sizeof frame, 1);
     f->nic->forget = true;
     for (unsigned round = 0; round < 50; round++) {
         bring_up(f, BASE | (round % 2 ? F_MERGE : 0));
-        give(f, RX, 10, 700);
+        give(f, RX, 10, SMALL);
         for (unsigned i = 0; i < 10; i++) {
             test_nic_give(f->nic, 0, NULL, frame, 600);
             send(f, header, frame, sizeof frame, 400);
         }
+        driver_set_status(&f->driver, 0);
+        assert_int_equal(driver_status(&f->driver), 0);
+        uint64_t sent = stats(f).out_frames, received = stats(f).in_frames;
+        stain(f);
+        test_nic_give(f->nic, 0, NULL, frame, 600);
+        if (round % 4 == 0)
+            nap();
+        assert_true(is_stained(f));
+        assert_int_equal(stats(f).out_frames, sent);
+        assert_int_equal(stats(f).in_frames, received);
     }
-    driver_set_status(&f->driver, 0);
-    assert_int_equal(driver_status(&f->driver), 0);
+    assert_int_equal(stats(f).in_dropped, 0);
+    assert_int_equal(stats(f).out_dropped, 0);
+    bring_up(f, BASE);
+    give(f, RX, 1, SMALL);
+    assert_true(eventually(take(f, RX, got, &length)));
+    assert_int_equal(length, HEADER + 600);
+    assert_memory_equal(got + HEADER, frame, 600);
+    f->nic->forget = false;
+    send(f, header, frame, sizeof frame, 400);
+    expect_sent(f, 0, frame, sizeof frame);
 }
 
 static void rates_are_kept(void **state)
