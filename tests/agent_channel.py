@@ -1,12 +1,13 @@
 """The host's end of the exec channel (docs/exec-channel.md), and of a guest's vsock
 (docs/vsock.md), written from the documents alone."""
+import os
 import socket
 import struct
 import subprocess
 import time
 
 (HELLO, WELCOME, EXEC, STARTED, FAILED, STDIN, STDOUT, STDERR, WINDOW, SIGNAL, RESIZE, EXIT,
- SHUTDOWN, PING, PONG, PUSH, PULL, FILE, CLOCK, ASK, INFO) = range(1, 22)
+ SHUTDOWN, PING, PONG, PUSH, PULL, FILE, CLOCK, ASK, INFO, IDENTITY) = range(1, 23)
 MAGIC = b"\xf7Lag"
 GREETING = b"lodge\r\n\x1a"
 TTY = 1
@@ -30,16 +31,16 @@ class Channel:
     def send(self, kind, stream=0, payload=b""):
         self.socket.sendall(frame(kind, stream, payload))
 
-    def hello(self, nonce=7):
-        self.send(HELLO, 0, GREETING + struct.pack("<IQ", 2, nonce))
+    def hello(self, nonce=7, version=3):
+        self.send(HELLO, 0, GREETING + struct.pack("<IQ", version, nonce))
 
-    def greet(self, nonce=7):
-        self.hello(nonce)
+    def greet(self, nonce=7, asked=3):
+        self.hello(nonce, asked)
         kind, stream, payload = self.receive()
         assert (kind, stream) == (WELCOME, 0)
         assert payload[:8] == GREETING
         version, back, _uptime = struct.unpack("<IQQ", payload[8:28])
-        assert (version, back) == (2, nonce)
+        assert (version, back) == (max(min(asked, 3), 2), nonce)
         return payload[28:].split(b"\0")
 
     def receive(self):
@@ -150,6 +151,11 @@ class Channel:
                 return failed or (mode, size, b"".join(data))
             data.append(payload)
             self.grant(1, len(payload), stream)
+
+    def identity(self, stream=1, flags=3, time_ns=0, cards=(), hostname="web", more=b""):
+        payload = struct.pack("<IQ64sI", flags, time_ns, os.urandom(64), len(cards))
+        payload += b"".join(cards) + hostname.encode() + b"\0" + more
+        self.send(IDENTITY, stream, payload)
 
     def set_clock(self, time_ns, stream=1):
         self.send(CLOCK, stream, struct.pack("<Q", time_ns))

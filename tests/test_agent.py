@@ -353,6 +353,28 @@ def test_a_clock_that_is_not_the_guests_is_left_alone(greeted):
     assert time.time() > 1
 
 
+def test_an_identity_that_is_not_the_guests_is_left_alone(greeted):
+    name = os.uname().nodename
+    greeted.identity(hostname="not-" + name[:50])
+    kind, _, payload = greeted.receive()
+    assert (kind, payload[:4]) == (FAILED, struct.pack("<I", errno.EPERM))
+    assert os.uname().nodename == name
+
+
+@pytest.mark.parametrize("wrong", [{"hostname": "a b"}, {"flags": 4}, {"more": b"x"},
+                                   {"cards": [bytes(14)]}, {"cards": [bytes(13)]}])
+def test_a_malformed_identity_ends_the_session(greeted, wrong):
+    greeted.identity(**wrong)
+    greeted.greet(nonce=8)  # what came before it is forgotten, and no answer to it is there
+
+
+def test_an_older_host_is_spoken_to_as_it_speaks(agent):
+    agent.greet(asked=2)
+    assert agent.run(["true"]) == (0, b"", b"")
+    agent.greet(nonce=9, asked=77)
+    agent.greet(nonce=10, asked=1)  # it has nothing older, and says so
+
+
 def test_only_pid_1_shuts_down(greeted):
     greeted.send(SHUTDOWN, 0, struct.pack("<I", 0))
     kind, _, payload = greeted.receive()

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -190,13 +191,22 @@ void boot_network(void)
         complain("loopback interface");
 }
 
+enum { PID_FILE_MAX = 64 };
+
+static void dhcp_pid_file(const char *interface, char ret_path[PID_FILE_MAX])
+{
+    snprintf(ret_path, PID_FILE_MAX, "/run/udhcpc.%s.pid", interface);
+}
+
 /* An address from DHCP; it goes on in the background once it has one, or has asked in vain for some
  * seconds. */
 static pid_t start_dhcp(const char *interface)
 {
     pid_t pid = -1;
+    char file[PID_FILE_MAX];
+    dhcp_pid_file(interface, file);
     char *argv[] = {"udhcpc", "-i", (char *)interface, "-b", "-t", "4", "-T",
-                    "1",      "-s", "/etc/udhcpc.sh",  NULL};
+                    "1",      "-s", "/etc/udhcpc.sh",  "-p", file, NULL};
     char *env[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -212,6 +222,37 @@ static pid_t start_dhcp(const char *interface)
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     return r == 0 ? pid : -1;
+}
+
+/* The client that has the old address says nothing more: the address is not ours to give back. */
+static void stop_dhcp(const char *interface)
+{
+    char path[PID_FILE_MAX], text[16] = "";
+    dhcp_pid_file(interface, path);
+    _cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, text, sizeof text - 1) <= 0)
+        return;
+    pid_t pid = (pid_t)strtol(text, NULL, 10);
+    if (pid > 1)
+        kill(pid, SIGKILL);
+    unlink(path);
+}
+
+int boot_renew(const char *interface)
+{
+    struct ifreq request = {0};
+    char net[16];
+    _cleanup_fd_ int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    stop_dhcp(interface);
+    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", interface);
+    request.ifr_addr.sa_family = AF_INET; /* 0.0.0.0 takes the address away, netdevice(7) */
+    if (ioctl(fd, SIOCSIFADDR, &request) < 0 && errno != EADDRNOTAVAIL)
+        return -errno;
+    if (boot_option("lodge.net", net, sizeof net))
+        start_dhcp(interface);
+    return 0;
 }
 
 enum { DHCP_STEPS = 1500 }; /* of 2 ms */

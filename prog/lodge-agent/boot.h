@@ -25,6 +25,9 @@ void boot_shares(void);
 void boot_network(void);
 /* Addresses for network cards, where the kernel's command line has lodge.net. After the modules. */
 void boot_cards(void);
+/* What `interface` has as an IPv4 address is another guest's: it is taken away, and where there is
+ * lodge.net another one is asked for, in the background. A negative errno where that cannot be. */
+int boot_renew(const char *interface);
 
 /* The value of `name=` on the kernel's command line, in `value`; false where there is none. */
 bool boot_option(const char *name, char *ret_value, unsigned size);

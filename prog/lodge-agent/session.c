@@ -3,6 +3,7 @@
 #include "base/bytes.h"
 #include "base/own.h"
 #include "guest.h"
+#include "identity.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -93,6 +94,8 @@ static int welcome(struct session *session, const struct agent_message *hello)
 {
     struct utsname names;
     char strings[sizeof names.release + 64];
+    uint32_t version = min(hello->hello.version, (uint32_t)AGENT_VERSION);
+    version = max(version, (uint32_t)AGENT_VERSION_MIN); /* an older host will say so */
     uname(&names);
     int length = snprintf(strings, sizeof strings, "%s%c%s", LODGE_VERSION, 0, names.release);
     reset(session);
@@ -100,7 +103,7 @@ static int welcome(struct session *session, const struct agent_message *hello)
                      &(struct agent_message){
                          AGENT_WELCOME,
                          0,
-                         .welcome = {AGENT_VERSION,
+                         .welcome = {version,
                                      hello->hello.nonce,
                                      session->uptime,
                                      {strings, (size_t)length + 1, 2}},
@@ -219,6 +222,19 @@ static int set_clock(struct session *session, const struct agent_message *messag
                      NULL);
 }
 
+static int set_identity(struct session *session, const struct agent_message *message)
+{
+    struct err err = {0};
+    if (session->rights == SESSION_NOTHING)
+        return fail(session, message->stream, EPERM, "this agent does not serve a guest");
+    int r = identity_set(message, session->rights == SESSION_INIT, &err);
+    if (r < 0)
+        return fail(session, message->stream, -r, err.text);
+    return agent_put(&session->writer,
+                     &(struct agent_message){AGENT_EXIT, message->stream, .exit = {false, 0}},
+                     NULL);
+}
+
 static int describe(struct session *session, const struct agent_message *message)
 {
     _cleanup_free_ char *bytes = NULL;
@@ -250,6 +266,7 @@ static int handle(struct session *session, const struct agent_message *message)
     case AGENT_PULL: return transfer(session, message);
     case AGENT_CLOCK: return set_clock(session, message);
     case AGENT_ASK: return describe(session, message);
+    case AGENT_IDENTITY: return set_identity(session, message);
     case AGENT_PING: {
         struct agent_message pong = *message;
         pong.type = AGENT_PONG;

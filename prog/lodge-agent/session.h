@@ -28,7 +28,7 @@ enum {
 /* What a host may have beside commands and files. */
 enum session_rights {
     SESSION_NOTHING, /* this process only happens to run here */
-    SESSION_GUEST,   /* the guest's clock; its shutdown is asked of its init */
+    SESSION_GUEST,   /* the guest's clock and identity; its shutdown is asked of its init */
     SESSION_INIT,    /* we are its init */
 };
 

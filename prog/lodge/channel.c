@@ -8,12 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { STREAM = 1 };
+enum { STREAM = 1, IDENTITY_STREAM = 2 };
 
 static const bool transitions[CHANNEL_STATE_MAX][CHANNEL_STATE_MAX] = {
-    [CHANNEL_GREETING] = {[CHANNEL_READY] = true},
+    [CHANNEL_GREETING] = {[CHANNEL_NAMING] = true, [CHANNEL_READY] = true},
+    [CHANNEL_NAMING] = {[CHANNEL_READY] = true},
     [CHANNEL_READY] = {[CHANNEL_STARTING] = true},
     [CHANNEL_STARTING] = {[CHANNEL_RUNNING] = true, [CHANNEL_OVER] = true},
     [CHANNEL_RUNNING] = {[CHANNEL_OVER] = true},
@@ -45,6 +47,16 @@ struct channel *channel_new(int fd, struct sink *out, struct sink *errors, bool 
         return NULL;
     }
     return channel;
+}
+
+void channel_name(struct channel *channel, const struct agent_message *identity)
+{
+    channel->identity = identity;
+}
+
+bool channel_waits(const struct channel *channel)
+{
+    return channel->state == CHANNEL_GREETING || channel->state == CHANNEL_NAMING;
 }
 
 void channel_free(struct channel *channel)
@@ -170,17 +182,48 @@ static int broken_rule(const struct agent_message *message, struct err *err)
                    agent_type_name(message->type));
 }
 
+static uint64_t wall_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 static int take_welcome(struct channel *channel, const struct agent_message *message,
                         struct err *err)
 {
     if (message->welcome.nonce != channel->nonce)
         return 0; /* meant for an earlier session */
-    if (message->welcome.version != AGENT_VERSION)
+    uint32_t version = message->welcome.version;
+    if (version < AGENT_VERSION_MIN || version > AGENT_VERSION)
         return err_set(err, -EPROTONOSUPPORT,
                        "the guest's agent speaks version %u of the exec channel, this lodge %d; "
                        "build the image anew",
-                       message->welcome.version, AGENT_VERSION);
-    return move_to(channel, CHANNEL_READY) ? 0 : broken_rule(message, err);
+                       version, AGENT_VERSION);
+    if (!channel->identity)
+        return move_to(channel, CHANNEL_READY) ? 0 : broken_rule(message, err);
+    if (version < AGENT_VERSION_IDENTITY)
+        return err_set(
+            err, -EPROTONOSUPPORT,
+            "its agent is older than this lodge and cannot give it an identity; take the "
+            "snapshot of an image that is built anew, or --keep-identity");
+    struct agent_message identity = *channel->identity;
+    identity.stream = IDENTITY_STREAM;
+    if (identity.identity.time)
+        identity.identity.time = wall_clock();
+    if (!move_to(channel, CHANNEL_NAMING))
+        return broken_rule(message, err);
+    return agent_put(&channel->writer, &identity, err);
+}
+
+static int take_named(struct channel *channel, const struct agent_message *message, struct err *err)
+{
+    if (message->type == AGENT_FAILED)
+        return err_set(err, -EREMOTEIO, "it cannot be given an identity: %.400s",
+                       message->failed.text);
+    return message->type == AGENT_EXIT && move_to(channel, CHANNEL_READY)
+               ? 0
+               : broken_rule(message, err);
 }
 
 static int take_failed(struct channel *channel, const struct agent_message *message,
@@ -209,7 +252,9 @@ static int take(struct channel *channel, const struct agent_message *message, st
 {
     if (message->type == AGENT_WELCOME)
         return take_welcome(channel, message, err);
-    if (channel->state == CHANNEL_GREETING || message->stream != STREAM)
+    if (channel->state == CHANNEL_NAMING && message->stream == IDENTITY_STREAM)
+        return take_named(channel, message, err);
+    if (channel_waits(channel) || message->stream != STREAM)
         return 0;
     switch (message->type) {
     case AGENT_STARTED:

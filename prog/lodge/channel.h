@@ -1,9 +1,11 @@
 /*
  * channel.h: the host's end of the exec channel, for one command (docs/exec-channel.md).
  *
- *   GREETING --(WELCOME)--> READY --(channel_exec)--> STARTING --(STARTED)--> RUNNING --(EXIT)-->
- * OVER |                                       ^
- *                                                         +--------------(FAILED)-----------------+
+ *   GREETING --(WELCOME)--> READY --(exec)--> STARTING --(STARTED)--> RUNNING --(EXIT)--> OVER
+ *      |                      ^                   |                                        ^
+ *      +--> NAMING --(EXIT)---+                   +----------------(FAILED)----------------+
+ *
+ * A clone is NAMING while it is told who it is (IDENTITY).
  *
  * It moves bytes between the channel's descriptor and memory; who owns it polls. Output goes into
  * two sinks, and what left them is granted to the guest anew.
@@ -18,6 +20,7 @@
 
 enum channel_state {
     CHANNEL_GREETING,
+    CHANNEL_NAMING,
     CHANNEL_READY,
     CHANNEL_STARTING,
     CHANNEL_RUNNING,
@@ -29,6 +32,8 @@ struct channel {
     enum channel_state state;
     int fd; /* borrowed, non-blocking; -1 after it hung up */
     uint64_t nonce;
+    const struct agent_message *identity; /* what a clone is told first; borrowed, or NULL. Its
+                                             time, if it is not 0, is that of the telling */
     uint32_t input_window;
     bool input_ended;
     struct sink *out[2];
@@ -47,6 +52,11 @@ struct channel_command {
     bool tty;
     uint16_t columns, rows;
 };
+
+/* Until it is over the guest is to become one of its own. Before the first step. */
+void channel_name(struct channel *channel, const struct agent_message *identity);
+/* The agent has not done yet what must be before a command. */
+bool channel_waits(const struct channel *channel);
 
 /* Malloc'd; says HELLO. NULL without memory. `takeover`: somebody else may have died on the channel
  * in the middle of a frame. */
@@ -67,5 +77,5 @@ int channel_drained(struct channel *channel, unsigned i, size_t length);
 
 short channel_events(const struct channel *channel);
 /* Reads and writes what can be without waiting. -EPROTO for a peer that does not keep the rules,
- * -EPROTONOSUPPORT for one of another version. */
+ * -EPROTONOSUPPORT for one of another version, -EREMOTEIO where it cannot be given its identity. */
 int channel_step(struct channel *channel, struct err *err);

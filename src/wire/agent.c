@@ -25,6 +25,7 @@ static const char *const type_names[AGENT_TYPE_MAX] = {
     [AGENT_SHUTDOWN] = "SHUTDOWN", [AGENT_PING] = "PING",       [AGENT_PONG] = "PONG",
     [AGENT_PUSH] = "PUSH",         [AGENT_PULL] = "PULL",       [AGENT_FILE] = "FILE",
     [AGENT_CLOCK] = "CLOCK",       [AGENT_ASK] = "ASK",         [AGENT_INFO] = "INFO",
+    [AGENT_IDENTITY] = "IDENTITY",
 };
 
 const char *agent_type_name(enum agent_type type)
@@ -98,6 +99,21 @@ static void put_exec(struct payload *payload, const struct agent_message *messag
     put_bytes(payload, message->exec.env.bytes, message->exec.env.size);
 }
 
+static void put_identity(struct payload *payload, const struct agent_message *message)
+{
+    put_u32(payload, message->identity.flags);
+    put_u64(payload, message->identity.time);
+    put_bytes(payload, message->identity.seed, AGENT_SEED_SIZE);
+    put_u32(payload, message->identity.card_count);
+    for (uint32_t i = 0; i < message->identity.card_count; i++) {
+        const struct agent_card *card = &message->identity.cards[i];
+        put_bytes(payload, card->from, sizeof card->from);
+        put_bytes(payload, card->to, sizeof card->to);
+        put_u16(payload, card->renew);
+    }
+    put_text(payload, message->identity.hostname);
+}
+
 static void put_payload(struct payload *payload, const struct agent_message *message)
 {
     switch (message->type) {
@@ -159,6 +175,7 @@ static void put_payload(struct payload *payload, const struct agent_message *mes
         put_u32(payload, message->info.strings.count);
         put_bytes(payload, message->info.strings.bytes, message->info.strings.size);
         break;
+    case AGENT_IDENTITY: put_identity(payload, message); break;
     case AGENT_TYPE_MAX: assert(false);
     }
 }
@@ -346,6 +363,48 @@ static void get_shutdown(struct cursor *cursor, struct agent_message *message)
     message->shutdown.how = (enum agent_shutdown)how;
 }
 
+/* Letters, digits, '.', '_' and '-': nothing that a file or a shell would take for more than a
+ * name.
+ */
+static bool names_host(const char *text)
+{
+    return strlen(text) <= AGENT_HOSTNAME_MAX &&
+           text[strspn(
+               text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")] == '\0';
+}
+
+static void get_card(struct cursor *cursor, struct agent_card *card)
+{
+    static const uint8_t none[sizeof card->to];
+    const uint8_t *from = get_bytes(cursor, sizeof card->from);
+    const uint8_t *to = get_bytes(cursor, sizeof card->to);
+    uint16_t renew = get_u16(cursor);
+    if (cursor->bad)
+        return;
+    memcpy(card->from, from, sizeof card->from);
+    memcpy(card->to, to, sizeof card->to);
+    card->renew = renew;
+    expect(cursor, renew <= 1 && !(to[0] & 1) && memcmp(to, none, sizeof none) != 0);
+}
+
+static void get_identity(struct cursor *cursor, struct agent_message *message)
+{
+    message->identity.flags = get_u32(cursor);
+    message->identity.time = get_u64(cursor);
+    const uint8_t *seed = get_bytes(cursor, AGENT_SEED_SIZE);
+    if (seed)
+        memcpy(message->identity.seed, seed, AGENT_SEED_SIZE);
+    uint32_t count = get_u32(cursor);
+    expect(cursor, count <= AGENT_CARDS_MAX);
+    for (uint32_t i = 0; i < count && !cursor->bad; i++)
+        get_card(cursor, &message->identity.cards[i]);
+    message->identity.card_count = count;
+    message->identity.hostname = get_text(cursor);
+    expect(cursor, !(message->identity.flags & ~(uint32_t)AGENT_IDENTITY_ALL) &&
+                       message->identity.time <= INT64_MAX &&
+                       names_host(message->identity.hostname));
+}
+
 static void get_payload(struct cursor *cursor, struct agent_message *message)
 {
     switch (message->type) {
@@ -405,6 +464,7 @@ static void get_payload(struct cursor *cursor, struct agent_message *message)
     case AGENT_CLOCK: message->clock.time = get_u64(cursor); break;
     case AGENT_ASK: break;
     case AGENT_INFO: message->info.strings = get_strings(cursor, get_u32(cursor)); break;
+    case AGENT_IDENTITY: get_identity(cursor, message); break;
     case AGENT_TYPE_MAX: cursor->bad = true;
     }
     expect(cursor, cursor->left == 0);

@@ -22,6 +22,9 @@
  *      |-- PULL 3 (window, path) ------->|   FILE, then STDOUT, EXIT or FAILED
  *      |-- CLOCK 4 (time) -------------->|   EXIT or FAILED
  *      |-- ASK 5 ----------------------->|   INFO
+ *      |-- IDENTITY 6 (seed, names) ---->|   EXIT or FAILED; since version 3
+ *
+ * An agent answers HELLO with the lower of both versions, and the host keeps to that.
  *
  * Flow control is by credit, for each stream and each of its three byte flows: who receives grants
  * bytes with WINDOW, who sends stays within them. So neither end ever has to stop reading the
@@ -49,7 +52,9 @@
 #define AGENT_PORT_NAME "org.lodge.agent"
 
 enum {
-    AGENT_VERSION = 2,
+    AGENT_VERSION = 3,
+    AGENT_VERSION_MIN = 2,      /* what a host still speaks to */
+    AGENT_VERSION_IDENTITY = 3, /* the first that knows IDENTITY */
     AGENT_VSOCK_PORT = 1024,
     AGENT_HEADER_SIZE = 16,
     AGENT_PAYLOAD_MAX = 64 * 1024 - AGENT_HEADER_SIZE,
@@ -59,6 +64,9 @@ enum {
     AGENT_WRITER_MAX = 4 << 20,
     AGENT_STRINGS_MAX = 4096, /* of argv, and of env */
     AGENT_MODE_MAX = 07777,
+    AGENT_SEED_SIZE = 64,
+    AGENT_CARDS_MAX = 8,
+    AGENT_HOSTNAME_MAX = 64, /* as Linux has it */
 };
 
 enum agent_type {
@@ -83,12 +91,26 @@ enum agent_type {
     AGENT_CLOCK,
     AGENT_ASK,
     AGENT_INFO,
+    AGENT_IDENTITY,
     AGENT_TYPE_MAX
 };
 
 enum agent_flow { AGENT_FLOW_STDIN, AGENT_FLOW_STDOUT, AGENT_FLOW_STDERR, AGENT_FLOW_MAX };
 enum agent_shutdown { AGENT_POWER_OFF, AGENT_REBOOT, AGENT_SHUTDOWN_MAX };
 enum { AGENT_EXEC_TTY = 1 << 0 };
+
+/* Which of the guest's names it is to make anew, where it has them. */
+enum {
+    AGENT_IDENTITY_MACHINE_ID = 1 << 0, /* /etc/machine-id */
+    AGENT_IDENTITY_SSH_KEYS = 1 << 1,   /* host keys of sshd(8) */
+    AGENT_IDENTITY_ALL = AGENT_IDENTITY_MACHINE_ID | AGENT_IDENTITY_SSH_KEYS,
+};
+
+/* A network card that is to have another address. */
+struct agent_card {
+    uint8_t from[6], to[6];
+    bool renew; /* its network is shared: what it has as IPv4 addresses is another guest's */
+};
 
 /* `count` strings, each ended by NUL, one after the other. */
 struct agent_strings {
@@ -167,6 +189,14 @@ struct agent_message {
         struct {
             struct agent_strings strings; /* "NAME=VALUE", some names more than once */
         } info;
+        struct {
+            uint32_t flags; /* AGENT_IDENTITY_... */
+            uint64_t time;  /* ns since 1970; 0 = the guest's clock is right */
+            uint8_t seed[AGENT_SEED_SIZE];
+            uint32_t card_count;
+            struct agent_card cards[AGENT_CARDS_MAX];
+            const char *hostname; /* "" = as it is */
+        } identity;
     };
 };
 

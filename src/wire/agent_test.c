@@ -37,6 +37,13 @@ static const struct agent_message messages[] = {
     {AGENT_CLOCK, 4, .clock = {1700000000123456789}},
     {AGENT_ASK, 5, .ping = {0}},
     {AGENT_INFO, 5, .info = {{"kernel=6.1\0address=lo 127.0.0.1", 32, 2}}},
+    {AGENT_IDENTITY, 6, .identity = {.seed = {1, [63] = 2}, .hostname = ""}},
+    {AGENT_IDENTITY, 6,
+     .identity = {.flags = AGENT_IDENTITY_ALL,
+                  .time = INT64_MAX,
+                  .card_count = 2,
+                  .cards = {{{2, 1}, {2, 2}, true}, {{2, 3}, {0, 4}, false}},
+                  .hostname = "web-1.example_x"}},
 };
 
 static void same_strings(struct agent_strings a, struct agent_strings b)
@@ -112,6 +119,18 @@ static void same_message(const struct agent_message *a, const struct agent_messa
         break;
     case AGENT_CLOCK: assert_int_equal(a->clock.time, b->clock.time); break;
     case AGENT_INFO: same_strings(a->info.strings, b->info.strings); break;
+    case AGENT_IDENTITY:
+        assert_int_equal(a->identity.flags, b->identity.flags);
+        assert_int_equal(a->identity.time, b->identity.time);
+        assert_memory_equal(a->identity.seed, b->identity.seed, AGENT_SEED_SIZE);
+        assert_int_equal(a->identity.card_count, b->identity.card_count);
+        for (uint32_t i = 0; i < a->identity.card_count; i++) {
+            assert_memory_equal(a->identity.cards[i].from, b->identity.cards[i].from, 6);
+            assert_memory_equal(a->identity.cards[i].to, b->identity.cards[i].to, 6);
+            assert_int_equal(a->identity.cards[i].renew, b->identity.cards[i].renew);
+        }
+        assert_string_equal(a->identity.hostname, b->identity.hostname);
+        break;
     default: assert_int_equal(a->ping.token, b->ping.token);
     }
 }
@@ -182,6 +201,50 @@ static void malformed_frames_are_refused(void **state)
     agent_put(&writer, &message, NULL);
     const uint8_t *bytes = agent_writer_bytes(&writer, &length);
     assert_int_equal(agent_decode(bytes, length, &message, NULL), -EPROTO);
+    agent_writer_free(&writer);
+}
+
+/* What an agent writes into files and gives to its kernel is checked before. */
+static void an_identity_that_makes_no_sense_is_refused(void **state)
+{
+    const struct agent_message good = {
+        AGENT_IDENTITY, 1, .identity = {.card_count = 1, .cards = {{{2}, {2}}}, .hostname = "web"}};
+    static const char *const names[] = {"a b", "a\nb", "a/b", "\xc3\xa9", "$(x)"};
+    char longer[AGENT_HOSTNAME_MAX + 2] = "";
+    memset(longer, 'x', AGENT_HOSTNAME_MAX + 1);
+    for (size_t i = 0; i < ARRAY_LEN(names) + 7; i++) {
+        struct agent_message message = good;
+        struct agent_writer writer = {0};
+        struct err err = {0};
+        size_t length, bad = i - ARRAY_LEN(names);
+        if (i < ARRAY_LEN(names))
+            message.identity.hostname = names[i];
+        else if (bad == 0)
+            message.identity.hostname = longer;
+        else if (bad == 1)
+            message.identity.flags = AGENT_IDENTITY_ALL + 1;
+        else if (bad == 2)
+            message.identity.time = UINT64_MAX;
+        else if (bad == 3)
+            message.identity.cards[0].to[0] = 1; /* a group's address */
+        else if (bad == 4)
+            message.identity.cards[0].to[0] = 0; /* none */
+        assert_int_equal(agent_put(&writer, &message, NULL), 0);
+        size_t at = AGENT_HEADER_SIZE + 4 + 8 + AGENT_SEED_SIZE;
+        if (bad == 5)
+            writer.bytes[at] = AGENT_CARDS_MAX + 1;
+        else if (bad == 6)
+            writer.bytes[at + 4 + 12] = 2; /* a flag */
+        const uint8_t *bytes = agent_writer_bytes(&writer, &length);
+        assert_int_equal(agent_decode(bytes, length, &message, &err), -EPROTO);
+        agent_writer_free(&writer);
+    }
+    struct agent_writer writer = {0};
+    struct agent_message message;
+    size_t length;
+    assert_int_equal(agent_put(&writer, &good, NULL), 0);
+    const uint8_t *bytes = agent_writer_bytes(&writer, &length);
+    assert_int_equal(agent_decode(bytes, length, &message, NULL), length);
     agent_writer_free(&writer);
 }
 
@@ -296,6 +359,7 @@ int main(void)
         cmocka_unit_test(messages_go_round_byte_by_byte),
         cmocka_unit_test(the_header_is_little_endian),
         cmocka_unit_test(malformed_frames_are_refused),
+        cmocka_unit_test(an_identity_that_makes_no_sense_is_refused),
         cmocka_unit_test(a_message_too_large_is_refused_whole),
         cmocka_unit_test(a_reader_finds_the_next_greeting),
         cmocka_unit_test(an_unsynchronised_reader_believes_only_a_greeting),
