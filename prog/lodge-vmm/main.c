@@ -30,6 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { DEFINITION_FD = 3 };
@@ -105,12 +106,19 @@ static const enum board_lockstep_role lockstep_role_of[GUEST_LOCKSTEP_MAX] = {
     [GUEST_LOCKSTEP_FOLLOW] = BOARD_LOCKSTEP_FOLLOW,
 };
 
+static const enum board_verify verify_of[GUEST_VERIFY_MAX] = {
+    [GUEST_VERIFY_BESIDE] = BOARD_VERIFY_BESIDE,
+    [GUEST_VERIFY_BEFORE] = BOARD_VERIFY_BEFORE,
+    [GUEST_VERIFY_NEVER] = BOARD_VERIFY_NEVER,
+    [GUEST_VERIFY_ONLY] = BOARD_VERIFY_ONLY,
+};
+
 static void restore_of(const struct guest_conf *conf, struct board_restore *restore)
 {
     _Static_assert((int)GUEST_LAYERS_MAX == (int)BOARD_LAYERS_MAX, "a chain fits");
     restore->count = conf->restore.count;
     restore->same_host = conf->restore.same_host;
-    restore->verify = conf->restore.verify;
+    restore->verify = verify_of[conf->restore.verify];
     for (unsigned i = 0; i < restore->count; i++)
         restore->layers[i] = (struct board_layer){.state_fd = conf->restore.layers[i].state_fd,
                                                   .memory_fd = conf->restore.layers[i].memory_fd};
@@ -137,6 +145,7 @@ static void nics_make(const struct guest_conf *conf, struct board_nic nics[GUEST
                                      .fd_count = nic->fd_count,
                                      .mtu = nic->mtu,
                                      .anti_spoof = nic->anti_spoof,
+                                     .unplugged = nic->unplugged,
                                      .rate_in = nic->rate_in,
                                      .rate_out = nic->rate_out};
         if (memcmp(nic->mac, none, sizeof none) != 0)
@@ -192,7 +201,7 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
         r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
     if (r >= 0)
         r = board_new(&config, &session->board, err);
-    if (r >= 0)
+    if (r >= 0 && conf->restore.verify != GUEST_VERIFY_ONLY)
         r = board_start(session->board, err);
     if (r < 0)
         return r;
@@ -213,8 +222,16 @@ static void signals_set(bool owned)
     signal(SIGHUP, SIG_IGN);
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 static int run(int definition_fd)
 {
+    uint64_t began = now_ns();
     struct err err = {0};
     struct guest_conf conf;
     guest_conf_init(&conf);
@@ -228,6 +245,7 @@ static int run(int definition_fd)
                               .disks = conf.disks,
                               .statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC),
                               .pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+                              .began_ns = began,
                               .exit_on_reset = conf.on_reset == GUEST_ON_RESET_EXIT};
     struct disks disks = {0};
     r = others_close(&conf, &session, &err);
@@ -240,7 +258,7 @@ static int run(int definition_fd)
     char why[ENGINE_WHY_MAX];
     if (machine_make(&conf, &disks, &session, why, &err) < 0)
         return session_error(conf.control_fd, err.text);
-    int status = session_run(&session);
+    int status = conf.restore.verify == GUEST_VERIFY_ONLY ? 0 : session_run(&session);
     /* The one part of the machine that is taken apart: an image must be whole when we are gone. */
     board_release_disks(session.board);
     disks_close(&disks);

@@ -394,7 +394,8 @@ static void final_handle(struct session *session, const struct board_event *even
 
 static void ready_send(struct session *session, uint64_t now)
 {
-    struct control_message message = {.type = CONTROL_READY, .time_ns = now};
+    struct control_message message = {
+        .type = CONTROL_READY, .time_ns = now, .began_ns = session->began_ns};
     snprintf(message.engine, sizeof message.engine, "%s", session->engine);
     snprintf(message.text, sizeof message.text, "%s", session->why);
     send_message(session->control_fd, &message);

@@ -23,6 +23,7 @@ struct session {
     int pagemap_fd; /* /proc/self/pagemap, or -1 */
     bool exit_on_reset;
     const char *engine, *why; /* for READY */
+    uint64_t began_ns;        /* too */
 
     int clients[SESSION_CLIENTS_MAX];
     unsigned client_count;

@@ -167,7 +167,7 @@ int net_open(struct net *net, struct guest_conf *conf, struct err *err)
 bool net_has_descriptors(const struct guest_conf *conf)
 {
     for (unsigned i = 0; i < conf->nic_count; i++)
-        if (conf->nics[i].fd_count > 0)
+        if (conf->nics[i].fd_count > 0 || conf->nics[i].unplugged)
             return true;
     return false;
 }

@@ -59,7 +59,8 @@ static int make(struct plan *plan, struct err *err)
     plan->agent = about.agent;
     plan->relay.restored = true;
     conf->restore.same_host = about.same_host;
-    conf->restore.verify = arguments_flag(plan->arguments, "verify");
+    conf->restore.verify =
+        arguments_flag(plan->arguments, "verify") ? GUEST_VERIFY_BEFORE : GUEST_VERIFY_BESIDE;
     snapshot_about_free(&about);
     free(take_ptr(conf->name)); /* the first one may still run under it */
     if (r >= 0)

@@ -200,6 +200,8 @@ static int board_fill(struct board *board, const struct board_config *config, st
     board_io_init(board);
     r = config->restore ? board_restore_begin(board, config->restore, err)
                         : memory_fill_measuring(board, &entry, err);
+    if (config->restore && config->restore->verify == BOARD_VERIFY_ONLY)
+        return r;
     if (r >= 0)
         r = board_devices_make(board, config, true, err);
     if (r >= 0)

@@ -84,6 +84,7 @@ struct board_nic {
     uint8_t mac[6];
     unsigned mtu;
     bool anti_spoof;
+    bool unplugged; /* its cable is out until board_set_link() */
     uint64_t rate_in, rate_out;
 };
 
@@ -157,13 +158,22 @@ struct board_layer {
     int state_fd, memory_fd;
 };
 
+/* When all of its memory is held against its checksums. ONLY: that is all that board_new() does,
+ * and what it makes is for board_free(). */
+enum board_verify {
+    BOARD_VERIFY_BESIDE, /* from board_start() on: a wrong page ends the machine */
+    BOARD_VERIFY_BEFORE,
+    BOARD_VERIFY_NEVER, /* somebody else does */
+    BOARD_VERIFY_ONLY,
+};
+
 /* Where a machine goes on that was saved. The first layer is the snapshot itself, each further one
  * what the one before it says it stands on. */
 struct board_restore {
     struct board_layer layers[BOARD_LAYERS_MAX];
     unsigned count;
     bool same_host; /* the one that it was saved on, not rebooted since: the TSC runs as it did */
-    bool verify;    /* hold all memory against its checksums first; else that is done meanwhile */
+    enum board_verify verify;
 };
 
 struct board_save {

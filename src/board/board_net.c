@@ -31,6 +31,7 @@ int board_net_new(struct mem *mem, const struct board_nic *config, struct virtio
     struct virtio_net_config card = {.nic = nic,
                                      .mtu = config->mtu,
                                      .anti_spoof = config->anti_spoof,
+                                     .link_down = config->unplugged,
                                      .rate_in = config->rate_in,
                                      .rate_out = config->rate_out};
     memcpy(card.mac, config->mac, sizeof card.mac);

@@ -413,14 +413,16 @@ int board_restore_begin(struct board *board, const struct board_restore *restore
         return r;
     if (restore->same_host)
         cpuid_assume_host_tsc_khz(history->tsc_khz);
-    r = check_cpuid(board, err);
-    if (r >= 0)
+    bool only = restore->verify == BOARD_VERIFY_ONLY;
+    r = only ? 0 : check_cpuid(board, err);
+    if (r >= 0 && !only)
         r = map_layers(board, err);
-    for (unsigned i = 0; r >= 0 && restore->verify && i < history->layers; i++)
+    bool now = only || restore->verify == BOARD_VERIFY_BEFORE;
+    for (unsigned i = 0; r >= 0 && now && i < history->layers; i++)
         r = pages_verify(history->memory_fds[i], &history->maps[i], NULL, err);
     if (r < 0)
         return r;
-    history->unverified = !restore->verify;
+    history->unverified = restore->verify == BOARD_VERIFY_BESIDE;
     history->has_id = true;
     board_clock_set(board, history->tsc, history->tsc_khz, history->clock);
     return 0;

@@ -157,6 +157,15 @@ struct guest_lockstep {
     unsigned tlb_entries;  /* "tlb_entries": 4, for translated code, a power of two; 0 = all */
 };
 
+/* When its memory is held against its checksums. */
+enum guest_verify {
+    GUEST_VERIFY_BESIDE, /* while the guest runs: a wrong page ends it */
+    GUEST_VERIFY_BEFORE, /* first */
+    GUEST_VERIFY_NEVER,  /* somebody else does */
+    GUEST_VERIFY_ONLY,   /* and that is all: the process ends, with status 0 or an ERROR */
+    GUEST_VERIFY_MAX
+};
+
 /* Where the guest goes on that was saved (board/board.h): the snapshot first, then what it stands
  * on.
  */
@@ -165,7 +174,8 @@ struct guest_restore {
         int state_fd, memory_fd;
     } layers[GUEST_LAYERS_MAX];
     unsigned count; /* 0 = it boots */
-    bool same_host, verify;
+    bool same_host;
+    enum guest_verify verify;
 };
 
 struct guest_conf {

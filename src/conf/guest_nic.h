@@ -51,6 +51,7 @@ struct guest_nic {
     struct guest_forward forwards[GUEST_FORWARDS_MAX]; /* user */
     unsigned forward_count;
 
+    bool unplugged; /* by lodge: the cable is out, until the VMM is told otherwise */
     /* Filled by `lodge run`: a socket to passt, or the tap's descriptors, one a queue. */
     int fds[GUEST_NIC_QUEUES_MAX];
     unsigned fd_count;

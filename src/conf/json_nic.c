@@ -94,6 +94,8 @@ static int get_part(const json_t *value, struct guest_nic *nic, const char *key,
         return get_number(value, GUEST_NIC_QUEUES_MAX, &nic->queues, why);
     if (!strcmp(key, "anti_spoof"))
         return get_flag(value, &nic->anti_spoof, why);
+    if (!strcmp(key, "unplugged"))
+        return get_flag(value, &nic->unplugged, why);
     if (!strcmp(key, "host_loopback"))
         return get_flag(value, &nic->host_loopback, why);
     if (!strcmp(key, "rate_in"))
@@ -185,6 +187,8 @@ static json_t *put_nic(const struct guest_nic *nic)
         r |= json_object_set_new(object, "queues", json_integer(nic->queues));
     if (nic->anti_spoof)
         r |= json_object_set_new(object, "anti_spoof", json_true());
+    if (nic->unplugged)
+        r |= json_object_set_new(object, "unplugged", json_true());
     if (nic->host_loopback)
         r |= json_object_set_new(object, "host_loopback", json_true());
     if (nic->rate_in)

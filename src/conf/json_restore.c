@@ -1,11 +1,29 @@
 /* Where a guest goes on that was saved: {"layers": [{"state_fd": 7, "memory_fd": 8}], "same_host":
- * true, "verify": false}. Filled by lodge alone. */
+ * true, "verify": "beside"}. Filled by lodge alone. */
 #include "conf/json_disk.h"
 
 #include "conf/private.h"
 
 #include <errno.h>
 #include <limits.h>
+#include <string.h>
+
+static const char *const verify_names[GUEST_VERIFY_MAX] = {
+    [GUEST_VERIFY_BESIDE] = "beside",
+    [GUEST_VERIFY_BEFORE] = "before",
+    [GUEST_VERIFY_NEVER] = "never",
+    [GUEST_VERIFY_ONLY] = "only",
+};
+
+/* GUEST_VERIFY_MAX where it is none. */
+static enum guest_verify get_verify(const json_t *value)
+{
+    const char *name = json_string_value(value);
+    unsigned verify = 0;
+    while (verify < GUEST_VERIFY_MAX && (!name || strcmp(name, verify_names[verify]) != 0))
+        verify++;
+    return (enum guest_verify)verify;
+}
 
 static int get_fd(const json_t *object, const char *name, int *ret_fd)
 {
@@ -20,13 +38,12 @@ static int get_fd(const json_t *object, const char *name, int *ret_fd)
 int json_get_restore(const json_t *value, struct guest_conf *conf, struct err *why)
 {
     const json_t *same_host = json_object_get(value, "same_host");
-    const json_t *verify = json_object_get(value, "verify");
     struct guest_restore restore = {.same_host = json_is_true(same_host),
-                                    .verify = json_is_true(verify)};
+                                    .verify = get_verify(json_object_get(value, "verify"))};
     const json_t *layers = json_object_get(value, "layers");
     size_t count = json_array_size(layers);
-    if (!json_is_boolean(same_host) || !json_is_boolean(verify) || json_object_size(value) != 3 ||
-        count < 1 || count > GUEST_LAYERS_MAX)
+    if (!json_is_boolean(same_host) || restore.verify == GUEST_VERIFY_MAX ||
+        json_object_size(value) != 3 || count < 1 || count > GUEST_LAYERS_MAX)
         return err_set(why, -EINVAL, "it has layers (1 to %d), same_host and verify",
                        GUEST_LAYERS_MAX);
     for (size_t i = 0; i < count; i++) {
@@ -60,5 +77,7 @@ int json_put_restore(json_t *root, const struct guest_conf *conf)
     }
     if (r >= 0)
         r = json_object_set_new(object, "same_host", json_boolean(restore->same_host));
-    return r < 0 ? r : json_object_set_new(object, "verify", json_boolean(restore->verify));
+    return r < 0
+               ? r
+               : json_object_set_new(object, "verify", json_string(verify_names[restore->verify]));
 }

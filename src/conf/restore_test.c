@@ -42,7 +42,7 @@ static void a_chain_is_read_in_its_order(void **state)
                                "{\"listen_fd\": 9, \"restore\": {\"layers\": ["
                                "{\"state_fd\": 5, \"memory_fd\": 6},"
                                "{\"state_fd\": 7, \"memory_fd\": 0}],"
-                               "\"same_host\": true, \"verify\": false}}",
+                               "\"same_host\": true, \"verify\": \"never\"}}",
                                &err),
                      0);
     assert_int_equal(conf.listen_fd, 9);
@@ -52,7 +52,7 @@ static void a_chain_is_read_in_its_order(void **state)
     assert_int_equal(conf.restore.layers[1].state_fd, 7);
     assert_int_equal(conf.restore.layers[1].memory_fd, 0);
     assert_true(conf.restore.same_host);
-    assert_false(conf.restore.verify);
+    assert_int_equal(conf.restore.verify, GUEST_VERIFY_NEVER);
     /* It needs no kernel: it does not boot. */
     assert_int_equal(guest_conf_check(&conf, &err), 0);
     guest_conf_free(&conf);
@@ -69,7 +69,7 @@ static void a_chain_goes_round(void **state)
         conf.listen_fd = 0;
         conf.restore.count = count;
         conf.restore.same_host = count % 2;
-        conf.restore.verify = count % 3;
+        conf.restore.verify = count % GUEST_VERIFY_MAX;
         for (unsigned i = 0; i < count; i++) {
             conf.restore.layers[i].state_fd = (int)i;
             conf.restore.layers[i].memory_fd = INT_MAX - (int)i;
@@ -79,7 +79,7 @@ static void a_chain_goes_round(void **state)
         assert_int_equal(back.listen_fd, 0);
         assert_int_equal(back.restore.count, count);
         assert_int_equal(back.restore.same_host, count % 2);
-        assert_int_equal(back.restore.verify, count % 3 != 0);
+        assert_int_equal(back.restore.verify, count % GUEST_VERIFY_MAX);
         for (unsigned i = 0; i < count; i++) {
             assert_int_equal(back.restore.layers[i].state_fd, i);
             assert_int_equal(back.restore.layers[i].memory_fd, INT_MAX - (int)i);
@@ -93,7 +93,7 @@ static void a_chain_goes_round(void **state)
 
 #define LAYER  "{\"state_fd\": 5, \"memory_fd\": 6}"
 #define LAYERS "\"layers\": [" LAYER "]"
-#define FLAGS  "\"same_host\": false, \"verify\": false"
+#define FLAGS  "\"same_host\": false, \"verify\": \"beside\""
 
 static void what_is_no_chain_is_refused(void **state)
 {
@@ -120,7 +120,8 @@ static void what_is_no_chain_is_refused(void **state)
         "{\"layers\": [{\"state_fd\": 5, \"memory_fd\": 6, \"more\": 7}], " FLAGS "}",
         "{" LAYERS ", \"same_host\": false}",
         "{" LAYERS ", \"same_host\": false, \"verify\": 1}",
-        "{" LAYERS ", \"same_host\": \"yes\", \"verify\": false}",
+        "{" LAYERS ", \"same_host\": false, \"verify\": \"perhaps\"}",
+        "{" LAYERS ", \"same_host\": \"yes\", \"verify\": \"beside\"}",
         "{" LAYERS ", \"same_host\": false, \"other\": false}",
         "{" LAYERS ", " FLAGS ", \"more\": 1}",
     };

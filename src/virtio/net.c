@@ -282,8 +282,8 @@ static void init(struct virtio_net *net, const struct virtio_net_config *config,
     net->config = *config;
     net->nic = config->nic;
     net->pair_count = pairs;
-    net->link_up = true;
-    net->status = NET_S_LINK_UP;
+    net->link_up = !config->link_down;
+    net->status = net->link_up ? NET_S_LINK_UP : 0;
     net_filter_reset(&net->filter, config->mac);
     bucket_init(&net->in, config->rate_in, burst_of(config->rate_in));
     bucket_init(&net->out, config->rate_out, burst_of(config->rate_out));
@@ -342,6 +342,8 @@ void virtio_net_set_link(struct virtio_net *net, bool up)
     net_unlock_all(net);
     net_status_change(net, up && !gone ? NET_S_LINK_UP : 0, up && !gone ? 0 : NET_S_LINK_UP);
     wake_all(net);
+    if (up && !gone)
+        virtio_net_announce(net); /* it may be another network */
 }
 
 void virtio_net_announce(struct virtio_net *net)

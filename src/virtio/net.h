@@ -47,6 +47,7 @@ struct virtio_net_config {
     uint8_t mac[NIC_MAC_SIZE];
     unsigned mtu; /* 0 = the nic's, or none */
     bool anti_spoof;
+    bool link_down;             /* at first */
     uint64_t rate_in, rate_out; /* bytes a second to and from the guest; 0 = no limit */
 };
 
@@ -64,7 +65,8 @@ int virtio_net_new(struct mem *mem, const struct virtio_net_config *config,
 /* For virtio_pci_new(). */
 struct virtio_device *virtio_net_device(struct virtio_net *net);
 
-/* The cable; in at first. While it is out, frames are dropped both ways. */
+/* The cable; in at first, unless `link_down`. While it is out, frames are dropped both ways; put in
+ * again, it may lead elsewhere, and the guest makes itself known. */
 void virtio_net_set_link(struct virtio_net *net, bool up);
 
 /* Asks the guest to tell the network where it is (gratuitous ARP), as after a migration. */

@@ -592,7 +592,8 @@ static void the_cable_can_be_pulled(void **state)
     virtio_net_set_link(f->net, false); /* once more is nothing new */
     assert_true(eventually(f->nic->in[0].count == 0));
     virtio_net_set_link(f->net, true);
-    assert_int_equal(driver_read(d, d->device + 6, 2), 1);
+    assert_int_equal(driver_read(d, d->device + 6, 2), 3); /* and it is to announce itself */
+    assert_int_equal(command(f, CONTROL, "\3\0", 2), 0);
     test_nic_give(f->nic, 0, NULL, frame, 50);
     assert_true(eventually(take(f, RX, got, &length)));
     assert_int_equal(length, HEADER + 50);
@@ -613,6 +614,11 @@ static void announcements_are_acknowledged(void **state)
     assert_int_equal(f->machine.messages[0], 1);
     assert_int_equal(command(f, CONTROL, "\3\0", 2), 0);
     assert_int_equal(driver_read(d, d->device + 6, 2), 1);
+    /* A cable that is put in may lead elsewhere. */
+    virtio_net_set_link(f->net, false);
+    assert_int_equal(driver_read(d, d->device + 6, 2), 0);
+    virtio_net_set_link(f->net, true);
+    assert_int_equal(driver_read(d, d->device + 6, 2), 3);
 }
 
 static void a_slow_host_holds_the_guest_back(void **state)

@@ -17,7 +17,7 @@ static const struct layout {
     uint16_t fixed;
     bool text;
 } layouts[] = {
-    {CONTROL_READY, 8 + CONTROL_NAME_MAX, true},
+    {CONTROL_READY, 16 + CONTROL_NAME_MAX, true},
     {CONTROL_CONSOLE_OPENED, 5, false},
     {CONTROL_RESET, 0, false},
     {CONTROL_POWER_OFF, 0, false},
@@ -89,6 +89,7 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
     case CONTROL_READY:
         le64_write(to, message->time_ns);
         memcpy(to + 8, message->engine, CONTROL_NAME_MAX);
+        le64_write(to + 8 + CONTROL_NAME_MAX, message->began_ns);
         break;
     case CONTROL_CONSOLE_OPENED:
     case CONTROL_LINK:
@@ -133,6 +134,7 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
     case CONTROL_READY:
         message->time_ns = le64_read(from);
         memcpy(message->engine, from + 8, CONTROL_NAME_MAX);
+        message->began_ns = le64_read(from + 8 + CONTROL_NAME_MAX);
         return memchr(message->engine, 0, CONTROL_NAME_MAX) != NULL;
     case CONTROL_CONSOLE_OPENED:
     case CONTROL_LINK:

@@ -6,8 +6,9 @@
  * bytes of payload. On a SEQPACKET socket one packet carries one message.
  *
  * Events, from the VMM:
- *   READY           the first vCPU is about to execute the guest's first instruction; which engine
- *                   runs it, why, and when that was (CLOCK_MONOTONIC)
+ *   READY           the first vCPU is about to execute the guest's first instruction, or its next
+ *                   where it was restored; which engine runs it, why, when that was, and when the
+ *                   process began (CLOCK_MONOTONIC)
  *   CONSOLE_OPENED  the guest opened or closed a console port: 0 is the hvc console, the named
  *                   ports of the definition count from 1 in its order
  *   RESET           the guest reset the machine; with on_reset = reboot it starts anew, and READY
@@ -126,6 +127,7 @@ struct control_balloon {
 struct control_message {
     enum control_type type;
     uint64_t time_ns;              /* READY: CLOCK_MONOTONIC of the first instruction */
+    uint64_t began_ns;             /* READY: of the process's main() */
     char engine[CONTROL_NAME_MAX]; /* READY: "kvm", "soft" */
     uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE; FULL: the disk, from 0 on; LINK:
                                       the network card, likewise */

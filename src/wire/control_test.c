@@ -12,7 +12,11 @@
 #include <cmocka.h>
 
 static const struct control_message samples[] = {
-    {.type = CONTROL_READY, .time_ns = 0x1122334455667788, .engine = "soft", .text = "no /dev/kvm"},
+    {.type = CONTROL_READY,
+     .time_ns = 0x1122334455667788,
+     .began_ns = 9,
+     .engine = "soft",
+     .text = "no /dev/kvm"},
     {.type = CONTROL_READY, .engine = "kvm"},
     {.type = CONTROL_CONSOLE_OPENED, .port = 3, .open = true},
     {.type = CONTROL_CONSOLE_OPENED, .port = 0, .open = false},
@@ -42,6 +46,7 @@ static const struct control_message samples[] = {
     {.type = CONTROL_BALLOON_TARGET, .bytes = UINT64_MAX - 1},
     {.type = CONTROL_BALLOON_ASK},
     {.type = CONTROL_NEW_GENERATION},
+    {.type = CONTROL_LINK, .port = 7, .open = true},
     {.type = CONTROL_DONE},
     {.type = CONTROL_DONE, .pages = 0x0102030405060708, .was_paused = true},
     {.type = CONTROL_FAILED, .text = "a machine is saved while it is paused"},
@@ -51,7 +56,7 @@ static const struct control_message samples[] = {
     {.type = CONTROL_STATS, .state = CONTROL_STATE_FULL, .text = "/srv/web.qcow2"},
     {.type = CONTROL_FULL, .port = 7, .code = 28},
     {.type = CONTROL_FULL},
-    {.type = CONTROL_LINK, .port = 1, .open = true},
+    {.type = CONTROL_LINK, .port = 1},
 };
 
 static void every_message_comes_back_as_it_was(void **state)
