@@ -122,7 +122,9 @@ static int spawn(struct machine *machine, const char *program, struct guest_conf
     int keep[GUEST_FDS_MAX + 1];
     unsigned count = guest_conf_fds(conf, keep);
     keep[count++] = fd;
-    pid_t parent = getpid(), pid = fork();
+    /* vfork(): what the child does until it executes does not touch our memory, and a copy of our
+     * page tables would be made for nothing. */
+    pid_t parent = getpid(), pid = vfork();
     if (pid == 0)
         machine_execute(program, argv, keep, count, parent);
     if (pid < 0)

@@ -7,6 +7,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
 
 /* ---- code pages of the VM ---- */
 
@@ -173,10 +176,12 @@ void soft_code_written(struct soft_vm *vm, struct soft_vcpu *v, const struct ins
 
 int block_cache_new(struct soft_vcpu *v, struct err *err)
 {
-    struct soft_cache *cache = aligned_alloc(64, align_up(sizeof *cache, 64));
+    struct soft_cache *cache = zeroed_lazily(sizeof *cache); /* a short run uses little of it */
     if (!cache)
         return err_set(err, -ENOMEM, "no memory for decoded code");
-    memset(cache, 0, sizeof *cache);
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_register_root_region(cache, sizeof *cache); /* what it points to is no leak */
+#endif
     v->cache = cache;
     cache->nowhere.generation_at = &cache->never;
     cache->nowhere.generation = 1;
@@ -201,7 +206,10 @@ void block_cache_free(struct soft_vcpu *v)
         free(cache->chunks[i]);
     decode_tables_free(cache->tables);
     free(cache->single);
-    free(cache);
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_unregister_root_region(cache, sizeof *cache);
+#endif
+    munmap(cache, sizeof *cache);
     v->cache = NULL;
 }
 
