@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-enum { ARGUMENTS_GIVEN_MAX = 256, ARGUMENTS_WORDS_MAX = 4 };
+enum { ARGUMENTS_GIVEN_MAX = 256, ARGUMENTS_WORDS_MAX = 257 };
 
 struct option_row {
     const char *name;  /* without "--"; NULL ends the rows */

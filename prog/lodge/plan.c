@@ -307,7 +307,8 @@ static int open_endpoint(struct plan *plan, struct err *err)
 
 static int open_control(struct plan *plan, struct err *err)
 {
-    const char *path = arguments_value(plan->arguments, "control");
+    const char *given = arguments_value(plan->arguments, "control");
+    const char *path = plan->control ? plan->control : given;
     int r = path ? steer_new(path, &plan->relay.steer, err) : 0;
     steer_know(plan->relay.steer, plan->relay.reboots, plan->conf.nic_count);
     return r;
@@ -335,7 +336,8 @@ static int start(struct plan *plan, struct machine *machine, struct err *err)
     return r;
 }
 
-int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, struct err *err))
+int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, struct err *err),
+             void *context)
 {
     struct err err = {0};
     struct machine machine;
@@ -343,6 +345,8 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
     if (!plan)
         return RELAY_FAILED;
     plan->arguments = arguments;
+    plan->context = context;
+    plan->relay.report = -1;
     plan->kernel = plan->initrd = plan->kvm = plan->root.seed = -1;
     guest_conf_init(&plan->conf);
     int status = RELAY_FAILED;
@@ -366,6 +370,7 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
         own_close(&plan->conf.restore.layers[i].memory_fd);
     }
     endpoint_close(&plan->endpoint);
+    free(plan->control);
     overlays_free(plan->overlays);
     guest_conf_free(&plan->conf);
     image_free(&plan->image);

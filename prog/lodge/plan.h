@@ -19,6 +19,7 @@
 
 struct plan {
     const struct arguments *arguments;
+    void *context; /* of the verb's own part */
     struct guest_conf conf;
     struct image image;
     bool has_image, agent;
@@ -29,6 +30,7 @@ struct plan {
     char term[128];
     int kernel, initrd, kvm; /* descriptors */
     struct endpoint endpoint;
+    char *control;             /* where a steering socket is to be; NULL = where --control says */
     struct overlays *overlays; /* of a restored guest */
     bool temporary;            /* some disk goes with this run */
     struct net net;
@@ -36,7 +38,8 @@ struct plan {
 };
 
 /* The verb, whole; its exit status. */
-int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, struct err *err));
+int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, struct err *err),
+             void *context);
 
 /* Sets the options that were given and are a guest's property; without --on-reset a reset ends it.
  * Not --publish: a port wants a network card that is there. */

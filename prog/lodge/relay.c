@@ -9,6 +9,7 @@
 #include "terminal.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -58,6 +59,8 @@ struct relay {
 
     bool over;
     int status;
+    uint64_t restored_ns; /* from the VMM's start to the guest's next instruction; 0 = not yet */
+    bool named, reported; /* its identity is set; who wanted to know has heard of it */
     bool panicked;
     bool watchdog;       /* it expired, since the last reset */
     bool ended_by_guest; /* not by a signal or a key */
@@ -193,7 +196,8 @@ static void give_keys(struct relay *relay)
  * program could take it for anything. */
 static void end_of_input(struct relay *relay)
 {
-    if (relay->input_open || relay->plan->command || !relay->plan->agent || relay->plan->raw)
+    if (relay->input_open || relay->plan->command || !relay->plan->agent || relay->plan->raw ||
+        relay->plan->deaf)
         return;
     if (relay->key_end != 0 || clock_ms() < relay->next_end_of_input)
         return;
@@ -363,14 +367,42 @@ static void take_full(struct relay *relay, const struct control_message *event)
         relay->started += clock_ms() - relay->full_since;
 }
 
+/* The guest runs; a clone is ready when it is its own. */
+static void check_ready(struct relay *relay)
+{
+    const struct relay_plan *plan = relay->plan;
+    struct err err = {0};
+    if (!relay->named && (!plan->identity || !channel_waits(relay->channel))) {
+        relay->named = true;
+        for (unsigned i = 0; plan->plug >> i; i++) {
+            const struct control_message link = {.type = CONTROL_LINK, .port = i, .open = true};
+            if (plan->plug >> i & 1 && machine_request(relay->machine, &link, &err) < 0)
+                fail(relay, "its network cannot be joined", err.text);
+        }
+    }
+    if (plan->report < 0 || relay->reported || !relay->named || !relay->restored_ns)
+        return;
+    relay->reported = true;
+    dprintf(plan->report, "%d %" PRIu64 "\n", (int)relay->machine->pid, relay->restored_ns);
+}
+
+static void guest_runs(struct relay *relay, const struct control_message *event)
+{
+    relay->restored_ns = event->time_ns - event->began_ns;
+    if (!relay->plan->verbose || relay->plan->raw)
+        return;
+    if (relay->plan->restored)
+        say(relay, "engine %s: %s; it ran %.1f ms after its process began", event->engine,
+            event->text, (double)relay->restored_ns / 1e6);
+    else
+        say(relay, "engine %s: %s", event->engine, event->text);
+}
+
 static void take_event(struct relay *relay, const struct control_message *event)
 {
     steer_event(relay->plan->steer, event, relay->machine);
     switch (event->type) {
-    case CONTROL_READY:
-        if (relay->plan->verbose && !relay->plan->raw)
-            say(relay, "engine %s: %s", event->engine, event->text);
-        return;
+    case CONTROL_READY: guest_runs(relay, event); return;
     case CONTROL_PANICKED: relay->panicked = true; return;
     case CONTROL_FULL: take_full(relay, event); return;
     case CONTROL_WATCHDOG:
@@ -447,6 +479,8 @@ static int step_channel(struct relay *relay, struct err *err)
     if (!channel)
         return 0;
     int r = channel_step(channel, err);
+    if (r >= 0)
+        check_ready(relay);
     if (r >= 0 && relay->plan->command && channel->state == CHANNEL_READY) {
         struct channel_command command = relay->plan->what;
         if (command.tty)
@@ -482,15 +516,18 @@ static int pump_sinks(struct relay *relay, const struct pollfd *fds)
 static void check_agent_timeout(struct relay *relay)
 {
     const struct relay_plan *plan = relay->plan;
-    if (!plan->command || !plan->agent_timeout || relay->full ||
-        relay->channel->state != CHANNEL_GREETING ||
+    if ((!plan->command && !plan->identity) || !plan->agent_timeout || relay->full ||
+        !channel_waits(relay->channel) ||
         clock_ms() - relay->started < (int64_t)plan->agent_timeout * 1000)
         return;
     char text[128];
     snprintf(text, sizeof text,
              "no answer within %u s; does its initrd start lodge-agent? (--agent-timeout)",
              plan->agent_timeout);
-    fail(relay, "the guest runs no agent that could start the command", text);
+    fail(relay,
+         plan->identity ? "the guest runs no agent that could give it its identity"
+                        : "the guest runs no agent that could start the command",
+         text);
 }
 
 /* --- the loop --- */
@@ -525,8 +562,9 @@ static void step(struct relay *relay)
     struct err err = {0};
     int r = 0;
     prepare(relay, fds);
-    bool timed = (relay->plan->command && relay->channel->state == CHANNEL_GREETING) ||
-                 (!relay->input_open && !relay->plan->command && relay->plan->agent);
+    bool timed =
+        ((relay->plan->command || relay->plan->identity) && channel_waits(relay->channel)) ||
+        (!relay->input_open && !relay->plan->command && relay->plan->agent && !relay->plan->deaf);
     if (poll(fds, SLOT_MAX, timed ? 250 : -1) < 0 && errno != EINTR) {
         fail(relay, "poll", strerror(errno));
         return;
@@ -550,6 +588,8 @@ static void step(struct relay *relay)
         take_events(relay);
     if (!relay->over)
         steer_step(relay->plan->steer, fds + SLOT_STEER, relay->machine);
+    if (!relay->over)
+        check_ready(relay);
     end_of_input(relay);
     check_agent_timeout(relay);
 }
@@ -570,6 +610,7 @@ static int begin(struct relay *relay, struct err *err)
             channel_new(relay->machine->agent, &relay->out, &relay->errors, relay->plan->restored);
         if (!relay->channel)
             return err_set(err, -ENOMEM, "no memory");
+        channel_name(relay->channel, relay->plan->identity);
     }
     if (!relay->plan->raw)
         return 0;

@@ -46,6 +46,12 @@ struct relay_plan {
     bool verbose;             /* the serial port to standard error while a command runs */
     struct vsock_host *vsock; /* the sockets behind the guest's, or NULL; borrowed */
     unsigned agent_timeout;   /* seconds until an agent must have answered; 0 = no limit */
+
+    /* Of a clone: */
+    const struct agent_message *identity; /* what it gets first; or NULL; borrowed */
+    unsigned plug; /* cards whose cables are put in once it has: a bit each, the lowest the first */
+    int report;    /* descriptor for the line that says that it is ready; -1 = none */
+    bool deaf;     /* a serial port whose input nobody gives: its end means nothing */
 };
 
 /* Runs until the end, with signal handlers of its own in place; the terminal is as before when it

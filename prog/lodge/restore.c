@@ -2,9 +2,9 @@
  * lodge restore: lets a guest go on from a snapshot (docs/snapshot.md). Its definition is the one
  * it was saved with; options say what may be otherwise.
  */
+#include "restore.h"
 #include "base/own.h"
 #include "folder.h"
-#include "plan.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,13 +43,11 @@ static int set_options(struct plan *plan, struct err *err)
     return r < 0 ? r : set_forwards(plan, err);
 }
 
-static int make(struct plan *plan, struct err *err)
+int restore_make(struct plan *plan, const char *folder,
+                 int (*adapt)(struct plan *plan, struct err *err), struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
     struct snapshot_about about;
-    if (plan->arguments->word_count != 1)
-        return err_set(err, -EINVAL, "restore takes the folder of a snapshot");
-    const char *folder = plan->arguments->words[0];
     int r = folder_read(folder, &about, err);
     if (r < 0)
         return r;
@@ -64,7 +62,7 @@ static int make(struct plan *plan, struct err *err)
     snapshot_about_free(&about);
     free(take_ptr(conf->name)); /* the first one may still run under it */
     if (r >= 0)
-        r = set_options(plan, err);
+        r = adapt(plan, err);
     if (r >= 0)
         r = folder_open_chain(folder, &conf->restore, err);
     if (r >= 0)
@@ -80,9 +78,16 @@ static int make(struct plan *plan, struct err *err)
     return r < 0 ? r : plan_open(plan, err);
 }
 
+static int make(struct plan *plan, struct err *err)
+{
+    if (plan->arguments->word_count != 1)
+        return err_set(err, -EINVAL, "restore takes the folder of a snapshot");
+    return restore_make(plan, plan->arguments->words[0], set_options, err);
+}
+
 static int run(const struct arguments *arguments)
 {
-    return plan_run(arguments, make);
+    return plan_run(arguments, make, NULL);
 }
 
 static const struct option_row options[] = {

@@ -250,7 +250,7 @@ static int make(struct plan *plan, struct err *err)
 
 static int run(const struct arguments *arguments)
 {
-    return plan_run(arguments, make);
+    return plan_run(arguments, make, NULL);
 }
 
 const struct verb verb_run = {
