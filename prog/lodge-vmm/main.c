@@ -14,6 +14,7 @@
  * from a stranger. Exit status 0, or 125 with one line on standard error.
  */
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/descriptors.h"
 #include "base/own.h"
 #include "board/board.h"
@@ -30,7 +31,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { DEFINITION_FD = 3 };
@@ -222,16 +222,9 @@ static void signals_set(bool owned)
     signal(SIGHUP, SIG_IGN);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static int run(int definition_fd)
 {
-    uint64_t began = now_ns();
+    uint64_t began = clock_ns();
     struct err err = {0};
     struct guest_conf conf;
     guest_conf_init(&conf);

@@ -1,6 +1,7 @@
 #include "crowd.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/own.h"
 #include "relay.h"
 #include "signals.h"
@@ -14,7 +15,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include <jansson.h>
 
@@ -27,15 +27,8 @@ struct running {
     bool broken;  /* nobody reads what we write */
     bool interrupted;
     bool alarmed; /* the guard has failed */
-    int64_t began;
+    uint64_t began;
 };
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
 
 static void shut(int fd)
 {
@@ -192,7 +185,7 @@ static void take_ready(struct running *running, struct crowd_member *member, con
 {
     int pid;
     uint64_t restored;
-    double after = (double)(now_ns() - running->began) / 1e6;
+    double after = (double)(clock_ns() - running->began) / 1e6;
     if (member->ready || sscanf(text, "%d %" SCNu64, &pid, &restored) != 2)
         return;
     member->ready = true;
@@ -365,7 +358,7 @@ static void start_all(struct running *running)
 
 int crowd_run(struct crowd *crowd)
 {
-    struct running running = {.crowd = crowd, .signals = -1, .began = now_ns()};
+    struct running running = {.crowd = crowd, .signals = -1, .began = clock_ns()};
     struct err err = {0};
     int worst = 0;
     /* Before our own signal handlers: a child must not inherit them, for they write to our pipe. */
