@@ -238,6 +238,14 @@ int board_reset(struct board *board, struct err *err);
 int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
                struct err *err);
 
+/* Holds a paused machine still, its devices too, and what they have written to the disks is in the
+ * host's files: nothing changes until board_let_go(). board_save() may come meanwhile. -EINVAL
+ * where it runs, -EBUSY where it has ended, or what the flush of a disk said. */
+int board_hold(struct board *board, struct err *err);
+void board_let_go(struct board *board);
+/* While it is held: another disk in place of one, of the same size and as writable; borrowed too. */
+void board_exchange_disk(struct board *board, unsigned index, struct disk *disk);
+
 /* Readable while there are events. */
 int board_event_fd(struct board *board);
 /* True and the next event, or false. Bounded: what the guest does again and again is one event

@@ -9,6 +9,7 @@
  *   board_serial.c   the host's streams behind COM1
  *   board_vsock.c    the socket device and its owner
  *   board_lockstep.c a history that can be repeated, for tests
+ *   board_hold.c     standing still altogether
  *   board_snapshot.c saving, restoring
  *
  * Locks, from the outside in: a device's own; `lock` below; nothing under it but the kicking of
@@ -124,6 +125,7 @@ struct board {
     unsigned parked_count;
     bool started; /* there are vCPU threads */
     bool ended;   /* a final event happened: resume() does nothing until reset() */
+    bool held;    /* board_hold(); the owner's thread only */
 
     /* Events, under `lock`; the descriptor counts up when something is added. */
     int event_fd;

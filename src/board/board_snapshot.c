@@ -216,15 +216,6 @@ static int remember(struct board *board, const struct board_save *save, struct e
     return r;
 }
 
-/* A request that waits for space has been popped, and cannot be saved. */
-static int check_settled(struct board *board, struct err *err)
-{
-    for (unsigned i = 0; i < board->disk_count; i++)
-        if (!virtio_blk_settled(board->disks[i]))
-            return err_set(err, -EBUSY, "the guest waits for space for its disk %u", i + 1);
-    return 0;
-}
-
 int board_save(struct board *board, const struct board_save *save, struct board_saved *ret_saved,
                struct err *err)
 {
@@ -234,37 +225,21 @@ int board_save(struct board *board, const struct board_save *save, struct board_
     if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || board->lockstep)
         return err_set(err, -ENOTSUP, "a machine under engine '%s' cannot be saved yet",
                        board->engine->name);
-    for (unsigned i = 0; i < board->virtio_count; i++)
-        if (!board->virtio[i]->ops->settle)
-            return err_set(err, -ENOTSUP, "a machine with %s cannot be saved yet",
-                           board->virtio[i]->ops->name);
-    pthread_mutex_lock(&board->lock);
-    bool stands =
-        board->run != BOARD_RUNNING && (!board->started || board->parked_count == board->cpus);
-    pthread_mutex_unlock(&board->lock);
-    if (!stands)
-        return err_set(err, -EINVAL, "a machine is saved while it is paused");
-    timers_settle(board->timers);
-    pthread_mutex_lock(&board->lock);
-    bool ended = board->ended; /* by a vCPU just before, or by a timer now: its end is not in it */
-    pthread_mutex_unlock(&board->lock);
-    if (ended)
-        return err_set(err, -EBUSY, "the guest has just ended");
-    int r = page_map_init(&map, board->mem, err);
+    bool was_held = board->held;
+    int r = board_hold(board, err);
     if (r < 0)
         return r;
-    for (unsigned i = 0; i < board->virtio_count; i++)
-        virtio_hold(board->virtio[i]);
     snapshot_writer_init(&writer);
-    r = check_settled(board, err);
-    if (r >= 0)
+    r = page_map_init(&map, board->mem, err);
+    if (r >= 0) {
         r = save_all(board, save, &map, &writer, &saved, err);
+        page_map_free(&map);
+    }
     snapshot_writer_free(&writer);
-    page_map_free(&map);
     if (r >= 0)
         r = remember(board, save, err);
-    for (unsigned i = 0; i < board->virtio_count; i++)
-        virtio_release(board->virtio[i]);
+    if (!was_held)
+        board_let_go(board);
     if (r >= 0)
         *ret_saved = saved;
     return r;

@@ -49,7 +49,7 @@ enum {
     GUEST_CPUS_MAX = 64,
     GUEST_CONSOLES_MAX = 8,
     GUEST_DISKS_MAX = 8,
-    GUEST_IMAGES_MAX = 32, /* of one disk: itself, and what stands behind it */
+    GUEST_IMAGES_MAX = 65, /* of one disk: itself, and the 64 that may stand behind it */
     GUEST_SERIAL_MAX = 20,
     GUEST_LAYERS_MAX = 16,     /* of a chain of snapshots */
     GUEST_CID_MIN = 3,         /* the default; below stand the host and its kernel */

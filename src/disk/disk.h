@@ -85,6 +85,10 @@ void disk_key_free(struct disk_key *key); /* wiped; NULL is fine */
  * told that it is unlocked, or that its files are locked already. */
 int disk_lock(int fd, bool write);
 
+/* A writer that has become a reader: lets other readers in. All who have the descriptor from the
+ * same open(2) hold one lock, so any of them may say it. */
+void disk_lock_share(int fd);
+
 struct disk_options {
     enum disk_format format; /* of the first image; backing images say theirs, or are probed */
     enum disk_cache cache;
@@ -111,6 +115,25 @@ int disk_close(struct disk *disk);
  * disk_key_receive(), which leaves it open. */
 int disk_key_unlocked(const struct disk *disk);
 int disk_key_receive(int fd, struct disk_key **ret_key, struct err *err);
+
+/* ---- another image on top, while the disk is in use ---- */
+
+/* Opens a qcow2 that was made with a backing (disk_create()) and puts it on `below`, which is
+ * flushed and belongs to the new disk from then on, whatever name that has for its backing. Nothing
+ * may be under way on `below`. -ELOOP where the chain would be too long. */
+int disk_stack(const char *path, const struct disk_options *options, struct disk *below,
+               struct disk **ret_disk, struct err *err);
+/* Takes it off again and closes it: what it stood on. With nothing under way. */
+struct disk *disk_unstack(struct disk *disk);
+/* What is below the top is never written again. With nothing under way. */
+void disk_stack_for_good(struct disk *disk);
+
+/* The host's file of the top image, still the disk's own; -1 where there is none. */
+int disk_host_fd(const struct disk *disk);
+
+/* Another name for what a qcow2 stands on; nobody has it open. `key`: it is inside a container. */
+int disk_rename_backing(const char *path, const struct disk_key *key, const char *name,
+                        struct err *err);
 
 uint64_t disk_size(const struct disk *disk); /* bytes, a multiple of DISK_SECTOR */
 bool disk_read_only(const struct disk *disk);

@@ -167,7 +167,7 @@ bool file_is_remote(const struct file *file)
     return file->layer && (!file->below || file_is_remote(file->below));
 }
 
-struct file *file_below(struct file *file)
+struct file *file_below(const struct file *file)
 {
     return file->below;
 }

@@ -38,7 +38,7 @@ int file_new_layer(const struct file_layer *layer, void *opaque, struct file *be
                    struct file **ret_file);
 bool file_is_layer(const struct file *file); /* then no descriptor has its bytes as they are */
 bool file_is_remote(const struct file *file);
-struct file *file_below(struct file *file); /* the host's file, or NULL */
+struct file *file_below(const struct file *file); /* the host's file, or NULL */
 /* What a layer of this kind was made with; NULL for any other file. */
 void *file_opaque(const struct file *file, const struct file_layer *layer);
 bool file_writable(const struct file *file);

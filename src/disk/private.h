@@ -64,6 +64,10 @@ extern const struct disk_ops raw_ops, qcow2_ops;
 int disk_open_backing(struct disk *disk, const struct disk_opening *opening, const char *path,
                       enum disk_format format, struct err *err);
 
+/* A qcow2 that was opened alone names a backing; and gets one. */
+bool qcow2_stands_on_something(const struct disk *disk);
+void qcow2_join(struct disk *disk, struct disk *below);
+
 /* As disk_read(), and zeros behind the end: a backing may be shorter than what stands on it. */
 int disk_read_padded(struct disk *disk, uint64_t offset, struct span *to, uint64_t length);
 

@@ -120,6 +120,7 @@ static void image_init(struct qcow2 *q, struct file *file)
     q->block_bits = q->cluster_bits + 3 - q->header.refcount_order;
     pthread_mutex_init(&q->lock, NULL);
     pthread_cond_init(&q->changed, NULL);
+    pthread_mutex_init(&q->inflated.lock, NULL);
     LIST_INIT(&q->allocations);
     TAILQ_INIT(&q->holds);
     TAILQ_INIT(&q->freed);
@@ -147,6 +148,8 @@ static void image_free(struct qcow2 *q)
     free(q->reftable_dirty);
     qcow2_header_free(&q->header);
     pthread_cond_destroy(&q->changed);
+    pthread_mutex_destroy(&q->inflated.lock);
+    free(q->inflated.bytes);
     pthread_mutex_destroy(&q->lock);
     free(q);
 }
@@ -214,6 +217,17 @@ static int qcow2_open(const struct disk_opening *opening, struct file *file, str
     else
         *ret_disk = &q->disk;
     return r;
+}
+
+bool qcow2_stands_on_something(const struct disk *disk)
+{
+    return ((const struct qcow2 *)disk)->header.backing;
+}
+
+void qcow2_join(struct disk *disk, struct disk *below)
+{
+    disk->backing = below;
+    qcow2_of(disk)->backing_size = below->size;
 }
 
 /* --- the end --- */

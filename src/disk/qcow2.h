@@ -160,6 +160,14 @@ struct cluster_set {
     size_t size, count;
 };
 
+/* The compressed cluster that was read last: who reads on wants the rest of it. Nothing here writes
+ * compressed clusters, so where one lies nothing else is ever called one. */
+struct qcow2_inflated {
+    pthread_mutex_t lock;
+    uint64_t host;  /* where it lies in the file */
+    uint8_t *bytes; /* NULL: none yet */
+};
+
 struct qcow2 {
     struct disk disk;
     struct qcow2_header header;
@@ -191,6 +199,7 @@ struct qcow2 {
     uint64_t sequence;
     struct freed_list freed, ready;
     size_t freed_count;
+    struct qcow2_inflated inflated;
     bool committing;
     bool places_unsure; /* a table was to move, and that failed: the header on the disk may say
                            either place */

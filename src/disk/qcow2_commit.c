@@ -25,7 +25,6 @@ struct batch {
 struct commit {
     struct batch blocks, reftable, l2, l1;
     struct freed_list freed;
-    size_t freed_count;
 };
 
 static struct piece *add_piece(struct batch *batch, uint64_t offset, const uint8_t *from,

@@ -7,9 +7,34 @@
 
 /* --- reading --- */
 
+static bool read_inflated(struct qcow2 *q, uint64_t host, uint64_t inside, struct span *to,
+                          uint64_t length)
+{
+    struct qcow2_inflated *last = &q->inflated;
+    pthread_mutex_lock(&last->lock);
+    bool hit = last->bytes && last->host == host;
+    if (hit)
+        span_fill(to, last->bytes + inside, length);
+    pthread_mutex_unlock(&last->lock);
+    return hit;
+}
+
+static void keep_inflated(struct qcow2 *q, uint64_t host, uint8_t **bytes)
+{
+    struct qcow2_inflated *last = &q->inflated;
+    pthread_mutex_lock(&last->lock);
+    uint8_t *before = last->bytes;
+    last->bytes = *bytes;
+    last->host = host;
+    pthread_mutex_unlock(&last->lock);
+    *bytes = before;
+}
+
 static int read_packed(struct qcow2 *q, const struct qcow2_place *place, uint64_t inside,
                        struct span *to, uint64_t length)
 {
+    if (read_inflated(q, place->host, inside, to, length))
+        return 0;
     _cleanup_free_ uint8_t *packed = malloc(place->packed_length);
     _cleanup_free_ uint8_t *whole = malloc(q->cluster_size);
     if (!packed || !whole)
@@ -17,9 +42,11 @@ static int read_packed(struct qcow2 *q, const struct qcow2_place *place, uint64_
     int r = file_read_bytes(q->disk.file, place->host, packed, place->packed_length);
     if (r >= 0)
         r = qcow2_inflate(q->header.zstd, packed, place->packed_length, whole, q->cluster_size);
-    if (r >= 0)
-        span_fill(to, whole + inside, length);
-    return r;
+    if (r < 0)
+        return r;
+    span_fill(to, whole + inside, length);
+    keep_inflated(q, place->host, &whole);
+    return 0;
 }
 
 static int read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t offset, struct span *to)

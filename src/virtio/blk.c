@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/record.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -295,6 +296,25 @@ bool virtio_blk_settled(struct virtio_blk *blk)
     for (unsigned i = 0; i < blk->queue_count; i++)
         settled &= blk_queue_settled(&blk->queues[i]);
     return settled;
+}
+
+int virtio_blk_flush(struct virtio_blk *blk)
+{
+    return disk_flush(blk->disk);
+}
+
+void virtio_blk_exchange(struct virtio_blk *blk, struct disk *disk)
+{
+    assert(blk->device.held && disk_size(disk) == disk_size(blk->disk) &&
+           disk_read_only(disk) == disk_read_only(blk->disk));
+    /* Who looks at the disk has his queue's mutex, or a request in flight. */
+    for (unsigned i = 0; i < blk->queue_count; i++)
+        pthread_mutex_lock(&blk->queues[i].mutex);
+    blk->disk = disk;
+    for (unsigned i = 0; i < blk->queue_count; i++) {
+        assert(blk->queues[i].in_flight == 0);
+        pthread_mutex_unlock(&blk->queues[i].mutex);
+    }
 }
 
 void virtio_blk_stop(struct virtio_blk *blk)

@@ -74,6 +74,13 @@ void virtio_blk_retry(struct virtio_blk *blk);
  * the device cannot be saved now. */
 bool virtio_blk_settled(struct virtio_blk *blk);
 
+/* While it is held: what was written is in the host's file, as disk_flush() has it. */
+int virtio_blk_flush(struct virtio_blk *blk);
+
+/* Another disk in place of the one it has, of the same size and as writable. While the device is
+ * held (virtio_hold()): nothing is under way then. */
+void virtio_blk_exchange(struct virtio_blk *blk, struct disk *disk);
+
 /* Ends its threads; when it returns nothing of it touches the disk, for ever. Before disk_close()
  * where the device is not freed. */
 void virtio_blk_stop(struct virtio_blk *blk);
