@@ -110,6 +110,32 @@ int disks_open(struct disks *disks, struct err *err)
     return 0;
 }
 
+static int open_new(void *opaque, const char *path, const char *from, bool write, bool direct)
+{
+    int *fd = opaque, taken = *fd;
+    *fd = -1;
+    return taken >= 0 ? taken : -ENOENT;
+}
+
+int disks_stack(struct disks *disks, unsigned index, const char *name, int fd,
+                struct disk **ret_disk, struct err *err)
+{
+    const struct guest_disk *conf = &disks->conf[index];
+    const struct disk_opener opener = {.open = open_new, .opaque = &fd};
+    const struct disk_options options = {
+        .cache = cache_of[conf->cache], .unlocked = true, .opener = &opener};
+    int r = 0;
+    if (conf->read_only)
+        r = err_set(err, -EROFS, "its disk %u is not written to", index);
+    if (conf->key_file) /* what the guest writes would lie there in the clear */
+        r = err_set(err, -ENOTSUP, "its disk %u is encrypted", index);
+    if (r >= 0)
+        r = disk_stack(name, &options, disks->board[index].disk, ret_disk, err);
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
 void disks_close(struct disks *disks)
 {
     for (unsigned i = 0; i < disks->count; i++) {

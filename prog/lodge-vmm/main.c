@@ -251,6 +251,7 @@ static int run(int definition_fd)
     char why[ENGINE_WHY_MAX];
     if (machine_make(&conf, &disks, &session, why, &err) < 0)
         return session_error(conf.control_fd, err.text);
+    session.hold = (struct hold){.board = session.board, .disks = &disks, .client = -1};
     int status = conf.restore.verify == GUEST_VERIFY_ONLY ? 0 : session_run(&session);
     /* The one part of the machine that is taken apart: an image must be whole when we are gone. */
     board_release_disks(session.board);

@@ -78,9 +78,14 @@ static const char *full_disk(const struct session *session)
     return session->full ? session->disks[__builtin_ctz(session->full)].path : "";
 }
 
+static bool is_held(const struct session *session)
+{
+    return session->hold.client >= 0;
+}
+
 static void go_on(struct session *session)
 {
-    if (!session->paused && !session->full)
+    if (!session->paused && !session->full && !is_held(session))
         board_resume(session->board);
 }
 
@@ -143,6 +148,7 @@ static void guest_reset(struct session *session)
 {
     struct err err = {0};
     session->panicked = false;
+    hold_end(&session->hold, false);
     if (board_reset(session->board, &err) < 0)
         end(session, session_error(session->control_fd, err.text));
     else if (session->paused) /* it stands at its first instruction */
@@ -154,6 +160,15 @@ static void reply_failed(const struct session *session, int fd, const char *text
     struct control_message message = {.type = CONTROL_FAILED};
     snprintf(message.text, sizeof message.text, "%s", text);
     reply(session, fd, &message);
+}
+
+static int may_save(const struct session *session, int fd, struct err *err)
+{
+    if (session->full) /* its request has left the guest's memory and is on no disk yet */
+        return err_set(err, -EBUSY, "it waits for space for its disk '%s'", full_disk(session));
+    if (is_held(session) && session->hold.client != fd)
+        return err_set(err, -EBUSY, "it is being saved already");
+    return 0;
 }
 
 /* The machine stands while it is written, and goes on if it ran. */
@@ -170,10 +185,8 @@ static void save(struct session *session, int fd, const struct control_message *
         reply_failed(session, fd, "no files to save to came with the request");
         return;
     }
-    if (session->full) { /* its request has left the guest's memory and is on no disk yet */
-        char text[CONTROL_TEXT_MAX];
-        snprintf(text, sizeof text, "it waits for space for its disk '%s'", full_disk(session));
-        reply_failed(session, fd, text);
+    if (may_save(session, fd, &err) < 0) {
+        reply_failed(session, fd, err.text);
         return;
     }
     _Static_assert((int)CONTROL_ID_SIZE == (int)BOARD_ID_SIZE, "one id");
@@ -244,6 +257,72 @@ static void request_handle(struct session *session, const struct control_message
             session_error(session->control_fd, "a control message in the wrong direction"));
 }
 
+/* ---- a client that holds the machine ---- */
+
+static void reply_with(int fd, const struct control_message *message, int descriptor)
+{
+    uint8_t bytes[CONTROL_MESSAGE_MAX];
+    union {
+        char space[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec iov = {bytes, control_encode(message, bytes)};
+    struct msghdr header = {.msg_iov = &iov,
+                            .msg_iovlen = 1,
+                            .msg_control = control.space,
+                            .msg_controllen = sizeof control.space};
+    struct cmsghdr *part = CMSG_FIRSTHDR(&header);
+    part->cmsg_level = SOL_SOCKET;
+    part->cmsg_type = SCM_RIGHTS;
+    part->cmsg_len = CMSG_LEN(sizeof descriptor);
+    memcpy(CMSG_DATA(part), &descriptor, sizeof descriptor);
+    (void)sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void release(struct session *session, bool for_good)
+{
+    hold_end(&session->hold, for_good);
+    go_on(session);
+}
+
+/* False where this is no request of that kind. */
+static bool hold_request(struct session *session, int fd, const struct control_message *message,
+                         int fds[CONTROL_FDS_MAX])
+{
+    struct hold *hold = &session->hold;
+    struct err err = {0};
+    int r = 0, given = -1;
+    if (message->type < CONTROL_HOLD || message->type > CONTROL_STACK)
+        return false;
+    if (message->type == CONTROL_HOLD) {
+        r = may_save(session, fd, &err);
+        if (r >= 0) {
+            board_pause(session->board);
+            r = hold_begin(hold, fd, &err);
+            go_on(session); /* where it could not be held */
+        }
+    } else if (hold->client != fd) {
+        r = err_set(&err, -EINVAL, "the guest is not held any more");
+    } else if (message->type == CONTROL_RELEASE) {
+        release(session, true);
+    } else if (message->type == CONTROL_DISK) {
+        r = given = hold_disk(hold, message->port, &err);
+    } else if (fds[0] < 0) {
+        r = err_set(&err, -EINVAL, "no image came with the request");
+    } else {
+        r = hold_stack(hold, message->port, message->text, fds[0], &err);
+        fds[0] = -1;
+    }
+    const struct control_message done = {.type = CONTROL_DONE};
+    if (r < 0)
+        reply_failed(session, fd, err.text);
+    else if (given >= 0)
+        reply_with(fd, &done, given);
+    else
+        reply(session, fd, &done);
+    return true;
+}
+
 /* ---- clients ---- */
 
 static void client_link(struct session *session, int fd, const struct control_message *message)
@@ -255,10 +334,12 @@ static void client_link(struct session *session, int fd, const struct control_me
 }
 
 static void client_handle(struct session *session, int fd, const struct control_message *message,
-                          const int fds[CONTROL_FDS_MAX])
+                          int fds[CONTROL_FDS_MAX])
 {
     const struct control_message done = {
         .type = CONTROL_DONE, .was_paused = message->type == CONTROL_PAUSE && session->paused};
+    if (hold_request(session, fd, message, fds))
+        return;
     if (message->type == CONTROL_SAVE)
         save(session, fd, message, fds);
     else if (message->type == CONTROL_STATS_ASK)
@@ -313,6 +394,8 @@ static void clients_handle(struct session *session, const struct pollfd *polls, 
     for (unsigned i = count; i-- > 0 && !session->over;) {
         if (!polls[i].revents || client_receive(session, session->clients[i]))
             continue;
+        if (session->hold.client == session->clients[i])
+            release(session, false);
         close(session->clients[i]);
         session->clients[i] = session->clients[--session->client_count];
     }

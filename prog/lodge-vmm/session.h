@@ -11,6 +11,7 @@
 
 #include "board/board.h"
 #include "conf/guest.h"
+#include "hold.h"
 #include "wire/control.h"
 
 enum { SESSION_CLIENTS_MAX = 16 };
@@ -30,6 +31,7 @@ struct session {
 
     const struct guest_disk *disks; /* their names */
 
+    struct hold hold;         /* a client has it stand */
     bool paused;              /* somebody asked for it */
     uint32_t full;            /* disks that requests wait for, a bit each: it stands for that */
     bool panicked;            /* since the last reset */

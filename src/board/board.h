@@ -243,7 +243,8 @@ int board_save(struct board *board, const struct board_save *save, struct board_
  * where it runs, -EBUSY where it has ended, or what the flush of a disk said. */
 int board_hold(struct board *board, struct err *err);
 void board_let_go(struct board *board);
-/* While it is held: another disk in place of one, of the same size and as writable; borrowed too. */
+/* While it is held: another disk in place of one, of the same size and as writable; borrowed too.
+ */
 void board_exchange_disk(struct board *board, unsigned index, struct disk *disk);
 
 /* Readable while there are events. */

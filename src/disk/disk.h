@@ -125,6 +125,7 @@ int disk_stack(const char *path, const struct disk_options *options, struct disk
                struct disk **ret_disk, struct err *err);
 /* Takes it off again and closes it: what it stood on. With nothing under way. */
 struct disk *disk_unstack(struct disk *disk);
+struct disk *disk_below(const struct disk *disk); /* what it stands on; NULL: nothing */
 /* What is below the top is never written again. With nothing under way. */
 void disk_stack_for_good(struct disk *disk);
 

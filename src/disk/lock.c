@@ -48,7 +48,8 @@ static int for_bits(int fd, unsigned bits, off_t first, int (*call)(int fd, off_
 void disk_lock_share(int fd)
 {
     for (int i = 0; i < BITS; i++) {
-        struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = HELD + i, .l_len = 1};
+        struct flock lock = {
+            .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = HELD + i, .l_len = 1};
         if ((WRITE | RESIZE) >> i & 1)
             (void)fcntl(fd, F_OFD_SETLK, &lock);
     }

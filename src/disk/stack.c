@@ -65,6 +65,11 @@ struct disk *disk_unstack(struct disk *disk)
     return below;
 }
 
+struct disk *disk_below(const struct disk *disk)
+{
+    return disk->backing;
+}
+
 void disk_stack_for_good(struct disk *disk)
 {
     disk->backing->read_only = true;

@@ -44,6 +44,10 @@ static const struct layout {
     {CONTROL_BALLOON_ASK, 0, false},
     {CONTROL_NEW_GENERATION, 0, false},
     {CONTROL_LINK, 5, false},
+    {CONTROL_HOLD, 0, false},
+    {CONTROL_RELEASE, 0, false},
+    {CONTROL_DISK, 4, false},
+    {CONTROL_STACK, 4, true},
 };
 
 static const struct layout *layout_find(unsigned type)
@@ -121,6 +125,8 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
         le16_write(to + 4, message->cols);
         le16_write(to + 6, message->rows);
         break;
+    case CONTROL_DISK:
+    case CONTROL_STACK: le32_write(to, message->port); break;
     case CONTROL_BALLOON: balloon_write(&message->balloon, to); break;
     case CONTROL_BALLOON_TARGET: le64_write(to, message->bytes); break;
     default: break;
@@ -166,6 +172,8 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
         message->cols = le16_read(from + 4);
         message->rows = le16_read(from + 6);
         return true;
+    case CONTROL_DISK:
+    case CONTROL_STACK: message->port = le32_read(from); return true;
     case CONTROL_BALLOON: return balloon_read(from, &message->balloon);
     case CONTROL_BALLOON_TARGET: message->bytes = le64_read(from); return true;
     default: return true;

@@ -46,6 +46,13 @@
  *                   what it did before. DONE then says how many pages that were
  * DONE says after PAUSE whether the machine stood already.
  *
+ * HOLD and what follows it is for clients. The machine stands, its devices too, and its disks are
+ * flushed, until that client says RELEASE or goes: meanwhile it may SAVE, and do to the disks'
+ * files what it likes. Others are told FAILED. DISK            DONE comes with the descriptor of
+ * that disk's first image STACK           comes with the descriptor of a new qcow2 that stands on
+ * that disk: the guest is to go on in it. RELEASE makes it so; where the client goes without, it
+ * never was
+ *
  * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
  * stay together), anybody whom its file lets in may connect and send requests, but for BALLOON_*.
  * Each is answered; a client hears of no events, and its leaving means nothing.
@@ -104,6 +111,10 @@ enum control_type {
     CONTROL_BALLOON_ASK,
     CONTROL_NEW_GENERATION,
     CONTROL_LINK,
+    CONTROL_HOLD,
+    CONTROL_RELEASE,
+    CONTROL_DISK,
+    CONTROL_STACK,
 };
 
 enum control_state {
@@ -129,11 +140,11 @@ struct control_message {
     uint64_t time_ns;              /* READY: CLOCK_MONOTONIC of the first instruction */
     uint64_t began_ns;             /* READY: of the process's main() */
     char engine[CONTROL_NAME_MAX]; /* READY: "kvm", "soft" */
-    uint32_t port;                 /* CONSOLE_OPENED, CONSOLE_SIZE; FULL: the disk, from 0 on; LINK:
-                                      the network card, likewise */
-    bool open;                     /* CONSOLE_OPENED; LINK: the cable is in */
-    uint16_t cols, rows;           /* CONSOLE_SIZE */
-    uint32_t code;                 /* DEBUG_EXIT: the exit status; FULL: ENOSPC, EDQUOT or 0 */
+    uint32_t port; /* CONSOLE_OPENED, CONSOLE_SIZE; FULL, DISK, STACK: the disk, LINK: the network
+                         card, from 0 on */
+    bool open;     /* CONSOLE_OPENED; LINK: the cable is in */
+    uint16_t cols, rows;         /* CONSOLE_SIZE */
+    uint32_t code;               /* DEBUG_EXIT: the exit status; FULL: ENOSPC, EDQUOT or 0 */
     uint64_t instructions;       /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
     uint64_t resident;           /* STATS: bytes of the process, guest memory included */
     uint64_t guest_resident;     /* STATS: bytes of guest memory that are resident */
@@ -145,8 +156,9 @@ struct control_message {
     uint64_t pages;                  /* DONE, after SAVE */
     uint64_t bytes;                  /* BALLOON_TARGET */
     struct control_balloon balloon;
-    char text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED; STATS:
-                                        the disk that is full */
+    char
+        text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED; STATS:
+                                       the disk that is full; STACK: the image's name in messages */
 };
 
 /* Writes the whole message and returns its size. A text that is too long is cut. */
