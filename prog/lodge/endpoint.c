@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
@@ -174,17 +175,18 @@ int endpoint_definition(const char *name, char **ret_text, struct err *err)
     return 0;
 }
 
-int endpoint_ask(int fd, const struct control_message *request, const int *fds, unsigned fd_count,
-                 struct control_message *ret_reply, struct err *err)
+static int ask(int fd, const struct control_message *request, const int *fds, unsigned fd_count,
+               struct control_message *ret_reply, int *ret_fd, struct err *err)
 {
     uint8_t bytes[CONTROL_MESSAGE_MAX];
+    _cleanup_fd_ int given = -1; /* where nobody wants it, it is closed */
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
     int r = packet_send(fd, bytes, control_encode(request, bytes), fds, fd_count, 0);
     if (r < 0)
         return err_errno(err, -r, "the guest's VMM");
-    ssize_t n;
-    do
-        n = recv(fd, bytes, sizeof bytes, 0);
-    while (n < 0 && errno == EINTR);
+    if (poll(&wait, 1, -1) < 0)
+        return err_set(err, -EINTR, "interrupted");
+    ssize_t n = packet_receive(fd, bytes, sizeof bytes, &given, 1, 0);
     if (n <= 0)
         return err_set(err, -EIO, "the guest has ended");
     r = control_decode(bytes, (size_t)n, ret_reply, err);
@@ -192,5 +194,25 @@ int endpoint_ask(int fd, const struct control_message *request, const int *fds, 
         return r;
     if (r != n)
         return err_set(err, -EBADMSG, "half an answer");
-    return ret_reply->type == CONTROL_FAILED ? err_set(err, -EIO, "%s", ret_reply->text) : 0;
+    if (ret_reply->type == CONTROL_FAILED)
+        return err_set(err, -EIO, "%s", ret_reply->text);
+    if (ret_fd)
+        *ret_fd = take_fd(&given);
+    return 0;
+}
+
+int endpoint_ask(int fd, const struct control_message *request, const int *fds, unsigned fd_count,
+                 struct control_message *ret_reply, struct err *err)
+{
+    return ask(fd, request, fds, fd_count, ret_reply, NULL, err);
+}
+
+int endpoint_ask_fd(int fd, const struct control_message *request, struct err *err)
+{
+    struct control_message reply;
+    int given = -1;
+    int r = ask(fd, request, NULL, 0, &reply, &given, err);
+    if (r < 0)
+        return r;
+    return given >= 0 ? given : err_set(err, -EBADMSG, "no descriptor came with the answer");
 }

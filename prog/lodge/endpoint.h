@@ -30,6 +30,8 @@ int endpoint_connect(const char *name, struct err *err);
 int endpoint_definition(const char *name, char **ret_text, struct err *err);
 
 /* Sends a request, with `fd_count` descriptors, and waits for its answer: 0 for DONE and STATS, or
- * -EIO with what FAILED said. */
+ * -EIO with what FAILED said. -EINTR where a signal's handler was run meanwhile. */
 int endpoint_ask(int fd, const struct control_message *request, const int *fds, unsigned fd_count,
                  struct control_message *ret_reply, struct err *err);
+/* The same where a descriptor comes with the answer: it. */
+int endpoint_ask_fd(int fd, const struct control_message *request, struct err *err);

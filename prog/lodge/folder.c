@@ -2,6 +2,7 @@
 
 #include "base/bytes.h"
 #include "base/own.h"
+#include "disk/http.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +18,8 @@ void snapshot_about_free(struct snapshot_about *about)
 {
     free(about->parent);
     free(about->definition);
+    for (unsigned i = 0; i < GUEST_DISKS_MAX; i++)
+        free(about->temporary[i].backing);
     *about = (struct snapshot_about){0};
 }
 
@@ -46,33 +49,56 @@ static bool id_parse(const char *text, uint8_t ret_id[CONTROL_ID_SIZE])
     return true;
 }
 
-char *folder_describe(const struct guest_conf *conf, bool agent, bool temporary)
+char *folder_describe(const struct guest_conf *conf, const struct guest_conf *open, bool agent)
 {
     _cleanup_free_ char *definition = guest_conf_write_json(conf);
-    char *text;
-    if (!definition ||
-        asprintf(&text, "{\"agent\": %s, \"temporary\": %s, \"guest\": %s}",
-                 agent ? "true" : "false", temporary ? "true" : "false", definition) < 0)
-        return NULL;
+    json_t *guest = definition ? json_loads(definition, 0, NULL) : NULL;
+    json_t *disks = json_array();
+    for (unsigned i = 0; disks && i < open->disk_count; i++) {
+        const struct guest_disk *disk = &open->disks[i];
+        const char *backing = disk->image_count > 1 ? disk->images[1].name : NULL;
+        json_array_append_new(disks, disk->temporary ? json_pack("{s:s?}", "backing", backing)
+                                                     : json_null());
+    }
+    json_t *root = json_pack("{s:b, s:o, s:o}", "agent", agent, "temporary", disks, "guest", guest);
+    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    json_decref(root);
     return text;
+}
+
+static int read_temporary(const json_t *disks, struct snapshot_about *about)
+{
+    if (json_array_size(disks) > GUEST_DISKS_MAX)
+        return -EBADMSG;
+    for (size_t i = 0; i < json_array_size(disks); i++) {
+        const json_t *disk = json_array_get(disks, i);
+        const char *backing = json_string_value(json_object_get(disk, "backing"));
+        about->temporary[i].is = json_is_object(disk);
+        about->temporary[i].backing = backing ? strdup(backing) : NULL;
+        if (backing && !about->temporary[i].backing)
+            return -ENOMEM;
+    }
+    return 0;
 }
 
 int folder_described(const char *text, struct snapshot_about *ret_about, struct err *err)
 {
     struct snapshot_about about = {0};
-    json_t *definition, *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
-    int agent = 0, temporary = 0, r = 0;
-    if (!root || json_unpack(root, "{s:b, s:b, s:o}", "agent", &agent, "temporary", &temporary,
-                             "guest", &definition) < 0)
-        r = err_set(err, -EBADMSG, "the guest's definition is damaged");
-    else if (!(about.definition = json_dumps(definition, JSON_COMPACT)))
-        r = err_set(err, -ENOMEM, "no memory");
-    about.agent = agent != 0;
-    about.temporary = temporary != 0;
+    json_t *definition, *disks, *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    int agent = 0, r = -EBADMSG;
+    if (root && json_unpack(root, "{s:b, s:o, s:o}", "agent", &agent, "temporary", &disks, "guest",
+                            &definition) >= 0) {
+        about.agent = agent != 0;
+        about.definition = json_dumps(definition, JSON_COMPACT);
+        r = about.definition ? read_temporary(disks, &about) : -ENOMEM;
+    }
     json_decref(root);
-    if (r >= 0)
+    if (r >= 0) {
         *ret_about = about;
-    return r;
+        return 0;
+    }
+    snapshot_about_free(&about);
+    return err_set(err, r, r == -ENOMEM ? "no memory" : "what the guest says of itself is damaged");
 }
 
 int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX], struct err *err)
@@ -93,8 +119,36 @@ int folder_make(const char *path, int *ret_folder, int ret_files[CONTROL_FDS_MAX
     return 0;
 }
 
+static const char *const disk_kinds[] = {"img", "qcow2", "luks"};
+
+int folder_make_disk(int folder, unsigned index, const char *kind, char **ret_name, struct err *err)
+{
+    _cleanup_free_ char *name = NULL;
+    if (asprintf(&name, "disk%u.%s", index, kind) < 0) {
+        name = NULL;
+        return err_set(err, -ENOMEM, "no memory");
+    }
+    int fd = openat(folder, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_errno(err, errno, "%s", name);
+    *ret_name = take_ptr(name);
+    return fd;
+}
+
+static void remove_disks(int folder)
+{
+    for (unsigned i = 0; i < GUEST_DISKS_MAX; i++)
+        for (size_t kind = 0; kind < ARRAY_LEN(disk_kinds); kind++) {
+            char name[32];
+            snprintf(name, sizeof name, "disk%u.%s", i, disk_kinds[kind]);
+            unlinkat(folder, name, 0);
+        }
+}
+
 void folder_remove(const char *path, int folder)
 {
+    if (folder >= 0)
+        remove_disks(folder);
     for (unsigned i = 0; folder >= 0 && i < CONTROL_FDS_MAX; i++)
         unlinkat(folder, names[i], 0);
     unlinkat(folder, "guest.json.new", 0);
@@ -223,6 +277,20 @@ int folder_read(const char *path, struct snapshot_about *ret_about, struct err *
         return err_prefix(err, r, "snapshot '%s'", path);
     }
     *ret_about = about;
+    return 0;
+}
+
+int folder_find_disks(const char *path, struct guest_conf *conf, struct err *err)
+{
+    for (unsigned i = 0; i < conf->disk_count; i++) {
+        char *name = conf->disks[i].path, *whole;
+        if (*name == '/' || http_is_url(name))
+            continue;
+        if (asprintf(&whole, "%s/%s", path, name) < 0)
+            return err_set(err, -ENOMEM, "no memory");
+        free(name);
+        conf->disks[i].path = whole;
+    }
     return 0;
 }
 

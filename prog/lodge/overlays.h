@@ -1,16 +1,13 @@
 /*
- * overlays.h: what a restored guest writes to its disks goes into images of its own, which stand on
- * those of the snapshot and are gone when it is.
- *
- * They lie in a folder below $TMPDIR, or /var/tmp.
+ * overlays.h: what a restored guest writes to its disks goes into images of its own, which are gone
+ * when it is: overlays of those of the snapshot. An encrypted disk is copied instead, so that
+ * nothing of it ever lies somewhere in the clear.
  */
 #pragma once
 
 #include "base/err.h"
 #include "conf/guest.h"
+#include "scratch.h"
 
-struct overlays;
-
-/* Puts an overlay on each disk of `conf` that may be written to. *ret_overlays may be NULL. */
-int overlays_make(struct guest_conf *conf, struct overlays **ret_overlays, struct err *err);
-void overlays_free(struct overlays *overlays); /* NULL is fine */
+/* For each disk of `conf` that may be written to. */
+int overlays_make(struct guest_conf *conf, struct scratch *scratch, struct err *err);

@@ -231,6 +231,7 @@ int plan_open(struct plan *plan, struct err *err)
     int r = 0;
     for (unsigned i = 0; r >= 0 && i < conf->disk_count; i++)
         r = chain_open(&conf->disks[i], err);
+    scratch_forget(&plan->scratch);
     if (r >= 0 && conf->vsock.path)
         r = vsock_host_new(conf->vsock.path, &plan->relay.vsock, err);
     if (r >= 0)
@@ -296,7 +297,7 @@ static int open_endpoint(struct plan *plan, struct err *err)
         if (!memcmp(plain.nics[i].mac, none, sizeof none))
             guest_nic_mac(conf->name, i, plain.nics[i].mac);
     _cleanup_free_ char *text =
-        make_paths_absolute(&plain) ? folder_describe(&plain, plan->agent, plan->temporary) : NULL;
+        make_paths_absolute(&plain) ? folder_describe(&plain, conf, plan->agent) : NULL;
     guest_conf_free(&plain);
     if (!text)
         return err_errno(err, errno, "the paths of guest '%s'", conf->name);
@@ -347,7 +348,7 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
     plan->arguments = arguments;
     plan->context = context;
     plan->relay.report = -1;
-    plan->kernel = plan->initrd = plan->kvm = plan->root.seed = -1;
+    plan->kernel = plan->initrd = plan->kvm = plan->seed = -1;
     guest_conf_init(&plan->conf);
     int status = RELAY_FAILED;
     if (make(plan, &err) >= 0 && start(plan, &machine, &err) >= 0)
@@ -358,12 +359,13 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
     for (unsigned i = 0; i < plan->conf.disk_count; i++)
         chain_close(&plan->conf.disks[i]);
     vsock_host_free(plan->relay.vsock);
-    root_forget(&plan->root);
+    scratch_forget(&plan->scratch);
     for (unsigned i = 0; i < plan->conf.share_count; i++)
         share_end(&plan->conf.shares[i], plan->servers[i]);
     own_close(&plan->kernel);
     own_close(&plan->initrd);
     own_close(&plan->kvm);
+    own_close(&plan->seed);
     own_close(&plan->conf.listen_fd);
     for (unsigned i = 0; i < plan->conf.restore.count; i++) {
         own_close(&plan->conf.restore.layers[i].state_fd);
@@ -371,7 +373,6 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
     }
     endpoint_close(&plan->endpoint);
     free(plan->control);
-    overlays_free(plan->overlays);
     guest_conf_free(&plan->conf);
     image_free(&plan->image);
     free(plan);

@@ -10,9 +10,8 @@
 #include "endpoint.h"
 #include "image/store.h"
 #include "net.h"
-#include "overlays.h"
 #include "relay.h"
-#include "root.h"
+#include "scratch.h"
 #include "verbs.h"
 
 #include <sys/types.h>
@@ -23,16 +22,14 @@ struct plan {
     struct guest_conf conf;
     struct image image;
     bool has_image, agent;
-    struct root root;
     struct relay_plan relay;
     const char *argv[AGENT_STRINGS_MAX + 1];
     const char *env[ARGUMENTS_GIVEN_MAX + 1];
     char term[128];
-    int kernel, initrd, kvm; /* descriptors */
+    int kernel, initrd, kvm, seed; /* descriptors */
     struct endpoint endpoint;
-    char *control;             /* where a steering socket is to be; NULL = where --control says */
-    struct overlays *overlays; /* of a restored guest */
-    bool temporary;            /* some disk goes with this run */
+    char *control;          /* where a steering socket is to be; NULL = where --control says */
+    struct scratch scratch; /* images that go with this run; until they are open */
     struct net net;
     pid_t servers[GUEST_SHARES_MAX]; /* of the shares, 0 = not started */
 };

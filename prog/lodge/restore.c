@@ -5,6 +5,7 @@
 #include "restore.h"
 #include "base/own.h"
 #include "folder.h"
+#include "overlays.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -54,6 +55,8 @@ int restore_make(struct plan *plan, const char *folder,
     r = guest_conf_read_json(conf, about.definition, strlen(about.definition), folder, err);
     if (r >= 0)
         r = plan_refuse_descriptors(conf, folder, err);
+    if (r >= 0)
+        r = folder_find_disks(folder, conf, err);
     plan->agent = about.agent;
     plan->relay.restored = true;
     conf->restore.same_host = about.same_host;
@@ -70,8 +73,7 @@ int restore_make(struct plan *plan, const char *folder,
     if (r >= 0)
         r = plan_choose_relay(plan, err);
     if (r >= 0)
-        r = overlays_make(conf, &plan->overlays, err);
-    plan->temporary = plan->overlays != NULL;
+        r = overlays_make(conf, &plan->scratch, err);
     open_if_there(conf->kernel, &plan->kernel);
     open_if_there(conf->initrd, &plan->initrd);
     plan->relay.kernel = folder;

@@ -5,6 +5,7 @@
 #include "base/own.h"
 #include "input.h"
 #include "plan.h"
+#include "root.h"
 #include "seeding.h"
 #include "share.h"
 
@@ -149,7 +150,6 @@ static int open_all(struct plan *plan, struct err *err)
         r = input_open("initrd", conf->initrd, &plan->initrd, err);
     if (r >= 0)
         r = plan_open(plan, err);
-    root_forget(&plan->root);
     for (unsigned i = 0; r >= 0 && i < conf->share_count; i++)
         r = share_start(&conf->shares[i], &plan->servers[i], err);
     plan->relay.kernel = conf->kernel;
@@ -189,8 +189,8 @@ static int add_seed(struct plan *plan, struct err *err)
         return err_set(err, -EINVAL,
                        "image '%s' has no cloud-init for --user-data and --ssh-key; debian has",
                        plan->image.name);
-    int fd = seeding_open(plan->arguments, hostname_of(plan), err);
-    return fd < 0 ? fd : root_add_seed(&plan->root, &plan->conf, fd, err);
+    plan->seed = seeding_open(plan->arguments, hostname_of(plan), err);
+    return plan->seed < 0 ? plan->seed : root_add_seed(&plan->conf, plan->seed, err);
 }
 
 /* The agent then sets up the network: see boot_network() in lodge-agent. */
@@ -241,8 +241,7 @@ static int make(struct plan *plan, struct err *err)
     if (r >= 0)
         r = add_seed(plan, err);
     if (r >= 0 && plan->has_image && plan->image.disk)
-        r = root_add_overlay(&plan->root, &plan->conf, plan->image.disk, err);
-    plan->temporary = plan->root.overlay || plan->root.seed >= 0;
+        r = root_add_overlay(&plan->scratch, &plan->conf, plan->image.disk, err);
     if (r >= 0)
         r = open_all(plan, err);
     return r;

@@ -5,10 +5,12 @@
 #include "base/own.h"
 #include "endpoint.h"
 #include "folder.h"
+#include "keep.h"
 #include "verbs.h"
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -101,27 +103,23 @@ struct taking {
     struct snapshot_about about;
 };
 
-/* A guest that goes on writing to its disks leaves a snapshot whose memory does not fit them. */
-static int check_disks(const struct taking *taking, struct err *err)
+static volatile sig_atomic_t interrupted; /* the signal */
+
+static void note(int number)
 {
-    struct guest_conf conf;
-    guest_conf_init(&conf);
-    int r = guest_conf_read_json(&conf, taking->about.definition, strlen(taking->about.definition),
-                                 "definition", err);
-    if (r >= 0 && taking->about.temporary)
-        r = err_set(
-            err, -EINVAL,
-            "guest '%s' has a disk that goes with it: there is nothing that a snapshot could "
-            "stand on",
-            taking->name);
-    for (unsigned i = 0; r >= 0 && !taking->stop && i < conf.disk_count; i++)
-        if (!conf.disks[i].read_only)
-            r = err_set(err, -EINVAL,
-                        "guest '%s' writes to disk '%s', which would go on without the snapshot; "
-                        "end the guest with it: --stop",
-                        taking->name, conf.disks[i].path);
-    guest_conf_free(&conf);
-    return r;
+    interrupted = number;
+}
+
+/* They end what waits; a VMM that we leave lets the guest go on as if we had never come. */
+static void watch_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < ARRAY_LEN(numbers); i++) {
+        struct sigaction before;
+        sigaction(numbers[i], NULL, &before);
+        if (before.sa_handler != SIG_IGN)
+            sigaction(numbers[i], &(struct sigaction){.sa_handler = note}, NULL);
+    }
 }
 
 /* The folder of the base as seen from the new one, so that both may move together. */
@@ -144,7 +142,7 @@ static int link_base(struct taking *taking, uint8_t ret_id[CONTROL_ID_SIZE], str
     return r < 0 ? err_set(err, -ENOMEM, "no memory") : 0;
 }
 
-static int write_all(struct taking *taking, struct err *err)
+static int write_machine(struct taking *taking, struct err *err)
 {
     struct control_message reply, request = {.type = CONTROL_SAVE, .changes = taking->base != NULL};
     if (getrandom(request.id, sizeof request.id, 0) != sizeof request.id)
@@ -152,30 +150,65 @@ static int write_all(struct taking *taking, struct err *err)
     int r = taking->base ? link_base(taking, request.parent, err) : 0;
     if (r < 0)
         return r;
-    r = endpoint_ask(taking->guest, &request, taking->files, CONTROL_FDS_MAX, &reply, err);
-    if (r < 0)
-        return err_prefix(err, r, "guest '%s'", taking->name);
     memcpy(taking->about.id, request.id, sizeof request.id);
-    return folder_finish(taking->path, taking->folder, taking->files, &taking->about, err);
+    return endpoint_ask(taking->guest, &request, taking->files, CONTROL_FDS_MAX, &reply, err);
 }
 
-/* With --stop it stands from before until its end, or goes on if it cannot be saved. */
+/* There is no way back behind it: an answer is waited for, whatever comes. */
+static int release(struct taking *taking, struct keep *keep, struct err *err)
+{
+    const struct control_message request = {.type = CONTROL_RELEASE};
+    struct control_message reply = {0};
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    int r = endpoint_ask(taking->guest, &request, NULL, 0, &reply, err);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    if (reply.type == CONTROL_FAILED) /* the guest was reset, and went on as it was */
+        keep_undo(keep);
+    return r;
+}
+
+static int write_held(struct taking *taking, struct keep *keep, struct err *err)
+{
+    const struct control_message quit = {.type = CONTROL_QUIT};
+    struct control_message reply;
+    int r = keep_disks(keep, err);
+    if (r < 0)
+        return r;
+    r = write_machine(taking, err);
+    if (r < 0) {
+        keep_undo(keep);
+        return r;
+    }
+    if (!taking->stop)
+        r = release(taking, keep, err);
+    if (r >= 0)
+        r = keep_done(keep, err);
+    if (r >= 0)
+        r = folder_finish(taking->path, taking->folder, taking->files, &taking->about, err);
+    if (r >= 0 && taking->stop)
+        endpoint_ask(taking->guest, &quit, NULL, 0, &reply, NULL);
+    return r;
+}
+
+/* It stands until we have let it go, or are gone. */
 static int save(struct taking *taking, struct err *err)
 {
-    const struct control_message pause = {.type = CONTROL_PAUSE}, quit = {.type = CONTROL_QUIT},
-                                 resume = {.type = CONTROL_RESUME};
-    struct control_message paused, reply;
-    if (!taking->stop)
-        return write_all(taking, err);
-    int r = endpoint_ask(taking->guest, &pause, NULL, 0, &paused, err);
-    if (r < 0)
-        return err_prefix(err, r, "guest '%s'", taking->name);
-    r = write_all(taking, err);
-    if (r >= 0)
-        endpoint_ask(taking->guest, &quit, NULL, 0, &reply, NULL);
-    else if (!paused.was_paused)
-        endpoint_ask(taking->guest, &resume, NULL, 0, &reply, NULL);
-    return r;
+    const struct control_message hold = {.type = CONTROL_HOLD};
+    struct control_message reply;
+    struct keep keep = {.path = taking->path,
+                        .folder = taking->folder,
+                        .guest = taking->guest,
+                        .stop = taking->stop,
+                        .interrupted = &interrupted,
+                        .about = &taking->about};
+    int r = endpoint_ask(taking->guest, &hold, NULL, 0, &reply, err);
+    if (r >= 0) {
+        r = write_held(taking, &keep, err);
+        keep_free(&keep);
+    }
+    return r < 0 ? err_prefix(err, r, "guest '%s'", taking->name) : 0;
 }
 
 static int read_guest(struct taking *taking, struct err *err)
@@ -189,8 +222,6 @@ static int take(struct taking *taking, struct err *err)
 {
     taking->guest = endpoint_connect(taking->name, err);
     int r = taking->guest < 0 ? taking->guest : read_guest(taking, err);
-    if (r >= 0)
-        r = check_disks(taking, err);
     if (r >= 0)
         r = folder_make(taking->path, &taking->folder, taking->files, err);
     if (r < 0)
@@ -213,12 +244,15 @@ static int snapshot(const struct arguments *arguments)
     taking.path = arguments->words[1];
     taking.base = arguments_value(arguments, "base");
     taking.stop = arguments_flag(arguments, "stop");
+    watch_signals();
     int r = take(&taking, &err);
     snapshot_about_free(&taking.about);
     own_close(&taking.guest);
     own_close(&taking.folder);
     for (unsigned i = 0; i < CONTROL_FDS_MAX; i++)
         own_close(&taking.files[i]);
+    if (r == -EINTR && interrupted)
+        return 128 + interrupted;
     return r < 0 ? fail(&err) : 0;
 }
 
@@ -226,7 +260,9 @@ static const struct option_row snapshot_options[] = {
     {"base", 'b', "FOLDER",
      "write only what has changed since that snapshot, which must be the\n"
      "                               last one of this guest, or the one it came from"},
-    {"stop", 's', NULL, "end the guest with it"},
+    {"stop", 's', NULL,
+     "end the guest with it; its disks are named only, and whoever writes to them\n"
+     "                               later spoils the snapshot"},
     {0},
 };
 
@@ -236,7 +272,9 @@ const struct verb verb_snapshot = {
     .usage = "GUEST FOLDER",
     .details =
         "The guest stands while it is written, and goes on. lodge restore brings it back as\n"
-        "often as you like. Disks are named, not copied.",
+        "often as you like. Its disks are kept as they are now, and it goes on in the files that\n"
+        "it was started with: they are cloned where the file system can, a qcow2 becomes an\n"
+        "overlay of what it was, anything else is copied. See docs/snapshot.md.",
     .example = "lodge snapshot web web.snapshot",
     .options = snapshot_options,
     .words_max = 2,

@@ -119,6 +119,7 @@ struct guest_disk {
     unsigned image_count;
     bool unlocked; /* by `lodge run`: key_fd has what opens it */
     int key_fd;
+    bool temporary; /* it goes with this run; no part of a definition */
 };
 
 /* A virtio socket device. `lodge run` listens at `path` for clients that want to connect to the
