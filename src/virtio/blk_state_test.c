@@ -9,6 +9,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -362,6 +364,123 @@ static void another_disk_is_refused(void **state)
     done(one);
 }
 
+/* ---- another disk in place of one, under load ---- */
+
+enum { EXCHANGES = 12, STEP = SIZE / 512 };
+
+struct exchange {
+    char path[96];          /* of what was frozen */
+    uint8_t expected[MANY]; /* what its piece of the disk holds; 0: as it was in the beginning */
+};
+
+static void check_disk(struct disk *disk, const uint8_t expected[MANY])
+{
+    static uint8_t bytes[SIZE];
+    for (unsigned n = 0; n < MANY; n++) {
+        assert_int_equal(disk_read(disk, n * (uint64_t)SIZE, bytes, SIZE), 0);
+        for (unsigned i = 0; i < STEP; i++)
+            assert_true(all(bytes + i * 512, 512,
+                            expected[n] ? expected[n] : pattern(n * (uint64_t)STEP + i)));
+    }
+}
+
+static void write_many(struct fixture *f, unsigned round)
+{
+    for (unsigned n = 0; n < MANY; n++) {
+        memset(guest(f, DATA + n * (uint64_t)SIZE, SIZE), (int)(round * MANY + n) % 251 + 1, SIZE);
+        offer(f, n, n % 7 == 6 ? FLUSH : OUT, n * (uint64_t)STEP);
+    }
+    driver_kick(&f->side.driver, 0);
+    driver_kick(&f->side.driver, 1);
+    for (unsigned i = 0; i < round % 5; i++)
+        sched_yield();
+}
+
+static void note_answered(struct fixture *f, unsigned round, uint8_t expected[MANY])
+{
+    for (unsigned n = 0; n < MANY; n++)
+        if (n % 7 != 6 && status(f, n) == 0)
+            expected[n] = (uint8_t)((round * MANY + n) % 251 + 1);
+}
+
+static struct disk *put_on_top(struct fixture *f, const char *below, unsigned round, char *path)
+{
+    struct disk_create create = {.format = DISK_FORMAT_QCOW2,
+                                 .backing = below,
+                                 .backing_format = round ? DISK_FORMAT_QCOW2 : DISK_FORMAT_RAW,
+                                 .size = DISK_BYTES};
+    const struct disk_options options = {0};
+    struct disk *top;
+    sprintf(path, "%s.%u", f->path, round);
+    assert_int_equal(disk_create(path, &create, NULL), 0);
+    assert_int_equal(disk_stack(path, &options, f->disk, &top, NULL), 0);
+    virtio_blk_exchange(f->blk, top);
+    return top;
+}
+
+/* What was answered before is in the old file and stays so; what waited goes into the new one.
+ * Every third time it is taken back: then it goes into the old one as well. */
+static void a_disk_is_exchanged_under_load(void **state)
+{
+    static struct exchange rows[EXCHANGES];
+    struct fixture *f = make(DISK_BYTES, true, false, 0);
+    uint8_t expected[MANY] = {0};
+    unsigned waited = 0, count = 0;
+    char below[96];
+    strcpy(below, f->path);
+    bring_up(f, USUAL);
+    for (unsigned round = 0; round < EXCHANGES; round++) {
+        char path[96];
+        write_many(f, round);
+        virtio_hold(f->side.device);
+        assert_int_equal(virtio_blk_flush(f->blk), 0);
+        unsigned finished = taken(f);
+        waited += MANY - finished;
+        note_answered(f, round, expected);
+        struct disk *top = put_on_top(f, below, count, path);
+        if (round % 3 == 2) {
+            virtio_blk_exchange(f->blk, disk_below(top));
+            assert_ptr_equal(disk_unstack(top), f->disk);
+            unlink(path);
+        } else {
+            disk_stack_for_good(top);
+            f->disk = top;
+            strcpy(rows[count].path, below);
+            memcpy(rows[count++].expected, expected, sizeof expected);
+            strcpy(below, path);
+        }
+        virtio_release(f->side.device);
+        for (int tries = PATIENCE_MS * 5; finished < MANY && tries > 0; tries--) {
+            finished += taken(f);
+            nap();
+        }
+        assert_int_equal(finished, MANY);
+        note_answered(f, round, expected);
+    }
+    assert_true(waited > 0);
+    check_disk(f->disk, expected);
+    for (unsigned i = 0; i < count; i++) {
+        const struct disk_options options = {
+            .format = i ? DISK_FORMAT_QCOW2 : DISK_FORMAT_RAW, .read_only = true, .unlocked = true};
+        struct disk *old;
+        assert_int_equal(disk_open(rows[i].path, &options, &old, NULL), 0);
+        check_disk(old, rows[i].expected);
+        disk_close(old);
+    }
+    char name[96];
+    strcpy(name, f->path);
+    done(f);
+    for (unsigned i = 0; i < count; i++) {
+        char path[128];
+        struct disk_checker checker = {0};
+        struct disk_check found;
+        snprintf(path, sizeof path, "%s.%u", name, i);
+        assert_int_equal(disk_check(path, DISK_FORMAT_QCOW2, &checker, &found, NULL), 0);
+        assert_int_equal(found.errors + found.leaks, 0);
+        unlink(path);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -372,6 +491,7 @@ int main(void)
         cmocka_unit_test(holding_twice_and_an_idle_device),
         cmocka_unit_test(the_drivers_cache_mode_is_kept),
         cmocka_unit_test(another_disk_is_refused),
+        cmocka_unit_test(a_disk_is_exchanged_under_load),
     };
     return cmocka_run_group_tests_name("blk state", tests, NULL, NULL);
 }
