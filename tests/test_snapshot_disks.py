@@ -23,7 +23,7 @@ done
 """
 # What the disks hold by themselves, and what the guest remembers.
 LOOK = """
-kill -STOP $(cat /tmp/pid); echo 3 >/proc/sys/vm/drop_caches
+kill -STOP $(cat /tmp/pid) 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches
 for disk in DISKS; do head -c 64 /dev/$disk; echo; done; cat /tmp/count
 """
 
@@ -63,6 +63,21 @@ def check_look(text, disks):
         assert newest(word) in (count, count + 1), text
     assert len(words) == disks + 1
     return count
+
+
+def vmm_of(guest):
+    children = subprocess.run(["pgrep", "-P", str(guest.pid), "lodge-vmm"], capture_output=True,
+                              check=True).stdout
+    return int(children.split()[0])
+
+
+def end(guest):
+    """The VMM goes with it, and its locks with that."""
+    vmm = vmm_of(guest)
+    guest.kill()
+    guest.wait()
+    while os.path.exists(f"/proc/{vmm}"):
+        time.sleep(0.01)
 
 
 def img(*words):
@@ -113,8 +128,7 @@ def test_a_guest_that_writes_goes_on(tools, disks, tmp_path):  # noqa: F811
                               ("monday", "tuesday", "monday")))
     counts = [check_look(text, 3) for text in texts]
     assert counts[0] == counts[2] < counts[1]
-    guest.kill()
-    guest.wait()
+    end(guest)
     with open(tmp_path / "raw.img", "rb") as file:
         assert newest(file.read(64).decode()) > counts[1]
     img("convert", "-O", "raw", tmp_path / "web.qcow2", tmp_path / "flat")
@@ -152,7 +166,8 @@ def test_a_restored_guest_is_saved_with_its_disks(tools, tmp_path):  # noqa: F81
         before = name
     assert backing(tmp_path / "all" / "three" / "disk0.qcow2") == "../two/disk0.qcow2"
     (tmp_path / "all").rename(tmp_path / "moved")
-    look = script(LOOK, "vda") + "; for s in 3 5; do dd if=/dev/vda bs=512 skip=$s count=1 2>/dev/null | tr -d '\\0'; done"
+    look = script(LOOK, "vda") + ("for s in 3 5; do dd if=/dev/vda bs=512 skip=$s count=1 "
+                                  "2>/dev/null | tr -d '\\0'; done")
     words = rows(tools.restored("moved/three", look))
     assert words[-2:] == ["two", "three"] and newest(words[0]) >= 3
     words = rows(tools.restored("moved/two", look))
@@ -195,9 +210,8 @@ def test_an_images_run_is_saved_with_its_disk(tools, image, tmp_path):  # noqa: 
         tools.run("snapshot", "tiny", "one")
         go_on(guest)
         tools.run("snapshot", "tiny", "two")
-        guest.kill()
-        guest.wait()
-        look = script(LOOK, "vda") + "; grep -c hello /dev/vdb"
+        end(guest)
+        look = script(LOOK, "vda") + "grep -c hello /dev/vdb"
         counts = []
         for name in ("one", "two", "one"):
             text, found = tools.restored(name, look).rstrip().rsplit("\n", 1)
@@ -209,12 +223,6 @@ def test_an_images_run_is_saved_with_its_disk(tools, image, tmp_path):  # noqa: 
     assert counts[0] == counts[2] < counts[1]
     assert own_disks(tmp_path / "one") == ["disk0.qcow2", "disk1.img"]
     assert backing(tmp_path / "one" / "disk0.qcow2") == str(image / "disk.qcow2")
-
-
-def vmm_of(guest):
-    children = subprocess.run(["pgrep", "-P", str(guest.pid), "lodge-vmm"], capture_output=True,
-                              check=True).stdout
-    return int(children.split()[0])
 
 
 def test_an_interrupted_snapshot_leaves_nothing(tools, disks, tmp_path):  # noqa: F811
@@ -270,8 +278,8 @@ def killed(tools, tmp_path, noise, rounds, whom):  # noqa: F811
             guest.wait(TIMEOUT)
             break
         said = go_on(guest)
-    guest.kill()
-    guest.wait()
+    else:
+        end(guest)
     check_after_kill(tools, tmp_path, said)
 
 
