@@ -514,7 +514,9 @@ static bool serve_now(struct blk_queue *queue)
             answer(queue, request, 0);
     }
     virtio_notify(device, queue->index);
-    return wake || queue_pending(&device->queues[queue->index]);
+    /* The thread may have gone to sleep while the device was held, deaf to the driver. */
+    return wake || queue_pending(&device->queues[queue->index]) ||
+           device->queues[queue->index].notifications_off;
 }
 
 void blk_queue_notified(struct blk_queue *queue)

@@ -320,6 +320,33 @@ static void holding_twice_and_an_idle_device(void **state)
     done(f);
 }
 
+/* A device that was held in the middle of its work and has nothing left to do hears the driver. */
+static void a_held_device_is_not_deaf_afterwards(void **state)
+{
+    struct fixture *f = make(DISK_BYTES, true, false, 0);
+    bring_up(f, USUAL);
+    for (unsigned round = 0; round < 200; round++) {
+        start_many(f, 2 * round + 1);
+        for (unsigned i = 0; i < round % 16; i++)
+            sched_yield();
+        virtio_hold(f->side.device);
+        nap(); /* its threads sleep */
+        virtio_release(f->side.device);
+        for (unsigned finished = 0, tries = PATIENCE_MS * 5; finished < MANY; tries--) {
+            assert_true(tries > 0);
+            finished += taken(f);
+            nap();
+        }
+        for (unsigned queue = 0; queue < QUEUES; queue++)
+            for (int tries = PATIENCE_MS; f->side.device->queues[queue].notifications_off;
+                 tries--) {
+                assert_true(tries > 0);
+                nap();
+            }
+    }
+    done(f);
+}
+
 static void the_drivers_cache_mode_is_kept(void **state)
 {
     for (unsigned mode = 0; mode < 3; mode++) {
@@ -489,6 +516,7 @@ int main(void)
         cmocka_unit_test(what_a_limit_holds_back_waits),
         cmocka_unit_test(a_held_device_leaves_memory_alone),
         cmocka_unit_test(holding_twice_and_an_idle_device),
+        cmocka_unit_test(a_held_device_is_not_deaf_afterwards),
         cmocka_unit_test(the_drivers_cache_mode_is_kept),
         cmocka_unit_test(another_disk_is_refused),
         cmocka_unit_test(a_disk_is_exchanged_under_load),
