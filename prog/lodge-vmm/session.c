@@ -262,21 +262,7 @@ static void request_handle(struct session *session, const struct control_message
 static void reply_with(int fd, const struct control_message *message, int descriptor)
 {
     uint8_t bytes[CONTROL_MESSAGE_MAX];
-    union {
-        char space[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control = {0};
-    struct iovec iov = {bytes, control_encode(message, bytes)};
-    struct msghdr header = {.msg_iov = &iov,
-                            .msg_iovlen = 1,
-                            .msg_control = control.space,
-                            .msg_controllen = sizeof control.space};
-    struct cmsghdr *part = CMSG_FIRSTHDR(&header);
-    part->cmsg_level = SOL_SOCKET;
-    part->cmsg_type = SCM_RIGHTS;
-    part->cmsg_len = CMSG_LEN(sizeof descriptor);
-    memcpy(CMSG_DATA(part), &descriptor, sizeof descriptor);
-    (void)sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    packet_send(fd, bytes, control_encode(message, bytes), &descriptor, 1, MSG_DONTWAIT);
 }
 
 static void release(struct session *session, bool for_good)
