@@ -16,7 +16,7 @@ from test_vmm import kernel
 
 STATS, DONE, FAILED = 9, 10, 11
 POWER_BUTTON, RESET_NOW, PAUSE, RESUME, QUIT, CONSOLE_SIZE, STATS_ASK, SAVE = range(64, 72)
-LINK = 75
+LINK, HOLD, RELEASE, DISK, STACK = range(75, 80)
 CLIENTS_MAX = 16
 TIMEOUT = 30
 # Says '.' again and again: mov dx, 0x3f8; mov al, '.'; out dx, al; jmp back.
@@ -54,6 +54,8 @@ class Vmm:
         fds = [theirs.fileno(), listener.fileno(), serial_out, image, source]
         for layer in definition.get("restore", {}).get("layers", []):
             fds += layer.values()
+        for disk in definition.get("disks", []):
+            fds += [image["fd"] for image in disk["images"]]
         self.process = subprocess.Popen([program, "--definition-fd", str(source)], pass_fds=fds,
                                         stderr=subprocess.PIPE)
         for fd in (serial_out, image, source):
@@ -383,6 +385,99 @@ def test_whoever_leaves_during_a_save_disturbs_nobody(vmm):
         assert os.fstat(files[0]).st_size > 1000
         close_all(files)
     assert vmm.talks()
+
+
+@pytest.fixture
+def with_disk(bin_folder, tmp_path):
+    """A machine with a qcow2, and another image that stands on that."""
+    old, new = tmp_path / "old.qcow2", tmp_path / "new.qcow2"
+    for words in ([old, "8M"], ["-b", old, "-F", "qcow2", new]):
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *map(str, words)], check=True)
+    fd = os.open(old, os.O_RDWR)
+    disk = {"path": str(old), "format": "qcow2", "images": [{"name": str(old), "fd": fd}]}
+    with Vmm(f"{bin_folder}/lodge-vmm", tmp_path, disks=[disk]) as machine:
+        os.close(fd)
+        assert machine.talks()
+        machine.old, machine.new = str(old), str(new)
+        yield machine
+
+
+def disk_message(kind, index=0, name=""):
+    return message(kind, struct.pack("<I", index) + name.encode())
+
+
+def stack(machine, client, path=None):
+    fd = os.open(path or machine.new, os.O_RDWR)
+    try:
+        return ask(client, disk_message(STACK, name=machine.new), [fd])
+    finally:
+        os.close(fd)
+
+
+def has_open(machine, path):
+    folder = f"/proc/{machine.process.pid}/fd"
+    return path in (os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder))
+
+
+def test_one_client_holds_the_machine(with_disk):
+    machine = with_disk
+    holder, other = machine.client(), machine.client()
+    for packet in (disk_message(DISK), disk_message(STACK), message(RELEASE)):
+        assert ask(holder, packet) == (FAILED, b"the guest is not held any more")
+    before = machine.descriptors()
+    assert ask(holder, message(HOLD))[0] == DONE
+    assert machine.is_silent()
+    files = memory_files()
+    for packet in (message(HOLD), save_message()):
+        assert ask(other, packet, files) == (FAILED, b"it is being saved already")
+    for packet in (disk_message(DISK), disk_message(STACK), message(RELEASE)):
+        assert ask(other, packet)[0] == FAILED
+    assert ask(other, message(RESUME))[0] == DONE  # once it is let go
+    assert ask(holder, save_message(), files)[0] == DONE
+    close_all(files)
+    assert machine.is_silent()
+    # The disk's file, and no other.
+    holder.send(disk_message(DISK))
+    _, fds, _, _ = socket.recv_fds(holder, 16384, 4)
+    assert len(fds) == 1 and os.fstat(fds[0]).st_ino == os.stat(machine.old).st_ino
+    close_all(fds)
+    assert ask(holder, disk_message(DISK, 1)) == (FAILED, b"it has no disk 1")
+    assert ask(holder, disk_message(DISK, 0xffffffff))[0] == FAILED
+    # A new image that fits; others are closed.
+    assert ask(holder, disk_message(STACK)) == (FAILED, b"no image came with the request")
+    for path in (machine.old, "/dev/null", "/dev/zero"):
+        assert stack(machine, holder, path)[0] == FAILED
+    assert machine.descriptors() == before
+    assert stack(machine, holder)[0] == DONE
+    assert stack(machine, holder) == (FAILED, b"disk 0 has a new image already")
+    assert has_open(machine, machine.new) and machine.is_silent()
+    # It leaves without a word: all is as it was.
+    holder.close()
+    assert machine.talks() and not has_open(machine, machine.new)
+
+
+def test_what_was_released_stays(with_disk):
+    machine = with_disk
+    holder = machine.client()
+    assert ask(holder, message(PAUSE))[0] == DONE
+    assert ask(holder, message(HOLD))[0] == DONE
+    assert stack(machine, holder)[0] == DONE
+    assert ask(holder, message(RELEASE))[0] == DONE
+    assert machine.is_silent()  # as it was
+    assert has_open(machine, machine.new) and has_open(machine, machine.old)
+    assert ask(holder, message(RESUME))[0] == DONE
+    assert machine.talks()
+    # A reset takes the machine from whoever holds it.
+    assert ask(holder, message(HOLD))[0] == DONE
+    assert ask(machine.client(), message(RESET_NOW))[0] == DONE
+    assert machine.talks()
+    assert ask(holder, message(RELEASE)) == (FAILED, b"the guest is not held any more")
+    holder.close()
+    assert machine.talks()
+    assert ask(machine.client(), message(QUIT))[0] == DONE
+    assert machine.process.wait(TIMEOUT) == 0
+    assert not machine.process.stderr.read()
+    subprocess.run(["qemu-img", "check", "-q", machine.new], check=True)
 
 
 def test_the_owner_is_still_the_owner(vmm):

@@ -216,7 +216,12 @@ static int info_json(const char *path, const struct disk_info *info)
     }
     if (*info->encryption)
         json_object_set_new(object, "encryption", json_string(info->encryption));
-    int r = object ? json_dumpf(object, stdout, JSON_INDENT(2)) : -1;
+    if (!object) {
+        fprintf(stderr, "lodge: disk '%s': JSON takes only names in UTF-8; --format table does\n",
+                path);
+        return STATUS_FAILED;
+    }
+    int r = json_dumpf(object, stdout, JSON_INDENT(2));
     json_decref(object);
     putchar('\n');
     return r < 0 ? STATUS_FAILED : 0;
