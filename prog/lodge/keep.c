@@ -16,17 +16,6 @@ enum { NUMBERS_MAX = 1000 };
 
 /* ---- names ---- */
 
-static int name_disk(struct guest_disk *disk, char *path, enum guest_disk_format format,
-                     struct err *err)
-{
-    if (!path)
-        return err_set(err, -ENOMEM, "no memory");
-    free(disk->path);
-    disk->path = path;
-    disk->format = format;
-    return 0;
-}
-
 /* "/disks/web.qcow2" is "/disks/web.7.qcow2". */
 static int numbered(const char *path, unsigned number, char **ret_path, struct err *err)
 {
@@ -78,76 +67,14 @@ static bool is_qcow2(const struct guest_disk *disk, int fd)
            !memcmp(magic, "QFI\xfb", 4);
 }
 
-/* What a copy stands on, found from its new place. A name that goes with a run is lodge's own; what
- * the VMM may have put there instead is not believed. */
-static int fix_backing(const struct keep *keep, unsigned index, const char *copy,
-                       const struct disk_key *key, struct err *err)
-{
-    const struct guest_disk *disk = &keep->conf.disks[index];
-    const char *expected = keep->about->temporary[index].backing;
-    const struct disk_options options = {
-        .read_only = true, .alone = true, .unlocked = true, .key = key};
-    struct disk *opened;
-    struct disk_info info = {0};
-    int r = disk_open(copy, &options, &opened, err);
-    if (r < 0)
-        return r;
-    r = disk_info(opened, &info);
-    disk_close(opened);
-    if (r < 0)
-        return err_errno(err, -r, "disk '%s'", copy);
-    _cleanup_free_ char *old = take_ptr(info.backing), *whole = NULL, *joined = NULL, *name = NULL;
-    disk_info_free(&info);
-    if (keep->about->temporary[index].is && (!old || !expected || strcmp(old, expected) != 0))
-        return old || expected
-                   ? err_set(err, -EBADMSG, "disk '%s' does not stand on what it did", copy)
-                   : 0;
-    if (!old)
-        return 0;
-    const char *slash = strrchr(disk->path, '/');
-    if (*old != '/' && slash &&
-        asprintf(&joined, "%.*s/%s", (int)(slash - disk->path), disk->path, old) < 0)
-        joined = NULL;
-    whole = realpath(joined ? joined : old, NULL);
-    if (!whole)
-        return err_errno(err, errno, "'%s', which disk '%s' stands on", old, disk->path);
-    /* A restore copies a container to another folder. */
-    if (key)
-        name = take_ptr(whole);
-    else if ((r = name_from(keep->path, whole, &name, err)) < 0)
-        return r;
-    return strcmp(name, old) ? disk_rename_backing(copy, key, name, err) : 0;
-}
-
-static int fix_encrypted(const struct keep *keep, unsigned index, const char *copy, struct err *err)
-{
-    const struct guest_disk *disk = &keep->conf.disks[index];
-    struct disk_key *key;
-    if (disk->format == GUEST_DISK_RAW)
-        return 0;
-    int r = disk_key_read(disk->key_file, &key, err);
-    if (r < 0)
-        return r;
-    struct disk *opened;
-    const struct disk_options options = {
-        .read_only = true, .alone = true, .unlocked = true, .key = key};
-    r = disk_open(copy, &options, &opened, err);
-    bool qcow2 = r >= 0 && !strcmp(disk_format_name(opened), "qcow2");
-    if (r >= 0)
-        disk_close(opened);
-    if (qcow2)
-        r = fix_backing(keep, index, copy, key, err);
-    disk_key_free(key);
-    return r;
-}
-
 /* 1; 0: the host cannot, with `only_clone`. */
 static int take_in(struct keep *keep, unsigned index, int fd, bool only_clone, struct err *err)
 {
     struct guest_disk *disk = &keep->conf.disks[index];
+    struct kept *kept = &keep->disks[index];
     bool qcow2 = !disk->key_file && is_qcow2(disk, fd);
     const char *kind = disk->key_file ? "luks" : qcow2 ? "qcow2" : "img";
-    _cleanup_free_ char *name = NULL, *path = NULL;
+    _cleanup_free_ char *name = NULL;
     _cleanup_fd_ int to = folder_make_disk(keep->folder, index, kind, &name, err);
     if (to < 0)
         return to;
@@ -158,22 +85,91 @@ static int take_in(struct keep *keep, unsigned index, int fd, bool only_clone, s
     int r = only_clone ? 0 : duplicate(fd, to, "copying a disk", keep->interrupted, err);
     if (r < 0)
         return err_prefix(err, r, "disk '%s'", disk->path);
-    if (asprintf(&path, "%s/%s", keep->path, name) < 0) {
-        path = NULL;
+    if (asprintf(&kept->copy_path, "%s/%s", keep->path, name) < 0) {
+        kept->copy_path = NULL;
         return err_set(err, -ENOMEM, "no memory");
     }
-    if (disk->key_file)
-        r = fix_encrypted(keep, index, path, err);
-    else if (qcow2)
-        r = fix_backing(keep, index, path, NULL, err);
+    kept->copy = take_fd(&to);
+    kept->copied = take_ptr(disk->path);
+    disk->path = take_ptr(name);
+    if (!disk->key_file)
+        disk->format = qcow2 ? GUEST_DISK_QCOW2 : GUEST_DISK_RAW;
+    return 1;
+}
+
+/* ---- what copies stand on, once the guest has gone on ---- */
+
+static int read_copy(const char *path, const struct disk_key *key, bool *ret_qcow2,
+                     char **ret_backing, struct err *err)
+{
+    const struct disk_options options = {
+        .read_only = true, .alone = true, .unlocked = true, .key = key};
+    struct disk *disk;
+    struct disk_info info = {0};
+    int r = disk_open(path, &options, &disk, err);
     if (r < 0)
         return r;
-    keep->disks[index].copy = take_fd(&to);
-    enum guest_disk_format format = disk->key_file ? disk->format
-                                    : qcow2        ? GUEST_DISK_QCOW2
-                                                   : GUEST_DISK_RAW;
-    r = name_disk(disk, take_ptr(name), format, err);
-    return r < 0 ? r : 1;
+    r = disk_info(disk, &info);
+    *ret_qcow2 = !strcmp(disk_format_name(disk), "qcow2");
+    *ret_backing = take_ptr(info.backing);
+    disk_info_free(&info);
+    disk_close(disk);
+    return r < 0 ? err_errno(err, -r, "disk '%s'", path) : 0;
+}
+
+/* The file, as seen from the disk that was copied. */
+static int find_backing(const char *copied, const char *backing, char **ret_path, struct err *err)
+{
+    _cleanup_free_ char *joined = NULL;
+    const char *slash = strrchr(copied, '/');
+    if (*backing != '/' && slash &&
+        asprintf(&joined, "%.*s/%s", (int)(slash - copied), copied, backing) < 0) {
+        joined = NULL;
+        return err_set(err, -ENOMEM, "no memory");
+    }
+    *ret_path = realpath(joined ? joined : backing, NULL);
+    return *ret_path ? 0
+                     : err_errno(err, errno, "'%s', which disk '%s' stands on", backing, copied);
+}
+
+/* A copy names what it stands on as seen from its new place. What lodge made to go with a run
+ * stands on what lodge said, whatever the VMM may have written there. */
+static int fix_backing(const struct keep *keep, unsigned index, const struct disk_key *key,
+                       struct err *err)
+{
+    const struct kept *kept = &keep->disks[index];
+    const char *expected = keep->about->temporary[index].backing;
+    _cleanup_free_ char *old = NULL, *whole = NULL, *name = NULL;
+    bool qcow2;
+    int r = read_copy(kept->copy_path, key, &qcow2, &old, err);
+    if (r < 0 || !qcow2)
+        return r;
+    if (keep->about->temporary[index].is &&
+        (!old != !expected || (old && strcmp(old, expected) != 0)))
+        return err_set(err, -EBADMSG, "disk '%s' does not stand on what it did", kept->copied);
+    if (!old)
+        return 0;
+    r = find_backing(kept->copied, old, &whole, err);
+    /* A restore copies a container to another folder. */
+    if (r >= 0 && !key)
+        r = name_from(keep->path, whole, &name, err);
+    if (r < 0)
+        return r;
+    const char *better = key ? whole : name;
+    return strcmp(better, old) ? disk_rename_backing(kept->copy_path, key, better, err) : 0;
+}
+
+static int fix_copy(const struct keep *keep, unsigned index, struct err *err)
+{
+    const struct guest_disk *disk = &keep->conf.disks[index];
+    struct disk_key *key = NULL;
+    if (disk->format == GUEST_DISK_RAW)
+        return 0;
+    int r = disk->key_file ? disk_key_read(disk->key_file, &key, err) : 0;
+    if (r >= 0)
+        r = fix_backing(keep, index, key, err);
+    disk_key_free(key);
+    return r;
 }
 
 /* ---- overlay ---- */
@@ -307,19 +303,36 @@ static int put_overlay(struct keep *keep, unsigned index, int *fd, struct err *e
         return err_set(err, -ENOMEM, "no memory");
     }
     r = stack(keep, index, new, err);
-    if (r >= 0)
-        r = name_disk(disk, take_ptr(path), GUEST_DISK_QCOW2, err);
-    return r < 0 ? err_prefix(err, r, "disk '%s'", kept->live_path) : 1;
+    if (r < 0)
+        return err_prefix(err, r, "disk '%s'", kept->live_path);
+    free(disk->path);
+    disk->path = take_ptr(path);
+    disk->format = GUEST_DISK_QCOW2;
+    return 1;
 }
 
 /* ---- all of them ---- */
+
+/* One that is not kept: by its name. */
+static int name_disk(const struct keep *keep, struct guest_disk *disk, struct err *err)
+{
+    char *name;
+    if (*disk->path != '/') /* a URL */
+        return 0;
+    int r = name_from(keep->path, disk->path, &name, err);
+    if (r < 0)
+        return r;
+    free(disk->path);
+    disk->path = name;
+    return 0;
+}
 
 static int keep_disk(struct keep *keep, unsigned index, struct err *err)
 {
     const struct control_message request = {.type = CONTROL_DISK, .port = index};
     bool temporary = keep->about->temporary[index].is;
     if (!temporary && (keep->conf.disks[index].read_only || keep->stop))
-        return 0;
+        return name_disk(keep, &keep->conf.disks[index], err);
     _cleanup_fd_ int fd = endpoint_ask_fd(keep->guest, &request, err);
     if (fd < 0)
         return fd;
@@ -371,8 +384,10 @@ int keep_done(struct keep *keep, struct err *err)
     int r = 0;
     for (unsigned i = 0; i < GUEST_DISKS_MAX; i++) {
         struct kept *kept = &keep->disks[i];
-        if (kept->copy >= 0 && fsync(kept->copy) < 0)
-            r = err_errno(err, errno, "a disk of snapshot '%s'", keep->path);
+        if (r >= 0 && kept->copy >= 0)
+            r = fix_copy(keep, i, err);
+        if (r >= 0 && kept->copy >= 0 && fsync(kept->copy) < 0)
+            r = err_errno(err, errno, "disk '%s'", kept->copy_path);
         if (kept->old < 0)
             continue;
         disk_lock_share(kept->old);
@@ -386,6 +401,8 @@ void keep_free(struct keep *keep)
 {
     for (unsigned i = 0; i < GUEST_DISKS_MAX; i++) {
         own_close(&keep->disks[i].copy);
+        free(keep->disks[i].copy_path);
+        free(keep->disks[i].copied);
         own_close(&keep->disks[i].old);
         free(keep->disks[i].old_path);
         free(keep->disks[i].live_path);

@@ -41,7 +41,9 @@ struct keep {
 
     struct guest_conf conf;
     struct kept {
-        int copy;        /* what lies in the folder; or -1 */
+        int copy;        /* clone or copy: what lies in the folder; else -1 */
+        char *copy_path; /* its name, */
+        char *copied;    /* and that of the disk */
         int old;         /* overlay: what nobody writes to any more; else -1 */
         char *old_path;  /* its name from now on, */
         char *live_path; /* and that of what the guest goes on in */
