@@ -309,6 +309,15 @@ def test_tables_in_one_place_are_not_written(qemu, lodge, tmp_path):
     assert "tables lie where they cannot" in lodge("resize", "a.qcow2", "3G", status=1).stderr
 
 
+def test_a_name_that_json_cannot_hold(bin_folder, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.img"
+    with open(path, "wb") as file:
+        file.truncate(1 << 20)
+    result = subprocess.run([f"{bin_folder}/lodge", "disk", "info", "--format", "json", path],
+                            capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (1, b"") and b"names in UTF-8" in result.stderr
+
+
 def test_a_chain_without_end(qemu, lodge, tmp_path):
     qemu("img", "create", "-q", "-f", "qcow2", "a.qcow2", "1M")
     qemu("img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "a.qcow2", "b.qcow2")
