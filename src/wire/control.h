@@ -48,10 +48,11 @@
  *
  * HOLD and what follows it is for clients. The machine stands, its devices too, and its disks are
  * flushed, until that client says RELEASE or goes: meanwhile it may SAVE, and do to the disks'
- * files what it likes. Others are told FAILED. DISK            DONE comes with the descriptor of
- * that disk's first image STACK           comes with the descriptor of a new qcow2 that stands on
- * that disk: the guest is to go on in it. RELEASE makes it so; where the client goes without, it
- * never was
+ * files what it likes. Others are told FAILED.
+ *   DISK            DONE comes with the descriptor of that disk's first image
+ *   STACK           comes with the descriptor of a new qcow2 that stands on that disk: the guest is
+ *                   to go on in it. RELEASE makes it so; where the client goes without, it never
+ *                   was
  *
  * Clients. Where the VMM was given a listening socket (SEQPACKET, so that descriptors and messages
  * stay together), anybody whom its file lets in may connect and send requests, but for BALLOON_*.
@@ -140,9 +141,10 @@ struct control_message {
     uint64_t time_ns;              /* READY: CLOCK_MONOTONIC of the first instruction */
     uint64_t began_ns;             /* READY: of the process's main() */
     char engine[CONTROL_NAME_MAX]; /* READY: "kvm", "soft" */
-    uint32_t port; /* CONSOLE_OPENED, CONSOLE_SIZE; FULL, DISK, STACK: the disk, LINK: the network
-                         card, from 0 on */
-    bool open;     /* CONSOLE_OPENED; LINK: the cable is in */
+    /* CONSOLE_OPENED, CONSOLE_SIZE: the port; FULL, DISK, STACK: the disk, LINK: the network card,
+     * from 0 on. */
+    uint32_t port;
+    bool open;                   /* CONSOLE_OPENED; LINK: the cable is in */
     uint16_t cols, rows;         /* CONSOLE_SIZE */
     uint32_t code;               /* DEBUG_EXIT: the exit status; FULL: ENOSPC, EDQUOT or 0 */
     uint64_t instructions;       /* STATS: executed by all vCPUs, 0 where the engine cannot tell */
@@ -156,9 +158,9 @@ struct control_message {
     uint64_t pages;                  /* DONE, after SAVE */
     uint64_t bytes;                  /* BALLOON_TARGET */
     struct control_balloon balloon;
-    char
-        text[CONTROL_TEXT_MAX + 1]; /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED; STATS:
-                                       the disk that is full; STACK: the image's name in messages */
+    /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED; STATS: the disk that is full; STACK: the
+     * image's name in messages. */
+    char text[CONTROL_TEXT_MAX + 1];
 };
 
 /* Writes the whole message and returns its size. A text that is too long is cut. */
