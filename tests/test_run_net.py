@@ -1,5 +1,6 @@
 """Guests on networks: passt and tap, in a network namespace of each test's own. Nothing leaves it."""
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -214,15 +215,23 @@ def test_a_guest_cannot_speak_for_another(guest):
 def test_the_cable_can_be_pulled(guest, lodge, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     carrier = "until [ $(cat /sys/class/net/eth0/carrier) = {} ]; do sleep 0.1; done; echo {}; "
-    result = guest("tap", ["--net", "tap=t0", "--name", "cable"],
+    ask = tmp_path / "ask.py"
+    ask.write_text("import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+                   "s.send(b'{\"nics\": true}\\n'); print('nics', s.recv(4096).decode())\n")
+    result = guest("tap", ["--net", "tap=t0", "--name", "cable", "--control", f"{tmp_path}/control"],
                    STATIC + carrier.format(0, "down") + carrier.format(1, "up") +
                    "until ping -c 1 -W 1 10.99.0.1 | grep received; do sleep 0.1; done",
                    after="while kill -0 $guest 2>/dev/null; do sleep 1; "
-                   f"'{lodge}' link cable 0 down && sleep 1 && '{lodge}' link cable 0 up && "
+                   f"'{lodge}' link cable 0 down && '{sys.executable}' '{ask}' "
+                   f"'{tmp_path}/control' >&2; sleep 1; '{lodge}' link cable 0 up && "
                    f"sleep 2 && '{lodge}' link cable 1 up; done; wait $guest")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("down\nup\n") and "1 packets received" in result.stdout
     assert "it has no such network card" in result.stderr
+    nics = [json.loads(line)["nics"] for line in re.findall("^nics (.*)", result.stderr, re.M)]
+    assert nics and all(len(row) == 1 and not row[0]["up"] for row in nics)
+    assert set(nics[0][0]) == {"up", *(f"{way}_{what}" for way in ("in", "out")
+                                       for what in ("frames", "bytes", "dropped"))}
 
 
 def test_rates_are_kept(guest):

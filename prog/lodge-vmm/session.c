@@ -5,6 +5,7 @@
 #include "base/own.h"
 #include "base/packet.h"
 #include "chip/debug.h"
+#include "virtio/net.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -106,6 +107,22 @@ static void stats_send(struct session *session, int fd)
     if (session->statm_fd >= 0 && pread(session->statm_fd, text, sizeof text - 1, 0) > 0 &&
         sscanf(text, "%*u %llu", &pages) == 1)
         message.resident = pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    reply(session, fd, &message);
+}
+
+static void nics_send(struct session *session, int fd)
+{
+    struct virtio_net_stats stats;
+    struct control_message message = {.type = CONTROL_NICS};
+    _Static_assert((int)BOARD_NICS_MAX <= (int)CONTROL_NICS_MAX, "all of them are told");
+    while (board_nic_stats(session->board, message.nic_count, &stats) >= 0)
+        message.nics[message.nic_count++] = (struct control_nic){.up = stats.up,
+                                                                 .in_frames = stats.in_frames,
+                                                                 .in_bytes = stats.in_bytes,
+                                                                 .in_dropped = stats.in_dropped,
+                                                                 .out_frames = stats.out_frames,
+                                                                 .out_bytes = stats.out_bytes,
+                                                                 .out_dropped = stats.out_dropped};
     reply(session, fd, &message);
 }
 
@@ -244,6 +261,8 @@ static void request_handle(struct session *session, const struct control_message
         return;
     if (message->type == CONTROL_STATS_ASK)
         stats_send(session, session->control_fd);
+    else if (message->type == CONTROL_NICS_ASK)
+        nics_send(session, session->control_fd);
     else if (message->type == CONTROL_BALLOON_TARGET)
         balloon_target(session, message->bytes);
     else if (message->type == CONTROL_BALLOON_ASK)
@@ -330,6 +349,8 @@ static void client_handle(struct session *session, int fd, const struct control_
         save(session, fd, message, fds);
     else if (message->type == CONTROL_STATS_ASK)
         stats_send(session, fd);
+    else if (message->type == CONTROL_NICS_ASK)
+        nics_send(session, fd);
     else if (message->type == CONTROL_LINK)
         client_link(session, fd, message);
     else if (simple_request(session, message))

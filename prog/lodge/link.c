@@ -15,9 +15,7 @@ static int parse(const struct arguments *arguments, struct control_message *requ
                  struct err *err)
 {
     if (arguments->word_count != 3)
-        return err_set(err, -EINVAL,
-                       "link takes the name of a guest, a card's number, and up or "
-                       "down");
+        return err_set(err, -EINVAL, "link takes a guest's name, a card's number, and up or down");
     char *end;
     const char *number = arguments->words[1], *state = arguments->words[2];
     unsigned long nic = strtoul(number, &end, 10);
@@ -54,9 +52,8 @@ const struct verb verb_link = {
     .name = "link",
     .summary = "Pull or plug a guest's network cable",
     .usage = "GUEST NIC up|down",
-    .details = "The guest's network cards are counted from 0, in the order of --net. While a link "
-               "is down\n"
-               "the guest sees no carrier, and nothing passes.",
+    .details = "The guest's network cards are counted from 0, in the order of --net. While a link\n"
+               "is down the guest sees no carrier, and nothing passes.",
     .example = "lodge link web 0 down",
     .words_max = 3,
     .mistake_status = STATUS_MISTAKE,

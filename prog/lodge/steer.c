@@ -115,6 +115,21 @@ static json_t *write_stats(const struct control_message *event)
     return stats;
 }
 
+static json_t *write_nics(const struct control_message *event)
+{
+    json_t *nics = json_array();
+    for (unsigned i = 0; i < event->nic_count; i++) {
+        const struct control_nic *nic = &event->nics[i];
+        json_array_append_new(
+            nics, json_pack("{s:b, s:I, s:I, s:I, s:I, s:I, s:I}", "up", nic->up, "in_frames",
+                            (json_int_t)nic->in_frames, "in_bytes", (json_int_t)nic->in_bytes,
+                            "in_dropped", (json_int_t)nic->in_dropped, "out_frames",
+                            (json_int_t)nic->out_frames, "out_bytes", (json_int_t)nic->out_bytes,
+                            "out_dropped", (json_int_t)nic->out_dropped));
+    }
+    return nics;
+}
+
 static const struct row {
     const char *name;
     enum control_type request;
@@ -131,6 +146,7 @@ static const struct row {
     {"pause", CONTROL_PAUSE, read_true, 0, NULL},
     {"resume", CONTROL_RESUME, read_true, 0, NULL},
     {"new_generation", CONTROL_NEW_GENERATION, read_true, 0, NULL},
+    {"nics", CONTROL_NICS_ASK, read_true, CONTROL_NICS, write_nics},
     {"link", CONTROL_LINK, read_link, 0, NULL},
 };
 

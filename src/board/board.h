@@ -62,6 +62,7 @@ struct board_console {
 
 struct blk_ring;
 struct disk;
+struct virtio_net_stats;
 
 /* A virtio-blk device; disk and rings are borrowed and outlive the board. */
 struct board_disk {
@@ -269,6 +270,10 @@ unsigned board_disk_queues(unsigned cpus);
 /* A network card's cable, by the card's place in the configuration. -ENODEV: there is no such card.
  * It stays so over a reset. */
 int board_set_link(struct board *board, unsigned nic, bool up);
+
+/* Its link, and what has passed it. -ENODEV: there is no such card. */
+int board_nic_stats(struct board *board, unsigned nic, struct virtio_net_stats *ret_stats);
+
 /* What waits for space on a full disk is tried now. */
 void board_retry_disks(struct board *board);
 /* Takes the disks from the machine, which gets no answers from them any more, and waits until

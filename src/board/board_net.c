@@ -48,3 +48,11 @@ int board_set_link(struct board *board, unsigned nic, bool up)
     virtio_net_set_link(board->nics[nic], up);
     return 0;
 }
+
+int board_nic_stats(struct board *board, unsigned nic, struct virtio_net_stats *ret_stats)
+{
+    if (nic >= board->nic_count)
+        return -ENODEV;
+    virtio_net_stats(board->nics[nic], ret_stats);
+    return 0;
+}

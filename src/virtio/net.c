@@ -354,7 +354,7 @@ void virtio_net_announce(struct virtio_net *net)
 
 void virtio_net_stats(struct virtio_net *net, struct virtio_net_stats *ret_stats)
 {
-    *ret_stats = (struct virtio_net_stats){0};
+    *ret_stats = (struct virtio_net_stats){.up = net->status & NET_S_LINK_UP};
     for (unsigned i = 0; i < net->pair_count; i++) {
         struct net_pair *pair = &net->pairs[i];
         pthread_mutex_lock(&pair->mutex);

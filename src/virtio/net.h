@@ -52,6 +52,7 @@ struct virtio_net_config {
 };
 
 struct virtio_net_stats {
+    bool up; /* the link, as the guest sees it */
     /* To the guest; dropped: no buffer would do. */
     uint64_t in_frames, in_bytes, in_dropped;
     /* From the guest; dropped: makes no sense, spoofed, link down, or the host would not have it.

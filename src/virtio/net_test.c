@@ -583,7 +583,9 @@ static void the_cable_can_be_pulled(void **state)
     give(f, RX, 2, 200);
     fill_frame(frame, sizeof frame, 1);
     int before = f->machine.messages[0];
+    assert_true(stats(f).up);
     virtio_net_set_link(f->net, false);
+    assert_false(stats(f).up);
     assert_int_equal(driver_read(d, d->device + 6, 2), 0);
     assert_true(f->machine.messages[0] > before);
     send(f, header, frame, sizeof frame, 100);

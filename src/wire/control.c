@@ -11,6 +11,9 @@ enum { AT_LENGTH = 0, AT_TYPE = 4, AT_ZERO = 6 };
 enum { BALLOON_SIZE = 4 + 3 * 8 + 4 + 4 + 8 * CONTROL_BALLOON_STATS };
 enum { BALLOON_PRESENT = 1, BALLOON_DRIVER = 2 };
 
+/* Of NICS: how many, and for each whether it is up and six counts. */
+enum { NIC_SIZE = 4 + 6 * 8, NICS_SIZE = 4 + CONTROL_NICS_MAX * NIC_SIZE };
+
 /* Payload of each type: a fixed part, then text where the type has one. */
 static const struct layout {
     uint16_t type;
@@ -32,6 +35,7 @@ static const struct layout {
     {CONTROL_WATCHDOG, 0, false},
     {CONTROL_BALLOON, BALLOON_SIZE, false},
     {CONTROL_FULL, 8, false},
+    {CONTROL_NICS, NICS_SIZE, false},
     {CONTROL_POWER_BUTTON, 0, false},
     {CONTROL_RESET_NOW, 0, false},
     {CONTROL_PAUSE, 0, false},
@@ -48,6 +52,7 @@ static const struct layout {
     {CONTROL_RELEASE, 0, false},
     {CONTROL_DISK, 4, false},
     {CONTROL_STACK, 4, true},
+    {CONTROL_NICS_ASK, 0, false},
 };
 
 static const struct layout *layout_find(unsigned type)
@@ -85,6 +90,40 @@ static bool balloon_read(const uint8_t *from, struct control_balloon *balloon)
         balloon->stats[i] = le64_read(from + 36 + 8 * i);
     return flags <= (BALLOON_PRESENT | BALLOON_DRIVER) &&
            balloon->known < UINT32_C(1) << CONTROL_BALLOON_STATS;
+}
+
+static void nics_write(const struct control_message *message, uint8_t *to)
+{
+    memset(to, 0, NICS_SIZE);
+    le32_write(to, message->nic_count);
+    for (unsigned i = 0; i < message->nic_count; i++) {
+        const struct control_nic *nic = &message->nics[i];
+        const uint64_t counts[] = {nic->in_frames,  nic->in_bytes,  nic->in_dropped,
+                                   nic->out_frames, nic->out_bytes, nic->out_dropped};
+        uint8_t *at = to + 4 + i * NIC_SIZE;
+        le32_write(at, nic->up);
+        for (unsigned k = 0; k < ARRAY_LEN(counts); k++)
+            le64_write(at + 4 + 8 * k, counts[k]);
+    }
+}
+
+static bool nics_read(const uint8_t *from, struct control_message *message)
+{
+    message->nic_count = le32_read(from);
+    if (message->nic_count > CONTROL_NICS_MAX)
+        return false;
+    for (unsigned i = 0; i < message->nic_count; i++) {
+        struct control_nic *nic = &message->nics[i];
+        uint64_t *const counts[] = {&nic->in_frames,  &nic->in_bytes,  &nic->in_dropped,
+                                    &nic->out_frames, &nic->out_bytes, &nic->out_dropped};
+        const uint8_t *at = from + 4 + i * NIC_SIZE;
+        if (le32_read(at) > 1)
+            return false;
+        nic->up = le32_read(at);
+        for (unsigned k = 0; k < ARRAY_LEN(counts); k++)
+            *counts[k] = le64_read(at + 4 + 8 * k);
+    }
+    return true;
 }
 
 static void fixed_write(const struct control_message *message, uint8_t *to)
@@ -128,6 +167,7 @@ static void fixed_write(const struct control_message *message, uint8_t *to)
     case CONTROL_DISK:
     case CONTROL_STACK: le32_write(to, message->port); break;
     case CONTROL_BALLOON: balloon_write(&message->balloon, to); break;
+    case CONTROL_NICS: nics_write(message, to); break;
     case CONTROL_BALLOON_TARGET: le64_write(to, message->bytes); break;
     default: break;
     }
@@ -175,6 +215,7 @@ static bool fixed_read(const uint8_t *from, struct control_message *message)
     case CONTROL_DISK:
     case CONTROL_STACK: message->port = le32_read(from); return true;
     case CONTROL_BALLOON: return balloon_read(from, &message->balloon);
+    case CONTROL_NICS: return nics_read(from, message);
     case CONTROL_BALLOON_TARGET: message->bytes = le64_read(from); return true;
     default: return true;
     }

@@ -20,6 +20,7 @@
  *                   some; or none of that disk's wait any more (code 0). It goes on by itself
  *   STATS           the answer to STATS_ASK
  *   BALLOON         the answer to BALLOON_TARGET and to BALLOON_ASK: one for each
+ *   NICS            the answer to NICS_ASK
  *   DONE, FAILED    the answer to every other request of a client, and to SAVE of anybody
  * Events after which the process ends, with this exit status:
  *   RESET           0 with on_reset = exit, CONTROL_EXIT_PANIC if PANICKED came before
@@ -41,6 +42,7 @@
  *   BALLOON_ASK     its answer waits up to CONTROL_BALLOON_WAIT_MS for the guest's fresh statistics
  *   NEW_GENERATION  the machine is not the one any more that it was: a new VM generation ID
  *   LINK            the cable of a network card is in, or out
+ *   NICS_ASK        answered with NICS
  *   SAVE            writes the machine to two descriptors that come with the message (SCM_RIGHTS):
  *                   its state, its memory (board/board.h). It stands meanwhile, and after it does
  *                   what it did before. DONE then says how many pages that were
@@ -77,6 +79,7 @@ enum {
     CONTROL_ID_SIZE = 16,
     CONTROL_FDS_MAX = 2, /* that come with one message */
 
+    CONTROL_NICS_MAX = 8,
     CONTROL_BALLOON_STATS = 16,
     CONTROL_BALLOON_WAIT_MS = 1000,
     CONTROL_EXIT_PANIC = 124,
@@ -99,6 +102,7 @@ enum control_type {
     CONTROL_WATCHDOG,
     CONTROL_BALLOON,
     CONTROL_FULL,
+    CONTROL_NICS,
 
     CONTROL_POWER_BUTTON = 64,
     CONTROL_RESET_NOW,
@@ -116,6 +120,7 @@ enum control_type {
     CONTROL_RELEASE,
     CONTROL_DISK,
     CONTROL_STACK,
+    CONTROL_NICS_ASK,
 };
 
 enum control_state {
@@ -134,6 +139,12 @@ struct control_balloon {
     uint32_t age_ms;      /* of the statistics */
     uint32_t known;       /* a bit for each tag of virtio 1.2, 5.5.6.4, that has a value */
     uint64_t stats[CONTROL_BALLOON_STATS];
+};
+
+/* A network card, and what has passed it: to the guest, and from it. */
+struct control_nic {
+    bool up;
+    uint64_t in_frames, in_bytes, in_dropped, out_frames, out_bytes, out_dropped;
 };
 
 struct control_message {
@@ -158,6 +169,8 @@ struct control_message {
     uint64_t pages;                  /* DONE, after SAVE */
     uint64_t bytes;                  /* BALLOON_TARGET */
     struct control_balloon balloon;
+    unsigned nic_count; /* NICS */
+    struct control_nic nics[CONTROL_NICS_MAX];
     /* READY: why this engine; TRIPLE_FAULT, ERROR, FAILED; STATS: the disk that is full; STACK: the
      * image's name in messages. */
     char text[CONTROL_TEXT_MAX + 1];

@@ -61,6 +61,11 @@ static const struct control_message samples[] = {
     {.type = CONTROL_FULL, .port = 7, .code = 28},
     {.type = CONTROL_FULL},
     {.type = CONTROL_LINK, .port = 1},
+    {.type = CONTROL_NICS_ASK},
+    {.type = CONTROL_NICS},
+    {.type = CONTROL_NICS,
+     .nic_count = CONTROL_NICS_MAX,
+     .nics = {{true, 1, 2, 3, 4, 5, UINT64_MAX}, [7] = {.out_dropped = 6}}},
 };
 
 static void every_message_comes_back_as_it_was(void **state)
@@ -170,6 +175,13 @@ static void malformed_messages_are_refused(void **state)
     control_encode(&samples[7], bytes);
     le32_write(bytes + 8, 256); /* no exit status */
     refuse(bytes, 12);
+
+    size = control_encode(&(struct control_message){.type = CONTROL_NICS}, bytes);
+    bytes[8] = CONTROL_NICS_MAX + 1;
+    refuse(bytes, size);
+    bytes[8] = 1;
+    bytes[8 + 4] = 2; /* neither up nor down */
+    refuse(bytes, size);
 
     size = control_encode(&samples[10], bytes);
     bytes[8 + 24] = CONTROL_STATE_MAX;
