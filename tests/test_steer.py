@@ -20,7 +20,8 @@ def guest(lodge, tmp_path):
 
 def test_every_line_gets_one_line_in_order(guest):
     lines = ['{"stats": true}', '{"nonsense": 1}', "", '{"memory": true}', "[1]", "{", '{"pause": 1}',
-             '{"a": 1, "b": 2}', '{"reset": true}', '{"balloon": -1}', '{"stats": true}']
+             '{"a": 1, "b": 2}', '{"reset": true}', '{"balloon": -1}', '{"stats": true}',
+             '{"nics": true}', '{"link": {"nic": 0, "up": false}}', '{"link": true}']
     guest.file.write("\n".join(lines) + "\n")
     guest.file.flush()
     answers = [json.loads(guest.file.readline()) for line in lines if line]
@@ -33,6 +34,9 @@ def test_every_line_gets_one_line_in_order(guest):
             "balloon: takes bytes, or a size like"]):
         assert answer["error"].startswith(message), answer
     assert "stats" in answers[9]
+    assert answers[10] == {"nics": []}
+    assert answers[11]["error"].startswith("link: the guest has 0 network cards")
+    assert answers[12]["error"].startswith("link: takes ")
     guest.say("still here")
     assert guest.line() == "still here"
     assert guest.process.wait(30) == 0
