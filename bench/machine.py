@@ -1,4 +1,5 @@
 """Machines for benchmarks: ours and QEMU's, with the same kernel and initial file system."""
+import collections
 import json
 import os
 import re
@@ -7,8 +8,12 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import time
 
+APPEND = "console=ttyS0 quiet panic=-1 mitigations=off"
+PEER = ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+        "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]
 READY, POWER_OFF, STATS, STATS_ASK = 1, 4, 9, 70
 HEADER = struct.Struct("<IHH")
 
@@ -42,13 +47,86 @@ def build_initrd(source, folder):
     return path
 
 
+# PID 1 of what with_programs() packs: `{work}` is what it is for.
+SCRIPT = """#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /tmp
+while read -r name rest; do [ -z "$name" ] || insmod "/lib/modules/$name"; done \\
+    </lib/modules/lodge.list 2>/dev/null
+{work}
+echo FINISHED
+poweroff -f
+"""
+
+
+def with_programs(kernel, folder, programs, work):
+    """The default image's initrd, this host's `programs` with the libraries they load, and a script
+    as PID 1 that does `work`; returns the archive's path."""
+    files = set(map(shutil.which, programs))
+    for program in programs:
+        loaded = subprocess.run(["ldd", shutil.which(program)], check=True, capture_output=True,
+                                text=True).stdout
+        files |= set(re.findall(r"(/\S+) \(0x", loaded))
+    folders = {os.path.dirname(file[:i + 1]) for file in files
+               for i, letter in enumerate(file) if letter == "/"} - {"/"}
+    entries = [(name[1:], 0o40755, b"") for name in sorted(folders)]
+    for name in sorted(files):
+        with open(name, "rb") as file:
+            entries.append((name[1:], 0o100755, file.read()))
+    entries.append(("init", 0o100755, SCRIPT.format(work=work).encode()))
+    path = f"{folder}/{'-'.join(programs) or 'script'}.cpio"
+    with open(path, "wb") as archive, open(f"{os.path.dirname(kernel)}/initrd.img", "rb") as base:
+        data = base.read()
+        archive.write(data + b"\0" * (-len(data) % 4) + cpio(entries))
+    return path
+
+
+Talk = collections.namedtuple("Talk", "said seconds")
+
+
+def converse(command, limit, end=r"^FINISHED$", heard=None):
+    """Runs a machine until its console says `end`; what it said until then, and how long that took,
+    or None. `heard` is called with the process and all that it said whenever it says more."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    console, said, talk = process.stdout, "", None
+    while not talk:
+        left = started + limit - time.monotonic()
+        if left <= 0 or not select.select([console], [], [], left)[0]:
+            break
+        data = os.read(console.fileno(), 65536)
+        if not data:
+            break
+        said += data.decode(errors="replace").replace("\r", "")
+        if heard:
+            heard(process, said)
+        if re.search(end, said, re.MULTILINE):
+            talk = Talk(said, time.monotonic() - started)
+    process.terminate()
+    process.wait()
+    console.close()
+    if not talk:
+        print(f"{command[0]} came to no end:\n{said[-2000:]}", file=sys.stderr)
+    return talk
+
+
 def default_kernel(lodge):
     """The uncompressed kernel of the default image, built if need be."""
-    subprocess.run([lodge, "image", "build", "default"], check=True, stdout=subprocess.DEVNULL)
-    rows = json.loads(subprocess.run([lodge, "image", "ls", "--format", "json"], check=True,
-                                     capture_output=True, text=True).stdout)
-    row = next(row for row in rows if row["name"] == "default")
-    return row["kernel"]
+    return image(lodge, "default")["kernel"]
+
+
+def image(lodge, name):
+    """What `lodge image ls` says of it; it is built if it is not there."""
+    for build in (True, False):
+        rows = json.loads(subprocess.run([lodge, "image", "ls", "--format", "json"], check=True,
+                                         capture_output=True, text=True).stdout)
+        found = [row for row in rows if row["name"].partition(":")[0] == name]
+        if found or not build:
+            return found[0]
+        print(f"making the image '{name}'", file=sys.stderr)
+        subprocess.run([lodge, "image", "build", name], check=True, stdout=subprocess.DEVNULL)
+    return None
 
 
 class Result:
@@ -113,14 +191,11 @@ def beyond_guest_memory(pid):
 
 
 def run_qemu(kernel, initrd, append, memory=512, cpus=1, limit=120):
-    if not shutil.which("qemu-system-x86_64"):
-        return None
     result = Result()
     started = time.monotonic()
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", str(memory),
-         "-smp", str(cpus), "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
-         "-kernel", kernel, "-initrd", initrd, "-append", append],
+        [*PEER, "-m", str(memory), "-smp", str(cpus), "-kernel", kernel, "-initrd", initrd,
+         "-append", append],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def at_pid1():

@@ -1,8 +1,11 @@
 """The benchmarks measure something: the figures themselves are nobody's promise."""
+import importlib.machinery
+import importlib.util
 import json
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -66,3 +69,75 @@ def test_engine_measures_host_and_guest(lodge, tmp_path):
         assert sorted(figures["values"][who]) == ["int", "pipe", "total"]
         assert all(len(values) == 1 for values in figures["values"][who].values())
     assert re.search(r"^\| int \| [\d.]+ \|  \| [\d.]+ \|", result.stdout, re.MULTILINE)
+
+
+# ---- what the other benchmarks make of what they hear ----
+
+sys.path.insert(0, f"{TOP}/bench")
+table = importlib.import_module("table")
+
+
+def program(name):
+    loader = importlib.machinery.SourceFileLoader(f"bench_{name}", f"{TOP}/bench/{name}")
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+def terse(job, error=0, read=(0, 0), write=(0, 0)):
+    """A line of fio --output-format=terse --terse-version=3: KiB/s and operations a second."""
+    words = ["0"] * 130
+    words[:5] = ["3", "fio-3.33", job, "0", str(error)]
+    words[6:8], words[47:49] = map(str, read), map(str, write)
+    return ";".join(words)
+
+
+def test_rows_are_chosen_by_their_beginnings():
+    assert table.wanted("disk.raw.read-1m", [])
+    assert table.wanted("disk.raw.read-1m", ["net", "disk.raw"])
+    assert table.wanted("disk", ["disk.raw"])  # something inside of it is asked for
+    assert not table.wanted("disk.raw2.read-1m", ["disk.raw"])
+    assert not table.wanted("disk.qcow2", ["disk.raw"])
+
+
+def test_ratios_are_those_of_rounds():
+    assert table.ratio([10, 100, 4], [5, 50, 1]) == 2  # a slow round was slow for both
+    assert table.ratio([10, None, 9], [5, 50, None]) == 2  # a round that failed counts for nothing
+    assert table.ratio([None], [5]) is None
+
+
+def test_a_row_shows_failure_and_shortness(capsys):
+    figures = table.Table("net", ["net.tap"])
+    for round_ in ((300, 200), (330, 220)):
+        figures.add("tap.in", "lodge", round_[0])
+        figures.add("tap.in", "qemu", round_[1])
+    figures.add("tap.out", "lodge", None)
+    figures.add("user.in", "lodge", 1)
+    for row in ("tap.in", "tap.out", "user.in"):
+        figures.show(row, "Mbit/s", bar=2)
+    assert capsys.readouterr().out.splitlines() == [
+        "| net.tap.in | 315 Mbit/s | 210 Mbit/s | 1.50 x short | 2 x |",
+        "| net.tap.out | failed |  |  | 2 x |"]
+
+
+def test_fio_results():
+    said = "\n".join(["Linux speaks; of 3; things",
+                      terse("raw.randread-qd1", read=(4000, 1000), write=(1, 2)),
+                      terse("qcow2.write-1m", read=(1, 2), write=(2048, 2)),
+                      terse("raw.read-1m", error=5, read=(2048, 2)),
+                      terse("raw.randwrite-qd32", write=(8000, 2000))[:100]])
+    assert program("disk").results(said) == {"raw.randread-qd1": 1000, "qcow2.write-1m": 2}
+
+
+def test_fio_jobs_of_both_formats_follow_each_other():
+    work = program("disk").work(["raw.read-1m", "qcow2.read-1m", "qcow2.write-1m"], 2)
+    assert re.findall(r"--name=(\S+) --stonewall --filename=(\S+)", work) == [
+        ("raw.read-1m", "/dev/vda"), ("qcow2.read-1m", "/dev/vdb"), ("qcow2.write-1m", "/dev/vdb")]
+
+
+def test_iperf3_results():
+    sums = {"sum_sent": {"bits_per_second": 9e9}, "sum_received": {"bits_per_second": 2.5e8}}
+    said = "\n".join(["round-trip min/avg/max = 0.301/0.450/9.001 ms",
+                      "OUT", json.dumps({"start": {}, "end": sums}, indent="\t"),
+                      "IN", json.dumps({"end": {}, "error": "no route"}, indent="\t"), "END"])
+    assert program("net").results(said) == {"ping": 450, "out": 250}
