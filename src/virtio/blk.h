@@ -7,7 +7,8 @@
  * the rings are wrong, the device wants to be reset.
  *
  * Transfers go through an io_uring where there is one and disk_direct() knows a place, straight
- * between guest memory and the host's file; adjacent requests that wait together become one. All
+ * between guest memory and the host's file; adjacent requests that wait together become one. Writes
+ * into the host's page cache are made by the queue's thread, unless the host holds them up. All
  * else is done by the disk's calls, on the queue's thread. A small transfer that the host's page
  * cache can serve at once is done by the vCPU that notifies: for that no thread need wake.
  *

@@ -1,5 +1,5 @@
 /*
- * blk_device.h: what blk.c (life, configuration), blk_queue.c (threads, transfers) and
+ * blk_device.h: what blk.c (life, configuration), blk_queue.c (threads), blk_run.c (transfers) and
  * blk_request.c (what a request says, the calls) share. Private to them.
  *
  * A request's way, under its queue's mutex but for the calls themselves:
@@ -13,7 +13,8 @@
  *                 ^                        |
  *                 +--- in front again <----+ no space: the queue is full, and waits
  *
- * `in_flight` counts requests that were popped and are not answered.
+ * Parts of writes that go into the host's page cache are not in the ring, but on a list that the
+ * queue's thread works off, too. `in_flight` counts requests that were popped and are not answered.
  */
 #pragma once
 
@@ -87,11 +88,13 @@ struct blk_list {
     struct blk_request *first, *last;
 };
 
-/* A run's piece in the ring. */
+/* A run's piece, in the ring or among the writes. */
 struct blk_part {
-    struct blk_part *next; /* free list */
+    struct blk_part *next; /* free list, or writes */
     struct blk_request *run;
     struct disk_extent extent;
+    const struct iovec *iov;
+    unsigned iov_count;
 };
 
 struct blk_queue {
@@ -111,6 +114,8 @@ struct blk_queue {
     struct blk_request *requests, *free_requests;
     unsigned requests_used; /* those from here on were never used */
     struct blk_part parts[BLK_RING_ENTRIES], *free_parts;
+    struct blk_part *writes, **writes_end; /* into the page cache; the queue's thread does them */
+    uint64_t slow_until; /* one took long: writes go to the ring until then; CLOCK_MONOTONIC ns */
 };
 
 struct virtio_blk {
@@ -153,6 +158,24 @@ bool blk_queue_settled(struct blk_queue *queue);
 void blk_queue_retry(struct blk_queue *queue);
 /* On the vCPU's thread. */
 void blk_queue_notified(struct blk_queue *queue);
+void blk_list_add(struct blk_list *list, struct blk_request *request);
+/* It is over: 0 or -errno. */
+void blk_answer(struct blk_queue *queue, struct blk_request *request, int r);
+
+/* blk_run.c; with the mutex, and room for BLK_EXTENTS_MAX parts where a run is started */
+void blk_run_begin(struct blk_request *request);
+bool blk_run_takes(const struct blk_request *run, const struct blk_request *request);
+void blk_run_add(struct blk_request *run, struct blk_request *request);
+/* Its parts, to the ring or the writes; or all of it to the calls. */
+void blk_run_start(struct blk_queue *queue, struct blk_request *run);
+/* Hands to the kernel what the ring holds. */
+void blk_submit(struct blk_queue *queue);
+/* What is done; true where something was. */
+bool blk_reap(struct blk_queue *queue);
+/* Makes the next of the writes, without the mutex; false where there is none. */
+bool blk_write_next(struct blk_queue *queue);
+/* Completions wake the queue's thread from here on; true where some came before. */
+bool blk_await(struct blk_queue *queue);
 
 /* blk_request.c */
 /* Reads what was popped: 1 where there is something to do; else the request is over, with 0 or why

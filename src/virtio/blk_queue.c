@@ -1,6 +1,7 @@
 /*
- * A queue's thread: pops requests, starts runs, works off calls, reaps, and sleeps in poll() on its
- * two descriptors, one for the driver's notifications and one for the ring's completions.
+ * A queue's thread: pops requests, starts runs, works off writes and calls, reaps, and sleeps in
+ * poll() on its two descriptors, one for the driver's notifications and one for the ring's
+ * completions.
  *
  * Invariants, whenever the mutex is free:
  *   1  in_flight = requests in runs + in calls + the one that a call is made for
@@ -28,7 +29,7 @@ enum {
 
 /* Lists. */
 
-static void list_add(struct blk_list *list, struct blk_request *request)
+void blk_list_add(struct blk_list *list, struct blk_request *request)
 {
     request->next = NULL;
     if (list->first)
@@ -63,7 +64,7 @@ static uint8_t status_of(int r)
 }
 
 /* What was not written of the writable bytes is the driver's own, so that all of them may count. */
-static void answer(struct blk_queue *queue, struct blk_request *request, int r)
+void blk_answer(struct blk_queue *queue, struct blk_request *request, int r)
 {
     const struct queue_chain *chain = &request->chain;
     const struct iovec *last = &chain->buffers[chain->readable + chain->writable - 1];
@@ -120,169 +121,6 @@ static void full_end(struct blk_queue *queue)
     queue->blk->on_full(queue->blk->full_opaque);
 }
 
-/* Runs. */
-
-static bool joins(const struct blk_request *run, const struct blk_request *request)
-{
-    return run->type == request->type && run->offset + run->run_length == request->offset &&
-           run->run_length + request->length <= BLK_RUN_BYTES_MAX &&
-           run->iov_count + request->iov_count <= QUEUE_CHAIN_MAX;
-}
-
-static void join(struct blk_request *run, struct blk_request *request)
-{
-    memcpy(run->iov + run->iov_count, request->iov, request->iov_count * sizeof *run->iov);
-    run->iov_count += request->iov_count;
-    run->iov_bits |= request->iov_bits;
-    run->run_length += request->length;
-    request->next = NULL;
-    run->last->next = request;
-    run->last = request;
-}
-
-static void run_begin(struct blk_request *request)
-{
-    request->next = NULL;
-    request->last = request;
-    request->run_length = request->length;
-    request->parts = 0;
-    request->failed = false;
-}
-
-/* The first request's iovecs are the run's; it gets its own back. */
-static void run_to_calls(struct blk_queue *queue, struct blk_request *run)
-{
-    run->iov_count = queue_iov_cut(run->iov, run->iov_count, run->length);
-    for (struct blk_request *request = run, *next; request; request = next) {
-        next = request->next;
-        list_add(&queue->calls, request);
-    }
-}
-
-static void run_done(struct blk_queue *queue, struct blk_request *run)
-{
-    bool flush = run->type == BLK_T_OUT && blk_write_through(queue->blk);
-    if (run->failed) { /* the calls find out which request it was, and why */
-        run_to_calls(queue, run);
-        return;
-    }
-    for (struct blk_request *request = run, *next; request; request = next) {
-        next = request->next;
-        if (flush) {
-            request->type = BLK_T_FLUSH;
-            list_add(&queue->calls, request);
-        } else {
-            answer(queue, request, 0);
-        }
-    }
-}
-
-/* Where all of the run lies, or 0 where the calls have to do it. */
-static unsigned find_extents(struct blk_queue *queue, struct blk_request *run,
-                             struct disk_extent extents[BLK_EXTENTS_MAX])
-{
-    struct disk *disk = queue->blk->disk;
-    uint64_t done = 0;
-    unsigned count = 0;
-    bool fits = true;
-    while (fits && done < run->run_length) {
-        fits =
-            count < BLK_EXTENTS_MAX && disk_direct(disk, run->offset + done, run->run_length - done,
-                                                   run->type == BLK_T_OUT, &extents[count]);
-        if (!fits)
-            break;
-        fits = run->iov_bits % extents[count].alignment == 0;
-        done += extents[count++].length;
-    }
-    if (fits)
-        return count;
-    while (count > 0)
-        disk_direct_end(disk, &extents[--count]);
-    return 0;
-}
-
-/* The number of iovecs from `iov` on that make `length` bytes; the last is cut in two if it must.
- */
-static unsigned cut(struct iovec *iov, unsigned *count, uint64_t length)
-{
-    unsigned used = 0;
-    while (length >= iov[used].iov_len) {
-        length -= iov[used++].iov_len;
-        if (length == 0)
-            return used;
-    }
-    memmove(iov + used + 1, iov + used, (*count - used) * sizeof *iov);
-    (*count)++;
-    iov[used].iov_len = length;
-    iov[used + 1].iov_base = (uint8_t *)iov[used + 1].iov_base + length;
-    iov[used + 1].iov_len -= length;
-    return used + 1;
-}
-
-static void run_start(struct blk_queue *queue, struct blk_request *run)
-{
-    struct disk_extent extents[BLK_EXTENTS_MAX];
-    unsigned count = queue->ring ? find_extents(queue, run, extents) : 0;
-    if (count == 0) {
-        run_to_calls(queue, run);
-        return;
-    }
-    struct iovec *iov = run->iov;
-    unsigned left = run->iov_count;
-    for (unsigned i = 0; i < count; i++) {
-        unsigned used = i + 1 < count ? cut(iov, &left, extents[i].length) : left;
-        struct blk_part *part = queue->free_parts;
-        queue->free_parts = part->next;
-        *part = (struct blk_part){.run = run, .extent = extents[i]};
-        run->parts++;
-        queue->parts_in_flight++;
-        /* There is room: the ring has an entry for each part (invariant 2). */
-        blk_ring_add(queue->ring, run->type == BLK_T_OUT, extents[i].fd, extents[i].file_offset,
-                     iov, used, part);
-        iov += used;
-        left -= used;
-    }
-    run->iov_count = (unsigned)(iov - run->iov);
-    queue->unsubmitted = true;
-}
-
-/* True where something was there. */
-static bool reap(struct blk_queue *queue)
-{
-    void *tag;
-    int result;
-    bool any = false;
-    while (queue->ring && blk_ring_reap(queue->ring, &tag, &result)) {
-        struct blk_part *part = tag;
-        struct blk_request *run = part->run;
-        disk_direct_end(queue->blk->disk, &part->extent);
-        if (result < 0 || (uint64_t)result != part->extent.length)
-            run->failed = true;
-        part->next = queue->free_parts;
-        queue->free_parts = part;
-        queue->parts_in_flight--;
-        if (--run->parts == 0)
-            run_done(queue, run);
-        any = true;
-    }
-    return any;
-}
-
-/* Completions wake us from here on; true where some came before. */
-static bool await(struct blk_queue *queue)
-{
-    if (!queue->ring || queue->parts_in_flight == 0)
-        return false;
-    blk_ring_await(queue->ring, true);
-    return reap(queue);
-}
-
-static void submit(struct blk_queue *queue)
-{
-    if (queue->unsubmitted)
-        queue->unsubmitted = !blk_ring_submit(queue->ring);
-}
-
 /* Taking requests in. */
 
 /* The next free request, still on its list; NULL when all are in flight. The list grows by those
@@ -313,7 +151,7 @@ static struct blk_request *pop(struct blk_queue *queue)
         blk_limit_spend(queue->blk, request->length);
         if (r > 0)
             return request;
-        answer(queue, request, r);
+        blk_answer(queue, request, r);
         if (blk_limit_wait(queue->blk) > 0)
             return NULL;
     }
@@ -333,22 +171,22 @@ static bool admit(struct blk_queue *queue, uint64_t *ret_wait)
     bool any = false;
     while ((*ret_wait = blk_limit_wait(queue->blk)) == 0 && room(queue) && (request = pop(queue))) {
         any = true;
-        if (run && blk_request_is_transfer(request) && joins(run, request)) {
-            join(run, request);
+        if (run && blk_request_is_transfer(request) && blk_run_takes(run, request)) {
+            blk_run_add(run, request);
             continue;
         }
         if (run)
-            run_start(queue, run);
+            blk_run_start(queue, run);
         run = NULL;
         if (blk_request_is_transfer(request)) {
             run = request;
-            run_begin(run);
+            blk_run_begin(run);
         } else {
-            list_add(&queue->calls, request);
+            blk_list_add(&queue->calls, request);
         }
     }
     if (run)
-        run_start(queue, run);
+        blk_run_start(queue, run);
     return any;
 }
 
@@ -373,18 +211,18 @@ static bool do_call(struct blk_queue *queue)
         if (r != -EINVAL && r != -EOPNOTSUPP)
             report(queue, type != BLK_T_IN, r);
     }
-    answer(queue, request, r);
+    blk_answer(queue, request, r);
     full_end(queue);
     return true;
 }
 
-/* Short calls one after the other, so that the driver is not interrupted for each. */
-static bool do_calls(struct blk_queue *queue)
+/* Short ones one after the other, so that the driver is not interrupted for each. */
+static bool do_some(struct blk_queue *queue, bool (*next)(struct blk_queue *queue))
 {
-    if (!do_call(queue))
+    if (!next(queue))
         return false;
     uint64_t begin = clock_ns();
-    while (clock_ns() - begin < CALLS_NS && do_call(queue))
+    while (clock_ns() - begin < CALLS_NS && next(queue))
         ;
     return true;
 }
@@ -404,9 +242,10 @@ static uint64_t serve(struct blk_queue *queue)
         if (queue->live && !device->held)
             queue_notifications_stop(ring);
         more = admit(queue, &wait);
-        submit(queue);
-        more |= reap(queue);
-        more |= do_calls(queue);
+        blk_submit(queue);
+        more |= blk_reap(queue);
+        more |= do_some(queue, blk_write_next);
+        more |= do_some(queue, do_call);
         if (queue->live) {
             virtio_notify(device, queue->index);
             /* While a limit holds us back, time wakes us, not the driver. */
@@ -414,7 +253,7 @@ static uint64_t serve(struct blk_queue *queue)
                 room(queue))
                 more = queue_notifications_start(ring) && virtio_may_pop(device);
         }
-        more = more || await(queue);
+        more = more || blk_await(queue);
     }
     if (queue->full) {
         uint64_t now = clock_ns();
@@ -450,8 +289,10 @@ static void run(void *opaque)
     /* The kernel still holds guest memory and iovecs of ours. */
     pthread_mutex_lock(&queue->mutex);
     queue->live = false;
-    for (reap(queue); queue->parts_in_flight > 0; reap(queue)) {
-        submit(queue);
+    for (blk_reap(queue); queue->parts_in_flight > 0; blk_reap(queue)) {
+        blk_submit(queue);
+        if (blk_write_next(queue))
+            continue;
         pthread_mutex_unlock(&queue->mutex);
         sleep_for(queue, RETRY_NS);
         pthread_mutex_lock(&queue->mutex);
@@ -491,10 +332,10 @@ static bool transfer_now(struct blk_queue *queue, struct blk_request *request)
 static void hand_over(struct blk_queue *queue, struct blk_request *request)
 {
     if (blk_request_is_transfer(request)) {
-        run_begin(request);
-        run_start(queue, request);
+        blk_run_begin(request);
+        blk_run_start(queue, request);
     } else {
-        list_add(&queue->calls, request);
+        blk_list_add(&queue->calls, request);
     }
 }
 
@@ -511,7 +352,7 @@ static bool serve_now(struct blk_queue *queue)
         if (wake)
             hand_over(queue, request);
         else
-            answer(queue, request, 0);
+            blk_answer(queue, request, 0);
     }
     virtio_notify(device, queue->index);
     /* The thread may have gone to sleep while the device was held, deaf to the driver. */
@@ -585,6 +426,7 @@ int blk_queue_init(struct blk_queue *queue, struct virtio_blk *blk, unsigned ind
     queue->index = index;
     queue->ring = ring;
     queue->worker.wake_fd = -1;
+    queue->writes_end = &queue->writes;
     pthread_mutex_init(&queue->mutex, NULL);
     pthread_cond_init(&queue->idle, NULL);
     queue->requests = calloc(BLK_REQUESTS, sizeof *queue->requests);
