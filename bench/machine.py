@@ -118,15 +118,14 @@ def default_kernel(lodge):
 
 def image(lodge, name):
     """What `lodge image ls` says of it; it is built if it is not there."""
-    for build in (True, False):
+    def find():
         rows = json.loads(subprocess.run([lodge, "image", "ls", "--format", "json"], check=True,
                                          capture_output=True, text=True).stdout)
-        found = [row for row in rows if row["name"].partition(":")[0] == name]
-        if found or not build:
-            return found[0]
+        return next((row for row in rows if row["name"].partition(":")[0] == name), None)
+    if not find():
         print(f"making the image '{name}'", file=sys.stderr)
         subprocess.run([lodge, "image", "build", name], check=True, stdout=subprocess.DEVNULL)
-    return None
+    return find()
 
 
 class Result:
