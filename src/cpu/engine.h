@@ -178,7 +178,8 @@ struct engine_ops {
                  struct err *err);
 
     /* From start on, writes by guests set MEM_PAGE_DIRTY in the map's marks, at the latest when
-     * dirty_sync() returns. */
+     * dirty_sync() returns. A page that was only read may be marked too, one never touched is not.
+     */
     int (*dirty_start)(struct engine_vm *vm, struct err *err);
     int (*dirty_sync)(struct engine_vm *vm, struct err *err);
     int (*dirty_stop)(struct engine_vm *vm, struct err *err);

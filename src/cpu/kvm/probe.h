@@ -17,7 +17,7 @@
 
 enum {
     KVM_PROBE_SLOW_NS = 200,
-    KVM_PROBE_MS = 20,
+    KVM_PROBE_MS = 40,
 };
 
 struct kvm_probe {

@@ -43,7 +43,9 @@ static void the_cost_of_an_instruction_is_measured(void **test)
         assert_true(probe.ns < 1000000);
     }
     print_message("%s; probe took %d ms\n", probe.why, (int)least);
-    assert_true(least <= 5 * KVM_PROBE_MS);
+    /* Patience ends after 250 ms of everybody's time; making a VM and leaving it take some more
+     * where all this is a guest's, too. */
+    assert_true(least <= 1000);
 }
 
 int main(void)

@@ -273,9 +273,13 @@ static void the_dirty_log_holds_what_was_written(void **test)
         assert_int_equal(guest_run(&guest, 0).reason, ENGINE_EXIT_HALT);
         assert_int_equal(engine_kvm.dirty_sync(guest.vm, &err), 0);
         for (unsigned page = 0; page < MEMORY_SIZE / MEM_PAGE_SIZE; page++) {
-            bool tables = page >= 9 && page <= 11; /* accessed bits, maybe */
-            if (!tables)
-                assert_int_equal(region->marks[page], page == 5 || page == 6 ? MEM_PAGE_DIRTY : 0);
+            /* The page tables have accessed bits, maybe. Code is only read, but KVM maps it
+             * writable on the way, because the host's page is, and then calls it dirty. */
+            bool maybe = (page >= 9 && page <= 11) || page == PROGRAM_AT / MEM_PAGE_SIZE;
+            int wanted = page == 5 || page == 6 ? MEM_PAGE_DIRTY : 0;
+            if (!maybe && region->marks[page] != wanted)
+                fail_msg("page %u in round %d: marks %d, not %d", page, round, region->marks[page],
+                         wanted);
             region->marks[page] = 0;
         }
         /* What was taken is not told twice. */
