@@ -54,6 +54,7 @@ struct engine_vm {
     unsigned vcpus;
     bool has_irqchip; /* ENGINE_IRQCHIP_ENGINE */
     bool exception_payload;
+    bool has_xcr0;   /* the processor has XSAVE */
     size_t run_size; /* of the shared page of a vCPU */
 
     pthread_mutex_t lock; /* guards what follows */

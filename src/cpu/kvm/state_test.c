@@ -409,6 +409,12 @@ static void impossible_states_are_refused(void **test)
     state.pending.interrupt = 0x80;
     state.pending.interrupt_soft = 1;
     assert_int_equal(engine_kvm.vcpu_set_state(guest.vcpu[0], &state, &err), -ENOTSUP);
+    if (!guest.vm->has_xcr0) {
+        rich(&guest, &state);
+        state.xcr0 = 7;
+        assert_int_equal(engine_kvm.vcpu_set_state(guest.vcpu[0], &state, &err), -ENOTSUP);
+        assert_non_null(strstr(err.text, "XCR0 0x7"));
+    }
     rich(&guest, &state); /* and a good one is taken after all that */
     guest_set(&guest, 0, &state);
     guest_end(&guest);

@@ -252,7 +252,7 @@ static int get_vectors(const struct engine_vcpu *vcpu, struct cpu_state *state, 
 {
     struct kvm_xcrs xcrs = {0};
     struct kvm_xsave xsave = {0};
-    int r = REQUEST(vcpu, KVM_GET_XCRS, &xcrs, err);
+    int r = vcpu->vm->has_xcr0 ? REQUEST(vcpu, KVM_GET_XCRS, &xcrs, err) : 0;
     if (r >= 0)
         r = REQUEST(vcpu, KVM_GET_XSAVE, &xsave, err);
     if (r < 0)
@@ -271,7 +271,11 @@ static int set_vectors(const struct engine_vcpu *vcpu, const struct cpu_state *s
     struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs = {{.xcr = 0, .value = state->xcr0}}};
     struct kvm_xsave xsave;
     memcpy(&xsave, state->xsave, sizeof xsave);
-    int r = REQUEST(vcpu, KVM_SET_XCRS, &xcrs, err);
+    if (!vcpu->vm->has_xcr0 && state->xcr0 > 1)
+        return err_set(err, -ENOTSUP,
+                       "this KVM lacks KVM_CAP_XCRS (the state has XCR0 0x%" PRIx64 ")",
+                       state->xcr0);
+    int r = vcpu->vm->has_xcr0 ? REQUEST(vcpu, KVM_SET_XCRS, &xcrs, err) : 0;
     return r < 0 ? r : REQUEST(vcpu, KVM_SET_XSAVE, &xsave, err);
 }
 

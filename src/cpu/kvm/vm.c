@@ -24,7 +24,6 @@ static const struct capability capabilities[] = {
     {KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS", "vCPU state", false},
     {KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS", "vCPU state", false},
     {KVM_CAP_XSAVE, "KVM_CAP_XSAVE", "vector registers", false},
-    {KVM_CAP_XCRS, "KVM_CAP_XCRS", "vector registers", false},
     {KVM_CAP_USER_NMI, "KVM_CAP_USER_NMI", "NMIs", false},
     {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP", "interrupts", true},
     {KVM_CAP_PIT2, "KVM_CAP_PIT2", "the interval timer", true},
@@ -112,6 +111,7 @@ static int enable(struct engine_vm *vm, int kvm, struct err *err)
         struct kvm_enable_cap cap = {.cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = {1}};
         vm->exception_payload = kvm_ioctl(vm->fd, KVM_ENABLE_CAP, &cap) >= 0;
     }
+    vm->has_xcr0 = has(kvm, KVM_CAP_XCRS) > 0;
     if (!vm->has_irqchip)
         return 0;
     struct kvm_enable_cap cap = {
