@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#define HUGE_PAGE_SIZE MIB(2)
+
 struct mem *mem_new(void)
 {
     struct mem *mem = calloc(1, sizeof *mem);
@@ -28,6 +30,23 @@ void mem_free(struct mem *mem)
     free(mem);
 }
 
+/* The host's address and the guest's are the same within a huge page: KVM maps none for a guest
+ * where they differ (kvm_alloc_memslot_metadata() in Linux). MAP_FAILED or a mapping of `size`. */
+static uint8_t *map_like(uint64_t start, uint64_t size)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    uint64_t slack =
+        size >= HUGE_PAGE_SIZE && size <= SIZE_MAX - HUGE_PAGE_SIZE ? HUGE_PAGE_SIZE : 0;
+    uint8_t *room = mmap(NULL, size + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (room == MAP_FAILED || !slack)
+        return room;
+    uint64_t before = (start - (uintptr_t)room) % HUGE_PAGE_SIZE;
+    if (before)
+        munmap(room, before);
+    munmap(room + before + size, slack - before);
+    return room + before;
+}
+
 int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, struct err *err)
 {
     if (size == 0 || start % MEM_PAGE_SIZE || size % MEM_PAGE_SIZE || start + size < start)
@@ -43,7 +62,7 @@ int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, stru
         return err_set(err, -EEXIST, "memory region at 0x%" PRIx64 " overlaps another", start);
 
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    uint8_t *host = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    uint8_t *host = map_like(start, size);
     if (host == MAP_FAILED)
         return err_errno(err, errno, "cannot map %" PRIu64 " MiB of guest memory", size >> 20);
     uint8_t *marks = mmap(NULL, size >> MEM_PAGE_SHIFT, PROT_READ | PROT_WRITE, flags, -1, 0);

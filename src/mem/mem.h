@@ -67,7 +67,7 @@ struct mem *mem_new(void);
 void mem_free(struct mem *mem);
 
 /* Adds `size` bytes of zeroed memory at `start`: private, anonymous, not reserved in swap, excluded
- * from core dumps, offered to huge pages. */
+ * from core dumps, offered to huge pages, and placed so that those can be the guest's, too. */
 int mem_add(struct mem *mem, uint64_t start, uint64_t size, bool read_only, struct err *err);
 
 /* The region that holds `gpa`, or NULL. */

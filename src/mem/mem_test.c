@@ -35,6 +35,24 @@ static void finds_only_what_is_inside_one_region(void **state)
     mem_free(mem);
 }
 
+static void huge_pages_of_the_host_are_the_guests(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t start, size;
+    } places[] = {{0, MIB(2)}, {MIB(4) + 0xc0000, MIB(8) - 0xc0000}, {GIB(4) + 0x1000, MIB(3)}};
+    struct mem *mem = mem_new();
+    struct err err = {0};
+    for (unsigned i = 0; i < ARRAY_LEN(places); i++) {
+        assert_int_equal(mem_add(mem, places[i].start, places[i].size, false, &err), 0);
+        uint8_t *host = mem_at(mem, places[i].start, places[i].size, true);
+        assert_non_null(host);
+        assert_int_equal((uintptr_t)host % MIB(2), places[i].start % MIB(2));
+        host[0] = host[places[i].size - 1] = 1; /* all of it is there */
+    }
+    mem_free(mem);
+}
+
 static void refuses_overlap_and_odd_sizes(void **state)
 {
     (void)state;
@@ -159,6 +177,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_only_what_is_inside_one_region),
+        cmocka_unit_test(huge_pages_of_the_host_are_the_guests),
         cmocka_unit_test(refuses_overlap_and_odd_sizes),
         cmocka_unit_test(read_only_memory_is_not_written),
         cmocka_unit_test(writes_are_logged_and_observed),
