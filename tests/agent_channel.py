@@ -22,7 +22,7 @@ class Channel:
 
     def __init__(self, connected):
         self.socket = connected
-        self.socket.settimeout(60)
+        self.socket.settimeout(int(os.environ.get("LODGE_TEST_TIMEOUT", "60")))
         self.buffer = b""
 
     def close(self):
