@@ -145,8 +145,8 @@ static bool write_plain(struct local *local, unsigned reg, uint32_t value)
     case REG_TPR: local->tpr = value & 0xff; break;
     case REG_SVR: write_spurious(local, value); break;
     case REG_ESR:
-        local->esr = local->esr_new;
-        local->esr_new = 0;
+        local->esr = local->beyond.esr_new;
+        local->beyond.esr_new = 0;
         break;
     case REG_LVT ... REG_LVT + LVT_MAX - 1:
         write_lvt(local, (enum apic_lvt)(reg - REG_LVT), value);
@@ -260,11 +260,11 @@ static void registers_reset(struct local *local)
         local->irr[i] = local->isr[i] = local->tmr[i] = 0;
     for (unsigned i = 0; i < LVT_MAX; i++)
         local->lvt[i] = LVT_MASKED;
-    local->tpr = local->esr = local->esr_new = local->icr_low = local->icr_high = 0;
+    local->tpr = local->esr = local->beyond.esr_new = local->icr_low = local->icr_high = 0;
     local->logical = 0;
     local->format = UINT32_MAX;
     local->svr = 0xff;
-    local->extint = false;
+    local->beyond.extint = false;
     local_timer_stop(local);
     local->timer_divide = 0;
 }
@@ -405,8 +405,8 @@ bool apic_load(void *opaque, unsigned vcpu, const uint8_t *page)
     local->tpr = page_read(page, REG_TPR) & 0xff;
     local->svr = page_read(page, REG_SVR) & SVR_WRITABLE;
     local->esr = page_read(page, REG_ESR) & 0xff;
-    local->esr_new = 0;
-    local->extint = false;
+    local->beyond.esr_new = 0;
+    local->beyond.extint = false;
     local->icr_low = page_read(page, REG_ICR) & ICR_WRITABLE;
     local->icr_high = page_read(page, REG_ICR_HIGH);
     local->logical = x2apic ? 0 : page_read(page, REG_LDR) & LDR_WRITABLE;
@@ -482,10 +482,7 @@ static void apic_state(void *opaque, struct record *record)
     for (unsigned i = 0; i < apic->config.vcpus && !record->failed; i++) {
         struct local *local = &apic->local[i];
         local_enter(local);
-        record_u32(record, &local->esr_new);
-        record_bool(record, &local->extint);
-        record_bool(record, &local->lint[0]);
-        record_bool(record, &local->lint[1]);
+        apic_state_record(&local->beyond, record);
         local_leave(local);
     }
 }
@@ -494,4 +491,4 @@ const struct device_ops apic_device = {.name = "apic",
                                        .reset = apic_reset,
                                        .free = apic_free,
                                        .state = apic_state,
-                                       .state_version = 1};
+                                       .state_version = APIC_STATE_VERSION};

@@ -53,13 +53,13 @@ static bool extint_asserted(const struct local *local)
 {
     if (!local->apic->config.pic_poll)
         return false;
-    if (local->extint)
+    if (local->beyond.extint)
         return true;
     /* A disabled APIC leaves its LINT0 pin connected as the processor's INTR (SDM 11.4.3). */
     uint32_t lint0 = local->lvt[LVT_LINT0];
     bool open = !local_enabled(local) ||
                 (!(lint0 & LVT_MASKED) && (lint0 >> LVT_MODE_SHIFT & 7) == MODE_EXTINT);
-    return open && local->lint[0];
+    return open && local->beyond.lint[0];
 }
 
 void local_leave(struct local *local)
@@ -108,7 +108,7 @@ int apic_accept(void *opaque, unsigned vcpu)
         return vector;
     }
     bool extint = extint_asserted(local);
-    local->extint = false;
+    local->beyond.extint = false;
     local_leave(local);
     /* The PIC is asked without our mutex: it lowers LINT0 from inside. */
     if (!extint || apic->config.pic_poll(apic->config.pic) < 0)
@@ -148,11 +148,12 @@ void local_interrupt(struct local *local, enum apic_lvt entry)
 
 void local_error(struct local *local, uint32_t bit)
 {
-    local->esr_new |= bit;
+    local->beyond.esr_new |= bit;
     if ((local->lvt[LVT_ERROR] & 0xff) >= VECTOR_FIRST)
         local_interrupt(local, LVT_ERROR);
     else if (!(local->lvt[LVT_ERROR] & LVT_MASKED))
-        local->esr_new |= ESR_RECEIVE_ILLEGAL; /* of the error interrupt itself, which ends here */
+        local->beyond.esr_new |=
+            ESR_RECEIVE_ILLEGAL; /* of the error interrupt itself, which ends here */
 }
 
 int local_eoi(struct local *local)
@@ -209,7 +210,7 @@ static bool deliver(struct local *local, const struct message *message)
         /* Asked again under the mutex: the owner may have disabled it since matches(). */
         taken = local->svr & SVR_ENABLED && local_enabled(local);
         if (taken && message->mode == MODE_EXTINT)
-            local->extint = true;
+            local->beyond.extint = true;
         else if (taken)
             local_accept_fixed(local, message->vector, message->level);
         local_leave(local);
@@ -320,8 +321,8 @@ void local_send(struct local *local, uint32_t low, uint32_t destination, bool x2
 static void pin(struct local *local, unsigned number, bool level)
 {
     local_enter(local);
-    bool rising = level && !local->lint[number];
-    local->lint[number] = level;
+    bool rising = level && !local->beyond.lint[number];
+    local->beyond.lint[number] = level;
     /* ExtINT follows the level (extint_asserted()); everything else is taken at the edge. */
     if (rising)
         local_interrupt(local, number ? LVT_LINT1 : LVT_LINT0);

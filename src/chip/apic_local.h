@@ -10,6 +10,7 @@
 #pragma once
 
 #include "chip/apic.h"
+#include "chip/state/state.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -69,11 +70,10 @@ struct local {
     _Atomic uint32_t priority;
 
     uint32_t irr[8], isr[8], tmr[8];
-    uint32_t tpr, svr, esr, esr_new, icr_low, icr_high;
+    uint32_t tpr, svr, esr, icr_low, icr_high;
     uint32_t lvt[LVT_MAX];
-    bool lint[2];    /* levels */
-    bool extint;     /* an ExtINT message came and has not been accepted */
-    bool nmi_signal; /* local_leave() is to signal an NMI */
+    struct apic_state beyond; /* what no register of the page shows */
+    bool nmi_signal;          /* local_leave() is to signal an NMI */
 
     uint32_t timer_initial, timer_divide;
     uint64_t deadline; /* IA32_TSC_DEADLINE; 0 = not armed */

@@ -22,29 +22,20 @@ enum {
     INDEX_ARBITRATION = 0x02,
     INDEX_ENTRIES = 0x10,
 
-    VERSION = 0x20,
+    VERSION = 0x11,
 };
-
-/* A redirection entry. */
-#define ENTRY_REMOTE_IRR (1ull << 14)
-#define ENTRY_LEVEL      (1ull << 15)
-#define ENTRY_MASKED     (1ull << 16)
-#define ENTRY_WRITABLE   (0xff000000000000ffull | 0x700 | 1 << 11 | 1 << 13 | 1 << 15 | 1 << 16)
 
 struct ioapic {
     pthread_mutex_t lock;
     struct ioapic_config config;
-    uint32_t select;
-    uint32_t id;
-    uint32_t lines;
-    uint64_t entry[IOAPIC_PINS];
+    struct ioapic_state now;
 };
 
 /* Sends what an entry says as a message (SDM 11.11.1, 11.11.2). */
 static bool send(struct ioapic *ioapic, uint64_t entry)
 {
     uint32_t mode = (uint32_t)(entry >> 8) & 7;
-    bool logical = entry >> 11 & 1, level = entry & ENTRY_LEVEL;
+    bool logical = entry >> 11 & 1, level = entry & IOAPIC_ENTRY_LEVEL;
     uint64_t address = 0xfee00000u | (entry >> 56) << 12 | (uint32_t)logical << 2;
     /* Lowest priority asks for redirection; the destination is then a set. */
     address |= (uint32_t)(mode == 1) << 3;
@@ -55,16 +46,16 @@ static bool send(struct ioapic *ioapic, uint64_t entry)
 /* A level-triggered pin that is asserted, unmasked and not in service sends once. */
 static void level_update(struct ioapic *ioapic, unsigned pin)
 {
-    uint64_t entry = ioapic->entry[pin];
-    if (!(ioapic->lines >> pin & 1) || !(entry & ENTRY_LEVEL))
+    uint64_t entry = ioapic->now.entry[pin];
+    if (!(ioapic->now.lines >> pin & 1) || !(entry & IOAPIC_ENTRY_LEVEL))
         return;
-    if (entry & (ENTRY_MASKED | ENTRY_REMOTE_IRR))
+    if (entry & (IOAPIC_ENTRY_MASKED | IOAPIC_ENTRY_REMOTE_IRR))
         return;
     bool taken = send(ioapic, entry);
     /* SMI, NMI, INIT and ExtINT are not ended by an EOI of their vector. */
     unsigned mode = (unsigned)(entry >> 8) & 7;
     if (taken && mode <= 1)
-        ioapic->entry[pin] |= ENTRY_REMOTE_IRR;
+        ioapic->now.entry[pin] |= IOAPIC_ENTRY_REMOTE_IRR;
 }
 
 void ioapic_line(void *opaque, unsigned pin, bool level)
@@ -73,12 +64,12 @@ void ioapic_line(void *opaque, unsigned pin, bool level)
     if (pin >= IOAPIC_PINS)
         return;
     pthread_mutex_lock(&ioapic->lock);
-    bool before = ioapic->lines >> pin & 1;
-    ioapic->lines = level ? ioapic->lines | 1u << pin : ioapic->lines & ~(1u << pin);
-    uint64_t entry = ioapic->entry[pin];
-    if (entry & ENTRY_LEVEL)
+    bool before = ioapic->now.lines >> pin & 1;
+    ioapic->now.lines = level ? ioapic->now.lines | 1u << pin : ioapic->now.lines & ~(1u << pin);
+    uint64_t entry = ioapic->now.entry[pin];
+    if (entry & IOAPIC_ENTRY_LEVEL)
         level_update(ioapic, pin);
-    else if (level && !before && !(entry & ENTRY_MASKED))
+    else if (level && !before && !(entry & IOAPIC_ENTRY_MASKED))
         /* An edge at a masked pin is lost (82093AA, 3.2.4, "Interrupt Mask"). */
         send(ioapic, entry);
     pthread_mutex_unlock(&ioapic->lock);
@@ -87,10 +78,11 @@ void ioapic_line(void *opaque, unsigned pin, bool level)
 static void eoi_locked(struct ioapic *ioapic, uint8_t vector)
 {
     for (unsigned pin = 0; pin < IOAPIC_PINS; pin++) {
-        uint64_t entry = ioapic->entry[pin];
-        if ((uint8_t)entry != vector || !(entry & ENTRY_LEVEL) || !(entry & ENTRY_REMOTE_IRR))
+        uint64_t entry = ioapic->now.entry[pin];
+        if ((uint8_t)entry != vector || !(entry & IOAPIC_ENTRY_LEVEL) ||
+            !(entry & IOAPIC_ENTRY_REMOTE_IRR))
             continue;
-        ioapic->entry[pin] &= ~ENTRY_REMOTE_IRR;
+        ioapic->now.entry[pin] &= ~IOAPIC_ENTRY_REMOTE_IRR;
         level_update(ioapic, pin);
     }
 }
@@ -107,35 +99,35 @@ void ioapic_eoi(void *opaque, uint8_t vector)
 
 static void entry_write(struct ioapic *ioapic, unsigned pin, uint64_t value)
 {
-    uint64_t entry = value & ENTRY_WRITABLE;
+    uint64_t entry = value & IOAPIC_ENTRY_WRITABLE;
     /* Software clears a stuck remote IRR by making the pin edge-triggered for a moment. */
-    if (entry & ENTRY_LEVEL)
-        entry |= ioapic->entry[pin] & ENTRY_REMOTE_IRR;
-    ioapic->entry[pin] = entry;
+    if (entry & IOAPIC_ENTRY_LEVEL)
+        entry |= ioapic->now.entry[pin] & IOAPIC_ENTRY_REMOTE_IRR;
+    ioapic->now.entry[pin] = entry;
     level_update(ioapic, pin);
 }
 
 static uint32_t window_read(const struct ioapic *ioapic)
 {
-    switch (ioapic->select) {
+    switch (ioapic->now.select) {
     case INDEX_ID:
-    case INDEX_ARBITRATION: return ioapic->id;
+    case INDEX_ARBITRATION: return ioapic->now.id;
     case INDEX_VERSION: return VERSION | (IOAPIC_PINS - 1) << 16;
     }
-    unsigned index = ioapic->select - INDEX_ENTRIES;
-    if (ioapic->select < INDEX_ENTRIES || index >= 2 * IOAPIC_PINS)
+    unsigned index = ioapic->now.select - INDEX_ENTRIES;
+    if (ioapic->now.select < INDEX_ENTRIES || index >= 2 * IOAPIC_PINS)
         return 0;
-    return (uint32_t)(ioapic->entry[index / 2] >> (index % 2 * 32));
+    return (uint32_t)(ioapic->now.entry[index / 2] >> (index % 2 * 32));
 }
 
 static void window_write(struct ioapic *ioapic, uint32_t value)
 {
-    if (ioapic->select == INDEX_ID)
-        ioapic->id = value & 0x0f000000;
-    unsigned index = ioapic->select - INDEX_ENTRIES;
-    if (ioapic->select < INDEX_ENTRIES || index >= 2 * IOAPIC_PINS)
+    if (ioapic->now.select == INDEX_ID)
+        ioapic->now.id = value & 0x0f000000;
+    unsigned index = ioapic->now.select - INDEX_ENTRIES;
+    if (ioapic->now.select < INDEX_ENTRIES || index >= 2 * IOAPIC_PINS)
         return;
-    uint64_t entry = ioapic->entry[index / 2];
+    uint64_t entry = ioapic->now.entry[index / 2];
     if (index % 2)
         entry = (uint32_t)entry | (uint64_t)value << 32;
     else
@@ -149,7 +141,7 @@ static uint64_t ioapic_read(void *opaque, uint64_t offset, unsigned size)
     uint32_t value = 0;
     pthread_mutex_lock(&ioapic->lock);
     if ((offset & ~3ull) == REG_SELECT)
-        value = ioapic->select;
+        value = ioapic->now.select;
     else if ((offset & ~3ull) == REG_WINDOW)
         value = window_read(ioapic);
     pthread_mutex_unlock(&ioapic->lock);
@@ -162,7 +154,7 @@ static void ioapic_write(void *opaque, uint64_t offset, unsigned size, uint64_t 
     struct ioapic *ioapic = opaque;
     pthread_mutex_lock(&ioapic->lock);
     switch (offset) {
-    case REG_SELECT: ioapic->select = (uint8_t)value; break;
+    case REG_SELECT: ioapic->now.select = (uint8_t)value; break;
     /* The window and EOI register take whole dwords; a narrow write is extended with zeros. */
     case REG_WINDOW: window_write(ioapic, (uint32_t)value); break;
     case REG_EOI: eoi_locked(ioapic, (uint8_t)value); break;
@@ -175,13 +167,7 @@ static void ioapic_state(void *opaque, struct record *record)
 {
     struct ioapic *ioapic = opaque;
     pthread_mutex_lock(&ioapic->lock);
-    record_u32_below(record, &ioapic->select, 0x100);
-    record_u32(record, &ioapic->id);
-    record_u32(record, &ioapic->lines);
-    for (unsigned pin = 0; pin < IOAPIC_PINS; pin++) {
-        record_u64(record, &ioapic->entry[pin]);
-        ioapic->entry[pin] &= ENTRY_WRITABLE | ENTRY_REMOTE_IRR;
-    }
+    ioapic_state_record(&ioapic->now, record);
     pthread_mutex_unlock(&ioapic->lock);
 }
 
@@ -189,16 +175,16 @@ const struct device_ops ioapic_device = {.name = "ioapic",
                                          .reset = ioapic_reset,
                                          .free = ioapic_free,
                                          .state = ioapic_state,
-                                         .state_version = 1};
+                                         .state_version = IOAPIC_STATE_VERSION};
 
 void ioapic_reset(void *opaque)
 {
     struct ioapic *ioapic = opaque;
     pthread_mutex_lock(&ioapic->lock);
-    ioapic->select = 0;
-    ioapic->id = (uint32_t)(ioapic->config.id & 0xf) << 24;
+    ioapic->now.select = 0;
+    ioapic->now.id = (uint32_t)(ioapic->config.id & 0xf) << 24;
     for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
-        ioapic->entry[pin] = ENTRY_MASKED;
+        ioapic->now.entry[pin] = IOAPIC_ENTRY_MASKED;
     pthread_mutex_unlock(&ioapic->lock);
 }
 

@@ -1,5 +1,6 @@
 /*
- * ioapic.h: the 82093AA I/O APIC (Intel 290566), version 0x20 (with the EOI register), 24 pins.
+ * ioapic.h: the 82093AA I/O APIC (Intel 290566), version 0x11, as KVM's is, with 24 pins. The
+ * EOI register of version 0x20 is there for guests that were told of it before.
  *
  * A pin's interrupt leaves as the message-signalled interrupt that says the same (SDM 11.11), so
  * the chip knows nothing of local APICs; `config.deliver` is apic_message() of apic.h. It returns
@@ -18,8 +19,9 @@
 #pragma once
 
 #include "bus/bus.h"
+#include "chip/state/state.h"
 
-enum { IOAPIC_PINS = 24, IOAPIC_SIZE = 0x1000 };
+enum { IOAPIC_SIZE = 0x1000 };
 #define IOAPIC_ADDRESS 0xfec00000u
 
 struct ioapic;

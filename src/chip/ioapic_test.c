@@ -50,7 +50,7 @@ static void registers(void **state)
     struct fixture f;
     start(&f);
     assert_int_equal(get(&f, 0), 0x05000000);
-    assert_int_equal(get(&f, 1), 0x00170020);
+    assert_int_equal(get(&f, 1), 0x00170011);
     assert_int_equal(get(&f, 2), 0x05000000);
     assert_int_equal(get(&f, 0x10), 0x00010000);
     assert_int_equal(get(&f, 0x3f), 0);

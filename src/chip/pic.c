@@ -13,6 +13,7 @@
 
 #include "base/record.h"
 #include "chip/isa.h"
+#include "chip/state/state.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -34,33 +35,21 @@ enum {
     OCW3_MASK_MODE = 1 << 5,
 };
 
-struct half {
-    uint8_t lines; /* levels of the inputs */
-    uint8_t irr;   /* edge-latched requests; level-triggered ones are lines & elcr */
-    uint8_t imr, isr, elcr;
-    uint8_t first; /* the input of highest priority */
-    uint8_t vector;
-    uint8_t icw; /* the ICW expected next at the odd port, 2..4; 0 = none */
-    uint8_t icw1;
-    bool auto_eoi, rotate_auto, nested, mask_mode, read_isr, poll;
-};
-
 struct pic {
     pthread_mutex_t lock;
-    struct half half[2]; /* master, slave */
-    bool slave_out;      /* INT of the slave, as the master saw it last */
-    bool out;            /* INT of the master */
-    _Atomic int vector;  /* what pic_accept() would return; -1 = INT is low */
+    struct pic_state now;
+    bool out;           /* INT of the master */
+    _Atomic int vector; /* what pic_accept() would return; -1 = INT is low */
     struct irq_line output;
 };
 
-static uint8_t requests(const struct half *half)
+static uint8_t requests(const struct pic_half *half)
 {
     return (uint8_t)((half->irr & ~half->elcr) | (half->lines & half->elcr));
 }
 
 /* The input of highest priority in `set`, as a distance from the first; 8 for the empty set. */
-static unsigned rank(const struct half *half, uint8_t set)
+static unsigned rank(const struct pic_half *half, uint8_t set)
 {
     unsigned distance = 0;
     while (distance < 8 && !(set >> ((half->first + distance) & 7) & 1))
@@ -69,7 +58,7 @@ static unsigned rank(const struct half *half, uint8_t set)
 }
 
 /* The input for which this half raises INT, or -1. */
-static int pending(const struct half *half, bool master)
+static int pending(const struct pic_half *half, bool master)
 {
     uint8_t serving = half->isr;
     if (half->mask_mode)
@@ -85,21 +74,21 @@ static int pending(const struct half *half, bool master)
 
 static int vector_now(const struct pic *pic)
 {
-    int irq = pending(&pic->half[0], true);
+    int irq = pending(&pic->now.half[0], true);
     if (irq < 0)
         return -1;
     if (irq != CASCADE)
-        return pic->half[0].vector + irq;
-    int slave = pending(&pic->half[1], false);
-    return pic->half[1].vector + (slave < 0 ? SPURIOUS : slave);
+        return pic->now.half[0].vector + irq;
+    int slave = pending(&pic->now.half[1], false);
+    return pic->now.half[1].vector + (slave < 0 ? SPURIOUS : slave);
 }
 
 static void update(struct pic *pic)
 {
-    bool slave_out = pending(&pic->half[1], false) >= 0;
-    if (slave_out && !pic->slave_out)
-        pic->half[0].irr |= 1u << CASCADE;
-    pic->slave_out = slave_out;
+    bool slave_out = pending(&pic->now.half[1], false) >= 0;
+    if (slave_out && !pic->now.slave_out)
+        pic->now.half[0].irr |= 1u << CASCADE;
+    pic->now.slave_out = slave_out;
 
     int vector = vector_now(pic);
     atomic_store_explicit(&pic->vector, vector, memory_order_release);
@@ -110,7 +99,7 @@ static void update(struct pic *pic)
     }
 }
 
-static void acknowledge(struct half *half, int irq)
+static void acknowledge(struct pic_half *half, int irq)
 {
     half->irr &= (uint8_t) ~(1u << irq);
     if (!half->auto_eoi)
@@ -122,13 +111,13 @@ static void acknowledge(struct half *half, int irq)
 /* INTA towards one half; the input, or -1 when there was none to acknowledge. */
 static int inta(struct pic *pic, unsigned which)
 {
-    struct half *half = &pic->half[which];
+    struct pic_half *half = &pic->now.half[which];
     int irq = pending(half, which == 0);
     if (irq >= 0)
         acknowledge(half, irq);
     /* INT falls during INTA; a request that remains makes a new edge at the master. */
     if (which == 1)
-        pic->slave_out = false;
+        pic->now.slave_out = false;
     return irq;
 }
 
@@ -148,7 +137,7 @@ int pic_accept(void *opaque)
         which = 1;
         irq = inta(pic, 1);
     }
-    int vector = pic->half[which].vector + (irq < 0 ? SPURIOUS : irq);
+    int vector = pic->now.half[which].vector + (irq < 0 ? SPURIOUS : irq);
     update(pic);
     pthread_mutex_unlock(&pic->lock);
     return vector;
@@ -160,7 +149,7 @@ void pic_line(void *opaque, unsigned irq, bool level)
     if (irq >= PIC_LINES || irq == CASCADE)
         return;
     pthread_mutex_lock(&pic->lock);
-    struct half *half = &pic->half[irq / 8];
+    struct pic_half *half = &pic->now.half[irq / 8];
     uint8_t bit = (uint8_t)(1u << irq % 8);
     if (level && !(half->lines & bit))
         half->irr |= bit;
@@ -171,15 +160,15 @@ void pic_line(void *opaque, unsigned irq, bool level)
 
 /* --- registers --- */
 
-static void begin_init(struct pic *pic, struct half *half, uint8_t icw1)
+static void begin_init(struct pic *pic, struct pic_half *half, uint8_t icw1)
 {
-    *half = (struct half){
+    *half = (struct pic_half){
         .lines = half->lines, .elcr = half->elcr, .vector = half->vector, .icw1 = icw1, .icw = 2};
     /* Whatever the slave still asks for must reach the freshly cleared master as an edge. */
-    pic->slave_out = false;
+    pic->now.slave_out = false;
 }
 
-static void end_of_interrupt(struct half *half, uint8_t ocw2)
+static void end_of_interrupt(struct pic_half *half, uint8_t ocw2)
 {
     bool rotate = ocw2 & 0x80, specific = ocw2 & 0x40;
     unsigned irq = ocw2 & 7;
@@ -197,7 +186,7 @@ static void end_of_interrupt(struct half *half, uint8_t ocw2)
         half->first = (uint8_t)((irq + 1) & 7);
 }
 
-static void write_ocw2(struct half *half, uint8_t value)
+static void write_ocw2(struct pic_half *half, uint8_t value)
 {
     switch (value >> 5) {
     case 0: half->rotate_auto = false; break;
@@ -208,7 +197,7 @@ static void write_ocw2(struct half *half, uint8_t value)
     }
 }
 
-static void write_ocw3(struct half *half, uint8_t value)
+static void write_ocw3(struct pic_half *half, uint8_t value)
 {
     if (value & OCW3_SET_MASK_MODE)
         half->mask_mode = value & OCW3_MASK_MODE;
@@ -218,7 +207,7 @@ static void write_ocw3(struct half *half, uint8_t value)
         half->read_isr = value & OCW3_READ_ISR;
 }
 
-static void write_odd(struct half *half, uint8_t value)
+static void write_odd(struct pic_half *half, uint8_t value)
 {
     switch (half->icw) {
     case 0: half->imr = value; return;
@@ -241,7 +230,7 @@ static void write_odd(struct half *half, uint8_t value)
 
 static void half_write(struct pic *pic, unsigned which, unsigned offset, uint8_t value)
 {
-    struct half *half = &pic->half[which];
+    struct pic_half *half = &pic->now.half[which];
     pthread_mutex_lock(&pic->lock);
     if (offset)
         write_odd(half, value);
@@ -257,7 +246,7 @@ static void half_write(struct pic *pic, unsigned which, unsigned offset, uint8_t
 
 static uint8_t half_read(struct pic *pic, unsigned which, unsigned offset)
 {
-    struct half *half = &pic->half[which];
+    struct pic_half *half = &pic->now.half[which];
     pthread_mutex_lock(&pic->lock);
     uint8_t value;
     if (half->poll) {
@@ -299,7 +288,7 @@ static uint8_t elcr_read8(void *opaque, unsigned offset)
 {
     struct pic *pic = opaque;
     pthread_mutex_lock(&pic->lock);
-    uint8_t value = pic->half[offset & 1].elcr;
+    uint8_t value = pic->now.half[offset & 1].elcr;
     pthread_mutex_unlock(&pic->lock);
     return value;
 }
@@ -310,7 +299,7 @@ static void elcr_write8(void *opaque, unsigned offset, uint8_t value)
     static const uint8_t writable[2] = {0xf8, 0xde};
     struct pic *pic = opaque;
     pthread_mutex_lock(&pic->lock);
-    pic->half[offset & 1].elcr = value & writable[offset & 1];
+    pic->now.half[offset & 1].elcr = value & writable[offset & 1];
     update(pic);
     pthread_mutex_unlock(&pic->lock);
 }
@@ -352,32 +341,11 @@ const struct bus_ops pic_slave_ops = {
 const struct bus_ops pic_elcr_ops = {.name = "pic-elcr", .read = elcr_read, .write = elcr_write};
 /* --- state --- */
 
-static void half_state(struct record *record, struct half *half)
-{
-    record_u8(record, &half->lines);
-    record_u8(record, &half->irr);
-    record_u8(record, &half->imr);
-    record_u8(record, &half->isr);
-    record_u8(record, &half->elcr);
-    record_u8_below(record, &half->first, 8);
-    record_u8(record, &half->vector);
-    record_u8_below(record, &half->icw, 5);
-    record_u8(record, &half->icw1);
-    record_bool(record, &half->auto_eoi);
-    record_bool(record, &half->rotate_auto);
-    record_bool(record, &half->nested);
-    record_bool(record, &half->mask_mode);
-    record_bool(record, &half->read_isr);
-    record_bool(record, &half->poll);
-}
-
 static void pic_state(void *opaque, struct record *record)
 {
     struct pic *pic = opaque;
     pthread_mutex_lock(&pic->lock);
-    half_state(record, &pic->half[0]);
-    half_state(record, &pic->half[1]);
-    record_bool(record, &pic->slave_out);
+    pic_state_record(&pic->now, record);
     if (record->loading) {
         pic->out = false;
         irq_set(&pic->output, false);
@@ -386,8 +354,11 @@ static void pic_state(void *opaque, struct record *record)
     pthread_mutex_unlock(&pic->lock);
 }
 
-const struct device_ops pic_device = {
-    .name = "pic", .reset = pic_reset, .free = pic_free, .state = pic_state, .state_version = 1};
+const struct device_ops pic_device = {.name = "pic",
+                                      .reset = pic_reset,
+                                      .free = pic_free,
+                                      .state = pic_state,
+                                      .state_version = PIC_STATE_VERSION};
 
 /* --- life --- */
 
@@ -397,9 +368,9 @@ void pic_reset(void *opaque)
     pthread_mutex_lock(&pic->lock);
     for (unsigned i = 0; i < 2; i++)
         /* The vectors that a PC's firmware leaves; everything masked until somebody takes over. */
-        pic->half[i] =
-            (struct half){.lines = pic->half[i].lines, .imr = 0xff, .vector = i ? 0x70 : 0x08};
-    pic->slave_out = false;
+        pic->now.half[i] = (struct pic_half){
+            .lines = pic->now.half[i].lines, .imr = 0xff, .vector = i ? 0x70 : 0x08};
+    pic->now.slave_out = false;
     update(pic);
     pthread_mutex_unlock(&pic->lock);
 }

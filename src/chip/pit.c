@@ -16,47 +16,16 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { CHANNELS = 3, REFRESH_NS = 15085 };
-
 enum {
-    ACCESS_LATCH = 0,
-    ACCESS_LOW = 1,
-    ACCESS_HIGH = 2,
-    ACCESS_BOTH = 3,
+    REFRESH_NS = 15085,
 
     STATUS_OUT = 1 << 7,
     STATUS_NULL = 1 << 6,
-
-    PORT61_GATE = 1 << 0,
-    PORT61_SPEAKER = 1 << 1,
-    PORT61_REFRESH = 1 << 4,
-    PORT61_OUT = 1 << 5,
-    PORT61_WRITABLE = 0x0f,
-};
-
-struct channel {
-    uint8_t mode; /* 0..5 */
-    uint8_t access;
-    bool bcd, gate;
-    bool loaded;    /* a count has been written since the control word */
-    bool running;   /* counting from `start`; otherwise stands at `held` */
-    uint32_t count; /* as counted with: 1..65536, or 1..10000 */
-    uint64_t start; /* the tick at which the counting element held `count` */
-    uint64_t held;  /* ticks elapsed when it stopped */
-    bool next_valid;
-    uint32_t next;    /* waits for a gate (modes 1, 5) or for tick `next_at` (modes 2, 3) */
-    uint64_t next_at; /* UINT64_MAX: for a gate */
-    bool write_high, read_high; /* the other byte of two comes next */
-    uint8_t write_low;
-    bool count_latched, status_latched;
-    uint16_t latch;
-    uint8_t status;
 };
 
 struct pit {
     pthread_mutex_t lock;
-    struct channel channel[CHANNELS];
-    uint8_t port61;
+    struct pit_state now;
     uint64_t edge; /* tick of channel 0's next interrupt; UINT64_MAX = none */
     struct timers *timers;
     struct timer timer;
@@ -74,19 +43,19 @@ static uint64_t tick_ns(uint64_t tick)
     return (uint64_t)(((unsigned __int128)tick * NSEC_PER_SEC + PIT_HZ - 1) / PIT_HZ);
 }
 
-static bool periodic(const struct channel *channel)
+static bool periodic(const struct pit_channel *channel)
 {
     return channel->mode == 2 || channel->mode == 3;
 }
 
-static bool triggered(const struct channel *channel)
+static bool triggered(const struct pit_channel *channel)
 {
     return channel->mode == 1 || channel->mode == 5;
 }
 
 /* --- one channel --- */
 
-static void channel_load(struct channel *channel, uint32_t count, uint64_t tick)
+static void channel_load(struct pit_channel *channel, uint32_t count, uint64_t tick)
 {
     /* The count reaches the counting element at the next clock. */
     channel->count = count;
@@ -95,7 +64,7 @@ static void channel_load(struct channel *channel, uint32_t count, uint64_t tick)
     channel->running = true;
 }
 
-static void channel_settle(struct channel *channel, uint64_t tick)
+static void channel_settle(struct pit_channel *channel, uint64_t tick)
 {
     if (!channel->next_valid || tick < channel->next_at)
         return;
@@ -104,14 +73,14 @@ static void channel_settle(struct channel *channel, uint64_t tick)
     channel->next_valid = false;
 }
 
-static uint64_t elapsed(const struct channel *channel, uint64_t tick)
+static uint64_t elapsed(const struct pit_channel *channel, uint64_t tick)
 {
     if (!channel->running)
         return channel->held;
     return tick < channel->start ? 0 : tick - channel->start;
 }
 
-static bool channel_out(const struct channel *channel, uint64_t tick)
+static bool channel_out(const struct pit_channel *channel, uint64_t tick)
 {
     uint64_t ticks = elapsed(channel, tick), count = channel->count;
     bool counts = channel->loaded && count > 0;
@@ -125,7 +94,7 @@ static bool channel_out(const struct channel *channel, uint64_t tick)
 }
 
 /* The counting element, as a number and not yet in BCD. */
-static uint32_t channel_count(const struct channel *channel, uint64_t tick)
+static uint32_t channel_count(const struct pit_channel *channel, uint64_t tick)
 {
     uint64_t ticks = elapsed(channel, tick), count = channel->count;
     if (!channel->loaded || count == 0)
@@ -142,7 +111,7 @@ static uint32_t channel_count(const struct channel *channel, uint64_t tick)
 }
 
 /* What a read sees: sixteen bits, BCD digits where asked for. 65536 and 10000 read as 0. */
-static uint16_t channel_value(const struct channel *channel, uint64_t tick)
+static uint16_t channel_value(const struct pit_channel *channel, uint64_t tick)
 {
     uint32_t count = channel_count(channel, tick);
     if (!channel->bcd)
@@ -153,7 +122,7 @@ static uint16_t channel_value(const struct channel *channel, uint64_t tick)
     return (uint16_t)digits;
 }
 
-static uint32_t count_from(const struct channel *channel, uint16_t written)
+static uint32_t count_from(const struct pit_channel *channel, uint16_t written)
 {
     if (!channel->bcd)
         return written ? written : 65536;
@@ -164,7 +133,7 @@ static uint32_t count_from(const struct channel *channel, uint16_t written)
 }
 
 /* The tick at which the output rises next, after `tick`; UINT64_MAX = not by itself. */
-static uint64_t next_edge(const struct channel *channel, uint64_t tick)
+static uint64_t next_edge(const struct pit_channel *channel, uint64_t tick)
 {
     if (!channel->loaded || !channel->running || channel->count == 0)
         return UINT64_MAX;
@@ -178,7 +147,7 @@ static uint64_t next_edge(const struct channel *channel, uint64_t tick)
     return edge > tick ? edge : UINT64_MAX;
 }
 
-static void channel_gate(struct channel *channel, bool gate, uint64_t tick)
+static void channel_gate(struct pit_channel *channel, bool gate, uint64_t tick)
 {
     channel_settle(channel, tick);
     bool rising = gate && !channel->gate;
@@ -201,7 +170,7 @@ static void channel_gate(struct channel *channel, bool gate, uint64_t tick)
 }
 
 /* A complete count was written. */
-static void channel_write_count(struct channel *channel, uint16_t written, uint64_t tick)
+static void channel_write_count(struct pit_channel *channel, uint16_t written, uint64_t tick)
 {
     uint32_t count = count_from(channel, written);
     channel_settle(channel, tick);
@@ -235,11 +204,11 @@ static void channel_write_count(struct channel *channel, uint16_t written, uint6
     }
 }
 
-static void channel_write(struct channel *channel, uint8_t value, uint64_t tick)
+static void channel_write(struct pit_channel *channel, uint8_t value, uint64_t tick)
 {
-    if (channel->access == ACCESS_LOW) {
+    if (channel->access == PIT_ACCESS_LOW) {
         channel_write_count(channel, value, tick);
-    } else if (channel->access == ACCESS_HIGH) {
+    } else if (channel->access == PIT_ACCESS_HIGH) {
         channel_write_count(channel, (uint16_t)(value << 8), tick);
     } else if (channel->write_high) {
         channel->write_high = false;
@@ -253,7 +222,7 @@ static void channel_write(struct channel *channel, uint8_t value, uint64_t tick)
     }
 }
 
-static uint8_t channel_read(struct channel *channel, uint64_t tick)
+static uint8_t channel_read(struct pit_channel *channel, uint64_t tick)
 {
     channel_settle(channel, tick);
     if (channel->status_latched) {
@@ -261,9 +230,9 @@ static uint8_t channel_read(struct channel *channel, uint64_t tick)
         return channel->status;
     }
     uint16_t value = channel->count_latched ? channel->latch : channel_value(channel, tick);
-    bool high = channel->access == ACCESS_HIGH;
+    bool high = channel->access == PIT_ACCESS_HIGH;
     bool last = true;
-    if (channel->access == ACCESS_BOTH) {
+    if (channel->access == PIT_ACCESS_BOTH) {
         high = channel->read_high;
         last = high;
         channel->read_high = !high;
@@ -273,7 +242,7 @@ static uint8_t channel_read(struct channel *channel, uint64_t tick)
     return (uint8_t)(high ? value >> 8 : value);
 }
 
-static void latch_count(struct channel *channel, uint64_t tick)
+static void latch_count(struct pit_channel *channel, uint64_t tick)
 {
     channel_settle(channel, tick);
     if (channel->count_latched)
@@ -282,7 +251,7 @@ static void latch_count(struct channel *channel, uint64_t tick)
     channel->count_latched = true;
 }
 
-static void latch_status(struct channel *channel, uint64_t tick)
+static void latch_status(struct pit_channel *channel, uint64_t tick)
 {
     channel_settle(channel, tick);
     if (channel->status_latched)
@@ -295,13 +264,13 @@ static void latch_status(struct channel *channel, uint64_t tick)
     channel->status_latched = true;
 }
 
-static void channel_control(struct channel *channel, uint8_t value)
+static void channel_control(struct pit_channel *channel, uint8_t value)
 {
     unsigned mode = value >> 1 & 7;
-    *channel = (struct channel){.mode = (uint8_t)(mode > 5 ? mode - 4 : mode),
-                                .access = value >> 4 & 3,
-                                .bcd = value & 1,
-                                .gate = channel->gate};
+    *channel = (struct pit_channel){.mode = (uint8_t)(mode > 5 ? mode - 4 : mode),
+                                    .access = value >> 4 & 3,
+                                    .bcd = value & 1,
+                                    .gate = channel->gate};
 }
 
 /* --- the interrupt of channel 0 --- */
@@ -309,7 +278,7 @@ static void channel_control(struct channel *channel, uint8_t value)
 /* After any change of channel 0: its line and its next interrupt. */
 static void interrupt_update(struct pit *pit, uint64_t tick, uint64_t not_before_ns)
 {
-    struct channel *channel = &pit->channel[0];
+    struct pit_channel *channel = &pit->now.channel[0];
     channel_settle(channel, tick);
     pit->edge = next_edge(channel, tick);
     /* Periodic outputs are high but for pulses that interrupt_due() makes. */
@@ -339,23 +308,23 @@ static void interrupt_due(void *opaque)
 static void control_write(struct pit *pit, uint8_t value, uint64_t tick)
 {
     if (value >> 6 == 3) { /* read-back */
-        for (unsigned i = 0; i < CHANNELS; i++) {
+        for (unsigned i = 0; i < PIT_CHANNELS; i++) {
             if (!(value & 2u << i))
                 continue;
             if (!(value & 0x20))
-                latch_count(&pit->channel[i], tick);
+                latch_count(&pit->now.channel[i], tick);
             if (!(value & 0x10))
-                latch_status(&pit->channel[i], tick);
+                latch_status(&pit->now.channel[i], tick);
         }
         return;
     }
-    struct channel *channel = &pit->channel[value >> 6];
-    if ((value >> 4 & 3) == ACCESS_LATCH) {
+    struct pit_channel *channel = &pit->now.channel[value >> 6];
+    if ((value >> 4 & 3) == PIT_ACCESS_LATCH) {
         latch_count(channel, tick);
         return;
     }
     channel_control(channel, value);
-    if (channel == &pit->channel[0])
+    if (channel == &pit->now.channel[0])
         interrupt_update(pit, tick, 0);
 }
 
@@ -364,10 +333,10 @@ static void write8(void *opaque, unsigned offset, uint8_t value)
     struct pit *pit = opaque;
     pthread_mutex_lock(&pit->lock);
     uint64_t tick = tick_now(pit);
-    if (offset == CHANNELS) {
+    if (offset == PIT_CHANNELS) {
         control_write(pit, value, tick);
-    } else if (offset < CHANNELS) {
-        channel_write(&pit->channel[offset], value, tick);
+    } else if (offset < PIT_CHANNELS) {
+        channel_write(&pit->now.channel[offset], value, tick);
         if (offset == 0)
             interrupt_update(pit, tick, 0);
     }
@@ -377,10 +346,10 @@ static void write8(void *opaque, unsigned offset, uint8_t value)
 static uint8_t read8(void *opaque, unsigned offset)
 {
     struct pit *pit = opaque;
-    if (offset >= CHANNELS)
+    if (offset >= PIT_CHANNELS)
         return 0xff; /* the control word register cannot be read */
     pthread_mutex_lock(&pit->lock);
-    uint8_t value = channel_read(&pit->channel[offset], tick_now(pit));
+    uint8_t value = channel_read(&pit->now.channel[offset], tick_now(pit));
     pthread_mutex_unlock(&pit->lock);
     return value;
 }
@@ -400,12 +369,12 @@ static uint64_t speaker_read(void *opaque, uint64_t offset, unsigned size)
     struct pit *pit = opaque;
     pthread_mutex_lock(&pit->lock);
     uint64_t tick = tick_now(pit);
-    channel_settle(&pit->channel[2], tick);
-    uint8_t value = pit->port61;
-    if (channel_out(&pit->channel[2], tick))
-        value |= PORT61_OUT;
+    channel_settle(&pit->now.channel[2], tick);
+    uint8_t value = pit->now.port61;
+    if (channel_out(&pit->now.channel[2], tick))
+        value |= PIT_PORT61_OUT;
     if (timers_now(pit->timers) / REFRESH_NS & 1)
-        value |= PORT61_REFRESH;
+        value |= PIT_PORT61_REFRESH;
     pthread_mutex_unlock(&pit->lock);
     return value;
 }
@@ -414,63 +383,38 @@ static void speaker_write(void *opaque, uint64_t offset, unsigned size, uint64_t
 {
     struct pit *pit = opaque;
     pthread_mutex_lock(&pit->lock);
-    pit->port61 = value & PORT61_WRITABLE;
-    channel_gate(&pit->channel[2], value & PORT61_GATE, tick_now(pit));
+    pit->now.port61 = value & PIT_PORT61_WRITABLE;
+    channel_gate(&pit->now.channel[2], value & PIT_PORT61_GATE, tick_now(pit));
     pthread_mutex_unlock(&pit->lock);
 }
 
 const struct bus_ops pit_ops = {.name = "pit", .read = pit_read, .write = pit_write};
 const struct bus_ops pit_speaker_ops = {
     .name = "pit-speaker", .read = speaker_read, .write = speaker_write};
-static void channel_state(struct record *record, struct channel *channel)
-{
-    record_u8_below(record, &channel->mode, 6);
-    record_u8_below(record, &channel->access, 4);
-    record_bool(record, &channel->bcd);
-    record_bool(record, &channel->gate);
-    record_bool(record, &channel->loaded);
-    record_bool(record, &channel->running);
-    record_u32_below(record, &channel->count, 65537);
-    record_u64(record, &channel->start);
-    record_u64(record, &channel->held);
-    record_bool(record, &channel->next_valid);
-    record_u32_below(record, &channel->next, 65537);
-    record_u64(record, &channel->next_at);
-    record_bool(record, &channel->write_high);
-    record_bool(record, &channel->read_high);
-    record_u8(record, &channel->write_low);
-    record_bool(record, &channel->count_latched);
-    record_bool(record, &channel->status_latched);
-    record_u16(record, &channel->latch);
-    record_u8(record, &channel->status);
-    /* Counts are divided by. */
-    if (record->loading && ((channel->loaded && !channel->count && channel->mode != 0) ||
-                            (channel->next_valid && !channel->next)))
-        record_fail(record, "has a count that cannot be");
-}
-
 static void pit_state(void *opaque, struct record *record)
 {
     struct pit *pit = opaque;
     pthread_mutex_lock(&pit->lock);
-    for (unsigned i = 0; i < CHANNELS; i++)
-        channel_state(record, &pit->channel[i]);
-    record_u8(record, &pit->port61);
+    pit_state_record(&pit->now, record);
     if (record->loading && !record->failed)
         interrupt_update(pit, tick_now(pit), 0);
     pthread_mutex_unlock(&pit->lock);
 }
 
-const struct device_ops pit_device = {
-    .name = "pit", .reset = pit_reset, .free = pit_free, .state = pit_state, .state_version = 1};
+const struct device_ops pit_device = {.name = "pit",
+                                      .reset = pit_reset,
+                                      .free = pit_free,
+                                      .state = pit_state,
+                                      .state_version = PIT_STATE_VERSION};
 
 void pit_reset(void *opaque)
 {
     struct pit *pit = opaque;
     pthread_mutex_lock(&pit->lock);
-    for (unsigned i = 0; i < CHANNELS; i++)
-        pit->channel[i] = (struct channel){.mode = 3, .access = ACCESS_BOTH, .gate = i != 2};
-    pit->port61 = 0;
+    for (unsigned i = 0; i < PIT_CHANNELS; i++)
+        pit->now.channel[i] =
+            (struct pit_channel){.mode = 3, .access = PIT_ACCESS_BOTH, .gate = i != 2};
+    pit->now.port61 = 0;
     interrupt_update(pit, tick_now(pit), 0);
     pthread_mutex_unlock(&pit->lock);
 }

@@ -22,12 +22,12 @@
 
 #include "base/timer.h"
 #include "bus/bus.h"
+#include "chip/state/state.h"
 
 enum {
     PIT_PORT = 0x40,
     PIT_PORTS = 4,
     PIT_SPEAKER_PORT = 0x61,
-    PIT_HZ = 1193182,
     PIT_PERIOD_MIN_NS = 50000,
 };
 
