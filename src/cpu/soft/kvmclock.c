@@ -1,10 +1,11 @@
 /*
  * The paravirtual clock: Linux Documentation/virt/kvm/x86/msr.rst.
  *
- * Guest time in nanoseconds is a fixed multiple of the guest's TSC, the same on all vCPUs, so the
- * structures never need an update while the guest runs and every vCPU computes the same: that is
- * what PVCLOCK_TSC_STABLE_BIT says. They are written when the guest asks, and again when the TSC
- * was moved or restored. Writers make `version` odd first and even last.
+ * Guest time in nanoseconds is a fixed multiple of the VM's TSC, the same on all vCPUs, and what a
+ * restored machine had beyond that. So the structures never need an update while the guest runs and
+ * every vCPU computes the same: that is what PVCLOCK_TSC_STABLE_BIT says. They are written when the
+ * guest asks, and again when the TSC was moved or restored. Writers make `version` odd first and
+ * even last.
  */
 #include "cpu/soft/system.h"
 
@@ -51,9 +52,14 @@ static uint64_t scaled(struct scale scale, uint64_t tsc)
     return (uint64_t)((unsigned __int128)tsc * scale.mul >> 32);
 }
 
-uint64_t kvmclock_now(struct soft_vcpu *v)
+uint64_t kvmclock_now(const struct soft_vm *vm)
 {
-    return scaled(scale_of(v->vm->tsc_khz), soft_tsc(v));
+    return scaled(scale_of(vm->tsc_khz), soft_vm_tsc(vm)) + vm->kvmclock_base;
+}
+
+void kvmclock_set(struct soft_vm *vm, uint64_t ns)
+{
+    vm->kvmclock_base = ns - scaled(scale_of(vm->tsc_khz), soft_vm_tsc(vm));
 }
 
 /* The guest named a place outside its memory: then nobody reads it either. */
@@ -77,11 +83,11 @@ void kvmclock_update(struct soft_vcpu *v)
     uint64_t value = v->msr[CPU_MSR_KVM_SYSTEM_TIME];
     if (!(value & SYSTEM_TIME_ENABLED))
         return;
-    /* TSC 0 is nanosecond 0. */
+    /* Where the VM's TSC was 0. */
     struct scale scale = scale_of(v->vm->tsc_khz);
     uint8_t bytes[TIME_SIZE] = {0};
-    le64_write(bytes + TIME_TSC, 0);
-    le64_write(bytes + TIME_NS, 0);
+    le64_write(bytes + TIME_TSC, v->tsc_offset);
+    le64_write(bytes + TIME_NS, v->vm->kvmclock_base);
     le32_write(bytes + TIME_MUL, scale.mul);
     bytes[TIME_SHIFT] = (uint8_t)scale.shift;
     bytes[TIME_FLAGS] = TIME_STABLE;
@@ -101,7 +107,7 @@ bool kvmclock_wall_clock_write(struct soft_vcpu *v, uint64_t value)
     v->msr[CPU_MSR_KVM_WALL_CLOCK] = value;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    uint64_t ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec - kvmclock_now(v);
+    uint64_t ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec - kvmclock_now(v->vm);
     uint8_t bytes[WALL_SIZE] = {0};
     le32_write(bytes + 4, (uint32_t)(ns / 1000000000));
     le32_write(bytes + 8, (uint32_t)(ns % 1000000000));

@@ -20,13 +20,16 @@ enum {
     MSR_MTRR_CAP = 0xfe,
     MSR_MCG_CAP = 0x179,
     MSR_MCG_STATUS = 0x17a,
+    MSR_MC0_CTL = 0x400, /* and STATUS, ADDR, MISC */
+    MSR_MC0_MISC = 0x403,
     MSR_PERF_STATUS = 0x198,
     MSR_TSC_DEADLINE = 0x6e0,
     MSR_X2APIC_FIRST = 0x800,
     MSR_X2APIC_LAST = 0x8ff,
     MTRR_CAP = 0x508, /* write-combining, fixed ranges, eight variable ones */
-    SPEC_CTRL_KNOWN = 3,
-    PRED_CMD_IBPB = 1,
+    SPEC_CTRL_KNOWN = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 7, /* IBRS STIBP SSBD PSFD */
+    PRED_CMD_KNOWN = 1 << 0 | 1 << 7,                    /* IBPB SBPB */
+    MCG_CAP_BANKS = 1,                                   /* as few as KVM can have */
     MCG_STATUS_KNOWN = 7,
 };
 #define MSR_AMD_SYSCFG      UINT32_C(0xc0010010)
@@ -47,13 +50,20 @@ enum {
 #define MSR_AMD_BU_CFG2     UINT32_C(0xc001102a)
 #define MSR_AMD_EX_CFG      UINT32_C(0xc001102c)
 
+/* Any of these in CPUID 7.edx, or in 80000008.ebx: spec_ctrl stibp ssbd, ibrs stibp ssbd psfd;
+ * ibpb.
+ */
+#define SPEC_CTRL_SHOWN     (1u << 26 | 1u << 27 | 1u << 31)
+#define AMD_SPEC_CTRL_SHOWN (1u << 14 | 1u << 15 | 1u << 24 | 1u << 28)
+#define AMD_PRED_CMD_SHOWN  (1u << 12)
+
 #define HWCR_TSC_FREQ_SEL  (UINT64_C(1) << 24)
 #define DE_CFG_LFENCE      (UINT64_C(1) << 1)
 #define MICROCODE_REVISION (UINT64_C(1) << 32)
 
 /* ---- time ---- */
 
-static uint64_t vm_tsc(const struct soft_vm *vm)
+uint64_t soft_vm_tsc(const struct soft_vm *vm)
 {
     if (vm->config.tsc)
         return vm->config.tsc(vm->config.tsc_opaque);
@@ -62,7 +72,7 @@ static uint64_t vm_tsc(const struct soft_vm *vm)
 
 uint64_t soft_tsc(struct soft_vcpu *v)
 {
-    return vm_tsc(v->vm) + v->tsc_offset;
+    return soft_vm_tsc(v->vm) + v->tsc_offset;
 }
 
 /* IA32_TSC_ADJUST follows every write to the TSC and the other way round: SDM vol. 3, 17.17.3. */
@@ -75,7 +85,7 @@ static void tsc_move(struct soft_vcpu *v, uint64_t by)
 
 void msr_tsc_restore(struct soft_vcpu *v, uint64_t tsc, uint64_t adjust)
 {
-    uint64_t offset = tsc - vm_tsc(v->vm);
+    uint64_t offset = tsc - soft_vm_tsc(v->vm);
     v->msr[CPU_MSR_TSC_ADJUST] = adjust;
     v->tsc_offset = offset;
     /* The vCPUs of one VM are set one after the other, but their counters are one: within a second
@@ -131,7 +141,8 @@ static bool constant_read(const struct soft_vcpu *v, uint32_t index, uint64_t *r
     uint64_t value = 0;
     switch (index) {
     case MSR_MTRR_CAP: value = MTRR_CAP; break;
-    case MSR_MCG_CAP: break; /* no banks */
+    case MSR_MCG_CAP: value = MCG_CAP_BANKS; break;
+    case MSR_MC0_CTL ... MSR_MC0_MISC: break; /* nothing ever happens in it */
     case MSR_MCG_STATUS: value = v->system.mcg_status; break;
     case MSR_BIOS_SIGN_ID: value = amd ? 0 : MICROCODE_REVISION; break;
     case MSR_PLATFORM_ID:
@@ -248,8 +259,10 @@ static bool efer_write(struct soft_vcpu *v, uint64_t value)
 static bool constant_write(struct soft_vcpu *v, uint32_t index, uint64_t value)
 {
     switch (index) {
-    case MSR_PRED_CMD: return v->system.has_spec_ctrl && !(value & ~(uint64_t)PRED_CMD_IBPB);
+    case MSR_PRED_CMD: return v->system.has_pred_cmd && !(value & ~(uint64_t)PRED_CMD_KNOWN);
     case MSR_BIOS_SIGN_ID: return true; /* before CPUID shows the revision, SDM vol. 3, 9.11.7.1 */
+    case MSR_MC0_CTL: return true;
+    case MSR_MC0_CTL + 1 ... MSR_MC0_MISC: return value == 0; /* SDM vol. 3, 16.3.2.2 */
     case MSR_MCG_STATUS:
         if (value & ~(uint64_t)MCG_STATUS_KNOWN)
             return false;
@@ -393,7 +406,9 @@ void cpuid_configure(struct soft_vcpu *v)
     s->cr4_allowed = CR4_PCE | allowed_bits(v, cr4_rows, ARRAY_LEN(cr4_rows));
     s->efer_allowed = allowed_bits(v, efer_rows, ARRAY_LEN(efer_rows));
     s->xsave_allowed = 1 | (cpuid_register(v, 0xd, 0) & 6);
-    s->has_spec_ctrl = cpuid_register(v, 7, 3) >> 26 & 1;
+    uint32_t controls = cpuid_register(v, 7, 3), amd_controls = cpuid_register(v, 0x80000008, 1);
+    s->has_spec_ctrl = controls & SPEC_CTRL_SHOWN || amd_controls & AMD_SPEC_CTRL_SHOWN;
+    s->has_pred_cmd = controls & SPEC_CTRL_SHOWN || amd_controls & AMD_PRED_CMD_SHOWN;
     s->has_arch_capabilities = cpuid_register(v, 7, 3) >> 29 & 1;
     s->paravirtual = cpuid_register(v, 0x40000001, 0);
     mmu_configure(v);

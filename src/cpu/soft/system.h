@@ -298,7 +298,9 @@ bool mtrr_valid(const struct soft_vcpu *v, enum cpu_msr slot, uint64_t value);
 /* ---- kvmclock.c ---- */
 
 /* Guest time in nanoseconds. */
-uint64_t kvmclock_now(struct soft_vcpu *v);
+uint64_t kvmclock_now(const struct soft_vm *vm);
+/* Before the vCPUs' states are set, which write it where the guest reads it. */
+void kvmclock_set(struct soft_vm *vm, uint64_t ns);
 bool kvmclock_system_time_write(struct soft_vcpu *v, uint64_t value);
 bool kvmclock_wall_clock_write(struct soft_vcpu *v, uint64_t value);
 /* Writes the structure that MSR_KVM_SYSTEM_TIME names again: after a restore, a TSC write. */

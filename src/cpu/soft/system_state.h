@@ -57,7 +57,7 @@ struct soft_system {
     uint64_t cr4_allowed; /* from CPUID */
     uint64_t efer_allowed;
     uint64_t mcg_status;
-    bool has_spec_ctrl, has_arch_capabilities;
+    bool has_spec_ctrl, has_pred_cmd, has_arch_capabilities;
     uint32_t paravirtual;   /* CPUID 0x40000001 EAX */
     uint64_t xsave_allowed; /* XCR0 */
     uint64_t cpuid_cr4, cpuid_xcr0;

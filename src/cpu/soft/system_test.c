@@ -414,7 +414,7 @@ static void intel_and_amd_have_their_own(void **state)
         {0x1a0, true, false, 1},
         {0x3a, true, false, 1},
         {0xce, true, false, 0},
-        {0x179, true, true, 0},
+        {0x179, true, true, 1},
         {0x17a, true, true, 0},
         {0xc0010015, false, true, 1 << 24},
         {0xc0011029, false, true, 2},
@@ -426,7 +426,9 @@ static void intel_and_amd_have_their_own(void **state)
         {0x10b, false, false, 0},
         {0x122, false, false, 0},
         {0x345, false, false, 0},
-        {0x400, false, false, 0}, /* no banks */
+        {0x400, true, true, 0}, /* one bank, */
+        {0x403, true, true, 0},
+        {0x404, false, false, 0}, /* and no more */
         {0x606, false, false, 0},
         {0xda0, false, false, 0},
         {0xc0000080, true, true, 0},
@@ -448,7 +450,8 @@ static void intel_and_amd_have_their_own(void **state)
         refuse(0x49, 1);
     } else {
         keep(0x48, 1);
-        refuse(0x48, 4);
+        keep(0x48, 4);
+        refuse(0x48, 8);
         assert_true(soft_msr_write(guest.v, 0x49, 1));
         refuse(0x49, 2);
     }
@@ -498,9 +501,9 @@ static void the_clock_is_stable_monotonic_and_versioned(void **state)
             last = now;
         }
         /* A second of ticks is a second. */
-        uint64_t first = kvmclock_now(v);
-        v->tsc_offset += v->vm->tsc_khz * 1000;
-        uint64_t second = kvmclock_now(v) - first;
+        uint64_t first = kvmclock_now(v->vm);
+        v->vm->tsc_start -= v->vm->tsc_khz * 1000;
+        uint64_t second = kvmclock_now(v->vm) - first;
         assert_in_range(second, 999999000, 1001000000);
         assert_in_range(guest_ns(GUEST_DATA + 64) - last, 999999000, 1001000000);
         assert_true(soft_msr_write(v, 0x10, 0)); /* written anew after a jump */
@@ -513,12 +516,29 @@ static void the_clock_is_stable_monotonic_and_versioned(void **state)
     keep(0x4b564d01, UINT64_C(0xffffffffffffff01));
 }
 
+/* It came from elsewhere, where it was ahead of the TSC, or behind: the guest reads what it was. */
+static void the_clock_goes_on_from_another_value(void **state)
+{
+    const uint64_t values[] = {0, 5000000000, UINT64_C(1) << 60};
+    struct soft_vcpu *v = guest.v;
+    for (unsigned i = 0; i < ARRAY_LEN(values); i++) {
+        kvmclock_set(v->vm, values[i]);
+        keep(0x4b564d01, (GUEST_DATA + 64) | 1);
+        assert_in_range(guest_ns(GUEST_DATA + 64), values[i], values[i] + 1000000000);
+        assert_in_range(kvmclock_now(v->vm), values[i], values[i] + 1000000000);
+        /* The guest moves its counter, not the time. */
+        assert_true(soft_msr_write(v, 0x10, UINT64_C(1) << (40 + i)));
+        assert_in_range(guest_ns(GUEST_DATA + 64), values[i], values[i] + 1000000000);
+    }
+    kvmclock_set(v->vm, 0);
+}
+
 static void the_wall_clock_is_the_hosts(void **state)
 {
     keep(0x4b564d00, GUEST_DATA);
     assert_int_equal(le32_read(guest.ram + GUEST_DATA) % 2, 0);
     uint64_t ns = le32_read(guest.ram + GUEST_DATA + 4) * UINT64_C(1000000000) +
-                  le32_read(guest.ram + GUEST_DATA + 8) + kvmclock_now(guest.v);
+                  le32_read(guest.ram + GUEST_DATA + 8) + kvmclock_now(guest.v->vm);
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     uint64_t host = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
@@ -648,6 +668,7 @@ int main(void)
         AMD_TEST(intel_and_amd_have_their_own),
         SYSTEM_TEST(tsc_and_its_adjustment_move_together),
         SYSTEM_TEST(the_clock_is_stable_monotonic_and_versioned),
+        SYSTEM_TEST(the_clock_goes_on_from_another_value),
         SYSTEM_TEST(the_wall_clock_is_the_hosts),
         APIC_TEST(hypercalls_answer),
         APIC_TEST(the_deadline_is_in_guest_ticks),

@@ -230,7 +230,8 @@ struct soft_vm {
     struct engine_apic apic;
     bool has_apic;
     uint64_t tsc_khz;
-    uint64_t tsc_start; /* host TSC at which the guest's was 0 */
+    uint64_t tsc_start;     /* host TSC at which the guest's was 0 */
+    uint64_t kvmclock_base; /* ns of the paravirtual clock where the VM's TSC was 0 */
     struct soft_vcpu *vcpus[ENGINE_VCPUS_MAX];
 
     /* Code pages: one generation per guest page of each memory region, same index as its marks;
@@ -518,6 +519,7 @@ void soft_code_written(struct soft_vm *vm, struct soft_vcpu *v, const struct ins
 /* ---- time ---- */
 
 /* The guest's TSC now, on this vCPU (offset and TSC_ADJUST included). msr.c */
+uint64_t soft_vm_tsc(const struct soft_vm *vm);
 uint64_t soft_tsc(struct soft_vcpu *v);
 
 /* ---- MSRs (msr.c): false means #GP ---- */
