@@ -9,59 +9,20 @@
  * states, AMX, CET, asynchronous page faults) and what a guest could use to stall a host (MWAIT).
  * Both end in the same place: one socket, one core per vCPU, one thread per core, APIC ID = index.
  */
-#include "cpu/cpuid.h"
+#include "cpu/cpuid_private.h"
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "base/record.h"
 
 #include <assert.h>
 #include <cpuid.h>
-#include <inttypes.h>
-#include <stdio.h>
-
-enum cpuid_register { EAX, EBX, ECX, EDX };
 
 enum vendor { VENDOR_INTEL, VENDOR_AMD };
 
-#define BIT(n) (UINT32_C(1) << (n))
-
-enum {
-    LEAF_FEATURES = 1,
-    LEAF_DESCRIPTORS = 2,
-    LEAF_CACHES = 4,
-    LEAF_POWER = 6,
-    LEAF_EXTENDED = 7,
-    LEAF_TOPOLOGY = 0xb,
-    LEAF_XSAVE = 0xd,
-    LEAF_TSC = 0x15,
-    LEAF_CLOCKS = 0x16,
-};
-#define LEAF_KVM        UINT32_C(0x40000000)
-#define LEAF_KVM_BITS   UINT32_C(0x40000001)
-#define LEAF_KVM_CLOCKS UINT32_C(0x40000010)
-#define LEAF_HIGH       UINT32_C(0x80000000)
-#define LEAF_AMD        UINT32_C(0x80000001)
-#define LEAF_BRAND      UINT32_C(0x80000002)
-#define LEAF_AMD_L1     UINT32_C(0x80000005)
-#define LEAF_AMD_L2     UINT32_C(0x80000006)
-#define LEAF_TSC_FLAGS  UINT32_C(0x80000007)
-#define LEAF_WIDTHS     UINT32_C(0x80000008)
-#define LEAF_AMD_CACHES UINT32_C(0x8000001d)
-#define LEAF_AMD_TOPO   UINT32_C(0x8000001e)
-#define LEAF_AMD_MORE   UINT32_C(0x80000021)
-
 /* Bits that code below names; the tables carry theirs as numbers beside their names. */
-#define ECX1_XSAVE       BIT(26)
-#define ECX1_OSXSAVE     BIT(27)
-#define ECX1_AVX         BIT(28)
-#define ECX1_HYPERVISOR  BIT(31)
-#define EDX1_HTT         BIT(28)
 #define EBX7_AVX2        BIT(5)
-#define ECX7_OSPKE       BIT(4)
 #define CR4_PKE          BIT(22)
 #define CR4_OSXSAVE      BIT(18)
-#define ECX_CMP_LEGACY   BIT(1)
 #define ECX_TOPOEXT      BIT(22)
 #define XSAVE_HEADER_END 576
 
@@ -162,7 +123,7 @@ static const uint32_t kvm_shown[] = {
     LEAF_WIDTHS,   0x80000019,       0x8000001a,  LEAF_AMD_MORE,
 };
 
-static struct cpuid_leaf host_leaf(uint32_t leaf, uint32_t subleaf)
+struct cpuid_leaf cpuid_host_leaf(uint32_t leaf, uint32_t subleaf)
 {
     struct cpuid_leaf found = {.leaf = leaf, .subleaf = subleaf};
     uint32_t highest = __get_cpuid_max(leaf & 0xc0000000, NULL);
@@ -210,8 +171,7 @@ static void drop(struct cpuid *cpuid, uint32_t leaf)
     cpuid->count = kept;
 }
 
-/* The entry to change, made empty where there is none. */
-static struct cpuid_leaf *entry(struct cpuid *cpuid, uint32_t leaf, uint32_t subleaf)
+struct cpuid_leaf *cpuid_entry(struct cpuid *cpuid, uint32_t leaf, uint32_t subleaf)
 {
     if (!look_up(cpuid, leaf, subleaf))
         put(cpuid, (struct cpuid_leaf){.leaf = leaf,
@@ -220,7 +180,7 @@ static struct cpuid_leaf *entry(struct cpuid *cpuid, uint32_t leaf, uint32_t sub
     return look_up(cpuid, leaf, subleaf);
 }
 
-static uint32_t *register_of(struct cpuid_leaf *leaf, enum cpuid_register where)
+uint32_t *cpuid_register(struct cpuid_leaf *leaf, enum cpuid_register where)
 {
     switch (where) {
     case EAX: return &leaf->eax;
@@ -248,7 +208,7 @@ static unsigned log2_up(unsigned value)
 
 static bool host_has_ymm(void)
 {
-    struct cpuid_leaf features = host_leaf(LEAF_FEATURES, 0);
+    struct cpuid_leaf features = cpuid_host_leaf(LEAF_FEATURES, 0);
     if (!(features.ecx & ECX1_OSXSAVE))
         return false;
     uint32_t low, high;
@@ -264,31 +224,33 @@ static void soft_speculation(struct cpuid *cpuid, enum vendor vendor)
 {
     if (vendor == VENDOR_AMD) {
         /* null_sel_clr_base lfence_rdtsc auto_ibrs srso_no; tsa_sq_no tsa_l1_no */
-        struct cpuid_leaf *more = entry(cpuid, LEAF_AMD_MORE, 0);
+        struct cpuid_leaf *more = cpuid_entry(cpuid, LEAF_AMD_MORE, 0);
         more->eax |= BIT(2) | BIT(6) | BIT(8) | BIT(29);
         more->ecx |= BIT(1) | BIT(2);
         /* xsaveerptr, where the host's x87 keeps its pointers; ssb_no btc_no */
-        entry(cpuid, LEAF_WIDTHS, 0)->ebx |=
-            (host_leaf(LEAF_WIDTHS, 0).ebx & BIT(2)) | BIT(26) | BIT(29);
+        cpuid_entry(cpuid, LEAF_WIDTHS, 0)->ebx |=
+            (cpuid_host_leaf(LEAF_WIDTHS, 0).ebx & BIT(2)) | BIT(26) | BIT(29);
     } else {
-        entry(cpuid, LEAF_EXTENDED, 0)->edx |= BIT(26) | BIT(29); /* spec_ctrl arch_capabilities */
+        cpuid_entry(cpuid, LEAF_EXTENDED, 0)->edx |=
+            BIT(26) | BIT(29); /* spec_ctrl arch_capabilities */
     }
 }
 
 static void soft_table(struct cpuid *cpuid, enum vendor vendor)
 {
-    struct cpuid_leaf features = host_leaf(LEAF_FEATURES, 0);
-    entry(cpuid, LEAF_FEATURES, 0)->eax = features.eax & 0x0fff3fff; /* family, model, stepping */
+    struct cpuid_leaf features = cpuid_host_leaf(LEAF_FEATURES, 0);
+    cpuid_entry(cpuid, LEAF_FEATURES, 0)->eax =
+        features.eax & 0x0fff3fff; /* family, model, stepping */
     for (unsigned i = 0; i < ARRAY_LEN(soft_features); i++) {
         const struct soft_feature *row = &soft_features[i];
-        struct cpuid_leaf host = host_leaf(row->leaf, 0);
-        *register_of(entry(cpuid, row->leaf, 0), row->where) |=
-            (*register_of(&host, row->where) & row->native) | row->emulated;
+        struct cpuid_leaf host = cpuid_host_leaf(row->leaf, 0);
+        *cpuid_register(cpuid_entry(cpuid, row->leaf, 0), row->where) |=
+            (*cpuid_register(&host, row->where) & row->native) | row->emulated;
     }
-    struct cpuid_leaf *first = entry(cpuid, LEAF_FEATURES, 0);
+    struct cpuid_leaf *first = cpuid_entry(cpuid, LEAF_FEATURES, 0);
     if (!host_has_ymm() || !(first->ecx & ECX1_XSAVE) || !(first->ecx & ECX1_AVX)) {
         first->ecx &= ~ECX1_NEEDS_YMM;
-        entry(cpuid, LEAF_EXTENDED, 0)->ebx &= ~EBX7_AVX2;
+        cpuid_entry(cpuid, LEAF_EXTENDED, 0)->ebx &= ~EBX7_AVX2;
     }
     bool ymm = first->ecx & ECX1_AVX;
     if (first->ecx & ECX1_XSAVE) {
@@ -297,23 +259,24 @@ static void soft_table(struct cpuid *cpuid, enum vendor vendor)
         if (ymm)
             put(cpuid, (struct cpuid_leaf){LEAF_XSAVE, 2, true, 256, XSAVE_HEADER_END, 0, 0});
     }
-    entry(cpuid, LEAF_POWER, 0)->eax = BIT(2); /* arat: the APIC timer never stops */
+    cpuid_entry(cpuid, LEAF_POWER, 0)->eax = BIT(2); /* arat: the APIC timer never stops */
     if (vendor == VENDOR_AMD) {
         /* AMD repeats most of leaf 1 here; MMXEXT is part of SSE. */
-        entry(cpuid, LEAF_AMD, 0)->edx |=
-            (entry(cpuid, LEAF_FEATURES, 0)->edx & 0x0183f3ff) | BIT(22);
-        struct cpuid_leaf first_level = host_leaf(LEAF_AMD_L1, 0);
-        struct cpuid_leaf second_level = host_leaf(LEAF_AMD_L2, 0);
+        cpuid_entry(cpuid, LEAF_AMD, 0)->edx |=
+            (cpuid_entry(cpuid, LEAF_FEATURES, 0)->edx & 0x0183f3ff) | BIT(22);
+        struct cpuid_leaf first_level = cpuid_host_leaf(LEAF_AMD_L1, 0);
+        struct cpuid_leaf second_level = cpuid_host_leaf(LEAF_AMD_L2, 0);
         put(cpuid, first_level);
         put(cpuid, second_level);
     } else {
         /* "see leaf 4" and a TLB that every such processor has */
         put(cpuid, (struct cpuid_leaf){.leaf = LEAF_DESCRIPTORS, .eax = 0x00feff01});
-        put(cpuid, (struct cpuid_leaf){.leaf = LEAF_AMD_L2, .ecx = host_leaf(LEAF_AMD_L2, 0).ecx});
+        put(cpuid,
+            (struct cpuid_leaf){.leaf = LEAF_AMD_L2, .ecx = cpuid_host_leaf(LEAF_AMD_L2, 0).ecx});
     }
-    uint32_t physical = host_leaf(LEAF_WIDTHS, 0).eax & 0xff;
+    uint32_t physical = cpuid_host_leaf(LEAF_WIDTHS, 0).eax & 0xff;
     physical = physical < 36 ? 36 : min(physical, UINT32_C(46));
-    entry(cpuid, LEAF_WIDTHS, 0)->eax = 48 << 8 | physical;
+    cpuid_entry(cpuid, LEAF_WIDTHS, 0)->eax = 48 << 8 | physical;
     soft_speculation(cpuid, vendor);
     /* clocksource nop_io_delay clocksource2 pv_unhalt pv_send_ipi clocksource_stable */
     put(cpuid, (struct cpuid_leaf){.leaf = LEAF_KVM_BITS,
@@ -335,12 +298,12 @@ static void kvm_table(struct cpuid *cpuid, const struct cpuid *supported)
     for (unsigned i = 0; i < ARRAY_LEN(kvm_hidden); i++) {
         struct cpuid_leaf *leaf = look_up(cpuid, kvm_hidden[i].leaf, kvm_hidden[i].subleaf);
         if (leaf)
-            *register_of(leaf, kvm_hidden[i].where) &= ~kvm_hidden[i].bits;
+            *cpuid_register(leaf, kvm_hidden[i].where) &= ~kvm_hidden[i].bits;
     }
-    entry(cpuid, LEAF_FEATURES, 0)->ecx |= ECX1_HYPERVISOR;
-    struct cpuid_leaf *widths = entry(cpuid, LEAF_WIDTHS, 0);
+    cpuid_entry(cpuid, LEAF_FEATURES, 0)->ecx |= ECX1_HYPERVISOR;
+    struct cpuid_leaf *widths = cpuid_entry(cpuid, LEAF_WIDTHS, 0);
     widths->eax = 48 << 8 | (widths->eax & 0xff ? widths->eax & 0xff : 36);
-    if (!(entry(cpuid, LEAF_FEATURES, 0)->ecx & ECX1_XSAVE))
+    if (!(cpuid_entry(cpuid, LEAF_FEATURES, 0)->ecx & ECX1_XSAVE))
         drop(cpuid, LEAF_XSAVE);
 }
 
@@ -383,7 +346,7 @@ static uint32_t xsave_compacted_size(struct cpuid *cpuid, uint64_t xcr0)
     return size;
 }
 
-static void xsave_sizes(struct cpuid *cpuid)
+void cpuid_xsave_sizes(struct cpuid *cpuid)
 {
     struct cpuid_leaf *area = look_up(cpuid, LEAF_XSAVE, 0);
     if (!area)
@@ -416,12 +379,12 @@ static void caches(struct cpuid *cpuid, enum vendor vendor, unsigned vcpus)
 {
     uint32_t leaf = vendor == VENDOR_AMD ? LEAF_AMD_CACHES : LEAF_CACHES;
     uint32_t others = (1u << log2_up(vcpus)) - 1;
-    bool plain = !(host_leaf(leaf, 0).eax & 0x1f);
+    bool plain = !(cpuid_host_leaf(leaf, 0).eax & 0x1f);
     uint32_t index = 0;
     for (; index < 8; index++) {
         struct cpuid_leaf cache = {0};
         if (!plain)
-            cache = host_leaf(leaf, index);
+            cache = cpuid_host_leaf(leaf, index);
         else if (index < ARRAY_LEN(plain_caches))
             cache = plain_caches[index];
         if (!(cache.eax & 0x1f))
@@ -442,7 +405,7 @@ static void caches(struct cpuid *cpuid, enum vendor vendor, unsigned vcpus)
 static void topology(struct cpuid *cpuid, enum vendor vendor, unsigned vcpus)
 {
     unsigned shift = log2_up(vcpus);
-    struct cpuid_leaf *features = entry(cpuid, LEAF_FEATURES, 0);
+    struct cpuid_leaf *features = cpuid_entry(cpuid, LEAF_FEATURES, 0);
     features->ebx = vcpus << 16 | 8 << 8; /* logical processors, CLFLUSH line in 8-byte units */
     features->edx &= ~EDX1_HTT;
     if (vcpus > 1)
@@ -453,19 +416,19 @@ static void topology(struct cpuid *cpuid, enum vendor vendor, unsigned vcpus)
     caches(cpuid, vendor, vcpus);
     if (vendor != VENDOR_AMD)
         return;
-    struct cpuid_leaf *amd = entry(cpuid, LEAF_AMD, 0);
+    struct cpuid_leaf *amd = cpuid_entry(cpuid, LEAF_AMD, 0);
     amd->ecx |= ECX_TOPOEXT;
     amd->ecx &= ~ECX_CMP_LEGACY;
     if (vcpus > 1)
         amd->ecx |= ECX_CMP_LEGACY;
-    entry(cpuid, LEAF_WIDTHS, 0)->ecx = shift << 12 | (vcpus - 1);
+    cpuid_entry(cpuid, LEAF_WIDTHS, 0)->ecx = shift << 12 | (vcpus - 1);
     put(cpuid, (struct cpuid_leaf){.leaf = LEAF_AMD_TOPO});
 }
 
 static void identity(struct cpuid *cpuid, const struct cpuid_leaf *vendor)
 {
     for (uint32_t i = 0; i < 3; i++)
-        put(cpuid, host_leaf(LEAF_BRAND + i, 0));
+        put(cpuid, cpuid_host_leaf(LEAF_BRAND + i, 0));
     uint32_t low = 0, high = LEAF_HIGH;
     for (unsigned i = 0; i < cpuid->count; i++) {
         uint32_t leaf = cpuid->leaves[i].leaf;
@@ -485,7 +448,7 @@ void cpuid_model(struct cpuid *ret_cpuid, enum cpuid_engine engine, const struct
     assert(vcpus >= 1);
     assert(engine == CPUID_SOFT || supported);
     struct cpuid cpuid = {0};
-    struct cpuid_leaf name = host_leaf(0, 0);
+    struct cpuid_leaf name = cpuid_host_leaf(0, 0);
     enum vendor vendor = vendor_of(&name);
     if (engine == CPUID_KVM) {
         kvm_table(&cpuid, supported);
@@ -493,7 +456,7 @@ void cpuid_model(struct cpuid *ret_cpuid, enum cpuid_engine engine, const struct
     } else {
         soft_table(&cpuid, vendor);
     }
-    xsave_sizes(&cpuid);
+    cpuid_xsave_sizes(&cpuid);
     topology(&cpuid, vendor, vcpus);
     /* "KVMKVMKVM": what makes Linux look for the paravirtual features. */
     put(&cpuid,
@@ -625,8 +588,8 @@ uint64_t cpuid_host_tsc_khz(void)
     if (*known)
         return *known;
     uint64_t khz = 0;
-    struct cpuid_leaf tsc = host_leaf(LEAF_TSC, 0);
-    struct cpuid_leaf hypervisor = host_leaf(LEAF_KVM_CLOCKS, 0);
+    struct cpuid_leaf tsc = cpuid_host_leaf(LEAF_TSC, 0);
+    struct cpuid_leaf hypervisor = cpuid_host_leaf(LEAF_KVM_CLOCKS, 0);
     if (hypervisor.eax)
         khz = hypervisor.eax;
     else if (tsc.eax && tsc.ebx && tsc.ecx)
@@ -635,77 +598,4 @@ uint64_t cpuid_host_tsc_khz(void)
         khz = measured_tsc_khz();
     *known = khz;
     return khz;
-}
-
-/* ---- snapshots ---- */
-
-void cpuid_record(struct cpuid *cpuid, struct record *record)
-{
-    uint32_t count = cpuid->count;
-    record_u32_below(record, &count, CPUID_LEAVES_MAX + 1);
-    cpuid->count = count;
-    for (unsigned i = 0; i < count; i++) {
-        struct cpuid_leaf *leaf = &cpuid->leaves[i];
-        record_u32(record, &leaf->leaf);
-        record_u32(record, &leaf->subleaf);
-        record_bool(record, &leaf->by_subleaf);
-        record_u32(record, &leaf->eax);
-        record_u32(record, &leaf->ebx);
-        record_u32(record, &leaf->ecx);
-        record_u32(record, &leaf->edx);
-    }
-}
-
-/* Registers whose bits promise something, less those that say how the vCPU is set. */
-static const struct promise {
-    uint32_t leaf, subleaf;
-    enum cpuid_register where;
-    uint32_t ignored;
-    const char *name;
-} promises[] = {
-    {LEAF_FEATURES, 0, ECX, ECX1_OSXSAVE, "1.ecx"},
-    {LEAF_FEATURES, 0, EDX, EDX1_HTT, "1.edx"},
-    {LEAF_EXTENDED, 0, EBX, 0, "7.0.ebx"},
-    {LEAF_EXTENDED, 0, ECX, ECX7_OSPKE, "7.0.ecx"},
-    {LEAF_EXTENDED, 0, EDX, 0, "7.0.edx"},
-    {LEAF_EXTENDED, 1, EAX, 0, "7.1.eax"},
-    {LEAF_EXTENDED, 1, EDX, 0, "7.1.edx"},
-    {LEAF_XSAVE, 0, EAX, 0, "d.0.eax"},
-    {LEAF_XSAVE, 1, EAX, 0, "d.1.eax"},
-    {LEAF_KVM_BITS, 0, EAX, 0, "40000001.eax"},
-    {LEAF_AMD, 0, ECX, 0, "80000001.ecx"},
-    {LEAF_AMD, 0, EDX, 0, "80000001.edx"},
-    {LEAF_TSC_FLAGS, 0, EDX, 0, "80000007.edx"},
-    {LEAF_WIDTHS, 0, EBX, 0, "80000008.ebx"},
-    {LEAF_AMD_MORE, 0, EAX, 0, "80000021.eax"},
-};
-
-static uint32_t promised(const struct cpuid *cpuid, const struct promise *promise)
-{
-    struct cpuid_leaf leaf = cpuid_find(cpuid, promise->leaf, promise->subleaf);
-    const uint32_t registers[] = {leaf.eax, leaf.ebx, leaf.ecx, leaf.edx};
-    /* A leaf that is not there is answered with another one's contents. */
-    uint32_t last = cpuid_find(cpuid, promise->leaf & 0xffff0000, 0).eax;
-    return promise->leaf <= last ? registers[promise->where] & ~promise->ignored : 0;
-}
-
-bool cpuid_covers(const struct cpuid *have, const struct cpuid *wanted,
-                  char ret_what[CPUID_WHAT_MAX])
-{
-    for (size_t i = 0; i < ARRAY_LEN(promises); i++) {
-        uint32_t missing = promised(wanted, &promises[i]) & ~promised(have, &promises[i]);
-        if (!missing)
-            continue;
-        snprintf(ret_what, CPUID_WHAT_MAX, "the CPU features of CPUID %s, bits %#" PRIx32,
-                 promises[i].name, missing);
-        return false;
-    }
-    unsigned width = cpuid_find(wanted, LEAF_WIDTHS, 0).eax & 0xff;
-    unsigned wide = cpuid_find(have, LEAF_WIDTHS, 0).eax & 0xff;
-    if (width > wide) {
-        snprintf(ret_what, CPUID_WHAT_MAX, "physical addresses of %u bits (%u are there)", width,
-                 wide);
-        return false;
-    }
-    return true;
 }

@@ -76,10 +76,22 @@ struct record;
 void cpuid_record(struct cpuid *cpuid, struct record *record);
 
 /* True where everything that a guest may rely on by `wanted` is in `have`: feature bits, state
- * components, widths. Else ret_what says what is missing, in one phrase. */
-enum { CPUID_WHAT_MAX = 96 };
+ * components and where they lie, widths. Else ret_what says what is missing, in one phrase. */
+enum { CPUID_WHAT_MAX = 160 };
 bool cpuid_covers(const struct cpuid *have, const struct cpuid *wanted,
                   char ret_what[CPUID_WHAT_MAX]);
+bool cpuid_same_vendor(const struct cpuid *one, const struct cpuid *other);
+
+/* The frequency of the TSC that a guest is told, 0 = none. */
+uint64_t cpuid_tsc_khz(const struct cpuid *cpuid);
+
+/* What a guest of this engine may have been told of to go on under it: cpuid_model()'s promises,
+ * and those that the engine keeps without showing them. */
+void cpuid_able(struct cpuid *ret_cpuid, enum cpuid_engine engine, const struct cpuid *supported,
+                unsigned vcpus, uint64_t tsc_khz);
+/* A model that both engines can keep the promises of, on this host. */
+void cpuid_portable(struct cpuid *ret_cpuid, enum cpuid_engine engine,
+                    const struct cpuid *supported, unsigned vcpus, uint64_t tsc_khz);
 
 /* Says what the host's frequency is, before anybody has asked: for one who has measured it. */
 void cpuid_assume_host_tsc_khz(uint64_t khz);

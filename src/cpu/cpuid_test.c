@@ -6,6 +6,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -148,6 +150,102 @@ static void linux_needs_no_retpolines(void **test)
         assert_int_equal(cpuid_find(&soft, 7, 0).edx & both, both);
     }
     assert_int_equal(CPUID_ARCH_CAPABILITIES & 0x3, 3); /* RDCL_NO (no PTI), IBRS_ALL */
+}
+
+/* Under either engine made, under both it can be kept. */
+static void a_portable_model_is_for_both(void **test)
+{
+    (void)test;
+    struct cpuid supported, able[2], portable[2];
+    char what[CPUID_WHAT_MAX];
+    all_supported(&supported);
+    for (int i = 0; i < 2; i++) {
+        enum cpuid_engine engine = i ? CPUID_KVM : CPUID_SOFT;
+        cpuid_able(&able[i], engine, &supported, 2, TSC_KHZ);
+        cpuid_portable(&portable[i], engine, &supported, 2, TSC_KHZ);
+    }
+    for (int i = 0; i < 4; i++)
+        if (!cpuid_covers(&able[i / 2], &portable[i % 2], what))
+            fail_msg("%s cannot keep %s's word: %s", i / 2 ? "KVM" : "soft", i % 2 ? "KVM" : "soft",
+                     what);
+    for (int i = 0; i < 2; i++) {
+        assert_true(cpuid_same_vendor(&portable[i], &able[1 - i]));
+        assert_int_equal(cpuid_tsc_khz(&portable[i]), TSC_KHZ);
+        assert_int_equal(cpuid_find(&portable[i], 7, 0).ebx & BIT(16), 0); /* AVX-512 */
+        assert_int_equal(cpuid_find(&portable[i], 0xd, 0).eax & ~7u, 0);
+        assert_int_equal(cpuid_find(&portable[i], 0xd, 1).eax & ~BIT(0), 0);
+        assert_true(cpuid_find(&portable[i], 0x80000008, 0).eax % 256 <= 46);
+        uint32_t needed = BIT(21) | BIT(24) | BIT(31); /* x2apic, deadline, hypervisor */
+        assert_int_equal(cpuid_find(&portable[i], 1, 0).ecx & needed, needed);
+    }
+    /* What only the software engine is, it does not claim of the host's processor. */
+    uint32_t immune = host_is_amd() ? BIT(8) | BIT(29) : 0; /* auto_ibrs srso_no */
+    uint32_t host_has = host(0x80000000, 0).eax >= 0x80000021 ? host(0x80000021, 0).eax : 0;
+    assert_int_equal(cpuid_find(&portable[0], 0x80000021, 0).eax & immune & ~host_has, 0);
+    assert_int_equal(cpuid_find(&portable[0], 7, 0).edx & BIT(29), 0);
+    /* And the other models are not. */
+    cpuid_model(&portable[1], CPUID_KVM, &supported, 2, TSC_KHZ);
+    assert_false(cpuid_covers(&able[0], &portable[1], what));
+}
+
+static void what_is_missing_has_a_name(void **test)
+{
+    (void)test;
+    static const struct {
+        uint32_t leaf, bit;
+        int where;
+        const char *name;
+    } cases[] = {
+        {1, 0, 2, "sse3"},
+        {1, 31, 2, "hypervisor"},
+        {7, 5, 1, "avx2"},
+        {7, 30, 1, "avx512bw"},
+        {7, 3, 2, "pku"},
+        {7, 22, 2, "rdpid"},
+        {7, 4, 3, "fsrm"},
+        {7, 26, 3, "spec_ctrl"},
+        {7, 31, 3, "ssbd"},
+        {0x40000001, 5, 0, "kvm_steal_time"},
+        {0x80000001, 22, 2, "topoext"},
+        {0x80000007, 8, 3, "invariant_tsc"},
+        {0x80000008, 12, 1, "ibpb"},
+        {0x80000008, 26, 1, "amd_ssb_no"},
+        {0x80000021, 8, 0, "auto_ibrs"},
+        {0x80000021, 29, 0, "srso_no"},
+    };
+    for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+        struct cpuid have = {0}, wanted = {0};
+        char what[CPUID_WHAT_MAX], expected[64];
+        uint32_t words[4] = {0};
+        words[cases[i].where] = BIT(cases[i].bit);
+        add(&wanted, 0, 0, false, (struct words){0x1f, 0, 0, 0});
+        add(&wanted, 0x40000000, 0, false, (struct words){0x40000010, 0, 0, 0});
+        add(&wanted, 0x80000000, 0, false, (struct words){0x80000021, 0, 0, 0});
+        add(&wanted, cases[i].leaf, 0, cases[i].leaf == 7,
+            (struct words){words[0], words[1], words[2], words[3]});
+        assert_false(cpuid_covers(&have, &wanted, what));
+        snprintf(expected, sizeof expected, " %s (CPUID ", cases[i].name);
+        if (!strstr(what, expected))
+            fail_msg("'%s' does not name '%s'", what, cases[i].name);
+    }
+}
+
+static void an_xsave_image_is_not_taken_apart(void **test)
+{
+    (void)test;
+    struct cpuid have = {0}, wanted;
+    char what[CPUID_WHAT_MAX];
+    add(&have, 0, 0, false, (struct words){0xd, 0, 0, 0});
+    add(&have, 0xd, 0, true, (struct words){0x207, 0, 0, 0});
+    add(&have, 0xd, 2, true, (struct words){256, 576, 0, 0});
+    add(&have, 0xd, 9, true, (struct words){8, 2432, 0, 0});
+    wanted = have;
+    assert_true(cpuid_covers(&have, &wanted, what));
+    wanted.leaves[3].ebx = 2688; /* as Intel has it */
+    assert_false(cpuid_covers(&have, &wanted, what));
+    assert_string_equal(what, "XSAVE component 9 at 2688 (it is at 2432)");
+    wanted.leaves[1].eax = 7; /* it is not used */
+    assert_true(cpuid_covers(&have, &wanted, what));
 }
 
 static void kvm_is_bounded_by_what_is_supported(void **test)
@@ -346,6 +444,9 @@ int main(void)
         cmocka_unit_test(what_is_hidden_stays_hidden),
         cmocka_unit_test(native_features_are_the_hosts),
         cmocka_unit_test(linux_needs_no_retpolines),
+        cmocka_unit_test(a_portable_model_is_for_both),
+        cmocka_unit_test(what_is_missing_has_a_name),
+        cmocka_unit_test(an_xsave_image_is_not_taken_apart),
         cmocka_unit_test(kvm_is_bounded_by_what_is_supported),
         cmocka_unit_test(no_leaf_is_told_twice),
         cmocka_unit_test(every_vcpu_has_its_place),
