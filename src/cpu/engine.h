@@ -49,6 +49,7 @@
 
 struct engine_vm;
 struct engine_vcpu;
+struct chip_states; /* chip/state/state.h */
 
 enum { ENGINE_VCPUS_MAX = 64 };
 
@@ -116,7 +117,8 @@ struct engine_config {
     enum engine_irqchip irqchip;
     const struct engine_io *io;     /* borrowed; may be NULL */
     const struct engine_apic *apic; /* borrowed; set with ENGINE_IRQCHIP_BOARD */
-    const struct cpuid *cpuid; /* borrowed during vm_new(); NULL = cpuid_model() of the engine */
+    const struct cpuid *cpuid;      /* borrowed during vm_new(); NULL = as `portable` says */
+    bool portable;                  /* a model that both engines have, else all that this one has */
     /* Guest time-stamp counter in its own ticks; NULL = the host's, starting at 0 with the VM. For
      * the soft engine's deterministic modes. */
     uint64_t (*tsc)(void *opaque);
@@ -148,6 +150,8 @@ struct engine_ops {
     int (*vm_new)(const struct engine_config *config, struct engine_vm **ret_vm, struct err *err);
     void (*vm_free)(struct engine_vm *vm); /* after all its vCPUs */
 
+    /* What guests may have been told about their processor to go on here (cpuid.h). */
+    int (*cpuid_able)(const struct engine_config *config, struct cpuid *ret_cpuid, struct err *err);
     /* What its vCPUs are told about themselves; known once there is a vCPU. */
     const struct cpuid *(*vm_cpuid)(struct engine_vm *vm);
 
@@ -165,6 +169,25 @@ struct engine_ops {
     void (*vcpu_notify)(struct engine_vcpu *vcpu);
     /* BOARD: NMI, INIT or SIPI (vector = start page, 0..255) for this vCPU. ENGINE: NMI only. */
     void (*vcpu_signal)(struct engine_vcpu *vcpu, enum engine_signal signal, uint8_t vector);
+
+    /* ENGINE only. All vCPUs stand; what counts inside the engine stands with them from stop to
+     * run: TSCs, the paravirtual clock, local APICs' timers, the interval timer. Stopping twice is
+     * one stop. Meanwhile states that are read are those of that moment, and what is set counts
+     * from the moment of running. `ret_tsc`: the machine's TSC, which is each vCPU's less its
+     * TSC_ADJUST. A new VM runs. */
+    int (*clock_stop)(struct engine_vm *vm, uint64_t *ret_tsc, struct err *err);
+    int (*clock_run)(struct engine_vm *vm, struct err *err);
+    /* The paravirtual clock (kvmclock), in ns, while the TSC stands. To be set before the vCPUs'
+     * states. */
+    uint64_t (*kvmclock)(struct engine_vm *vm);
+    void (*kvmclock_set)(struct engine_vm *vm, uint64_t ns);
+    /* ENGINE only, while the clocks stand: the state of the interrupt controllers and the interval
+     * timer inside the engine. `now`: nanoseconds of the machine's clock, by which the timer is
+     * described. The levels of lines are part of it: who holds one up need not raise it again. */
+    int (*chips_get)(struct engine_vm *vm, uint64_t now, struct chip_states *ret_states,
+                     struct err *err);
+    int (*chips_set)(struct engine_vm *vm, uint64_t now, const struct chip_states *states,
+                     struct err *err);
 
     /* ENGINE only. gsi 0..23; a level of true or false. */
     int (*irq_line)(struct engine_vm *vm, unsigned gsi, bool level);

@@ -31,20 +31,6 @@ int kvm_slots_set(struct engine_vm *vm, bool logging, struct err *err)
     return 0;
 }
 
-int kvm_dirty_start(struct engine_vm *vm, struct err *err)
-{
-    pthread_mutex_lock(&vm->lock);
-    vm->mem->dirty_log = true; /* the devices' writes, which KVM does not see */
-    int r = kvm_slots_set(vm, true, err);
-    vm->logging = r >= 0;
-    if (r < 0) {
-        vm->mem->dirty_log = false;
-        kvm_slots_set(vm, false, NULL);
-    }
-    pthread_mutex_unlock(&vm->lock);
-    return r;
-}
-
 static void fold(const struct mem_region *region, const uint64_t *bitmap)
 {
     uint64_t pages = region->size >> MEM_PAGE_SHIFT;
@@ -59,7 +45,8 @@ static void fold(const struct mem_region *region, const uint64_t *bitmap)
     }
 }
 
-static int sync_slots(struct engine_vm *vm, struct err *err)
+/* Takes KVM's bitmaps, which are empty then, and sets the marks by them, or does not. */
+static int read_log(struct engine_vm *vm, bool folds, struct err *err)
 {
     for (unsigned i = 0; i < vm->mem->count; i++) {
         const struct mem_region *region = &vm->mem->regions[i];
@@ -73,15 +60,31 @@ static int sync_slots(struct engine_vm *vm, struct err *err)
         int r = kvm_ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log);
         if (r < 0)
             return err_errno(err, -r, "KVM_GET_DIRTY_LOG at 0x%" PRIx64, region->start);
-        fold(region, bitmap);
+        if (folds)
+            fold(region, bitmap);
     }
     return 0;
+}
+
+int kvm_dirty_start(struct engine_vm *vm, struct err *err)
+{
+    pthread_mutex_lock(&vm->lock);
+    vm->mem->dirty_log = true; /* the devices' writes, which KVM does not see */
+    /* Of a log that runs already, what is in it was before this start. */
+    int r = vm->logging ? read_log(vm, false, err) : kvm_slots_set(vm, true, err);
+    vm->logging = r >= 0;
+    if (r < 0) {
+        vm->mem->dirty_log = false;
+        kvm_slots_set(vm, false, NULL);
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return r;
 }
 
 int kvm_dirty_sync(struct engine_vm *vm, struct err *err)
 {
     pthread_mutex_lock(&vm->lock);
-    int r = vm->logging ? sync_slots(vm, err) : err_set(err, -EINVAL, "the dirty log is off");
+    int r = vm->logging ? read_log(vm, true, err) : err_set(err, -EINVAL, "the dirty log is off");
     pthread_mutex_unlock(&vm->lock);
     return r;
 }

@@ -14,13 +14,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-enum {
-    GSI_TIMER = 0,
-    GSI_CASCADE = 2, /* joins the two PICs: no line of its own */
-    TIMER_PIN = 2,
-    PIC_PINS = 8,
-};
-
 static void route_pin(struct kvm_irq_routing *table, unsigned gsi, unsigned chip, unsigned pin)
 {
     table->entries[table->nr++] = (struct kvm_irq_routing_entry){
@@ -77,6 +70,10 @@ int kvm_irqchip_new(struct engine_vm *vm, struct err *err)
     r = kvm_ioctl(vm->fd, KVM_CREATE_PIT2, &pit);
     if (r < 0)
         return err_errno(err, -r, "KVM_CREATE_PIT2");
+    /* Ticks that a guest was too slow for are lost, as with src/chip's PIT, and do not all come at
+     * once later. Optional: a guest that counts ticks would only count a few more. */
+    struct kvm_reinject_control lose = {.pit_reinject = 0};
+    kvm_ioctl(vm->fd, KVM_REINJECT_CONTROL, &lose);
     return set_routes(vm, err);
 }
 
@@ -86,8 +83,16 @@ int kvm_irq_line(struct engine_vm *vm, unsigned gsi, bool level)
         return -ENOTSUP;
     if (gsi >= GSI_LINES)
         return -EINVAL;
+    /* A line that does not change is no edge, and nothing that KVM must hear of. */
+    uint32_t bit = UINT32_C(1) << gsi;
+    uint32_t before = level ? atomic_fetch_or(&vm->lines, bit) : atomic_fetch_and(&vm->lines, ~bit);
+    if (!!(before & bit) == level)
+        return 0;
     struct kvm_irq_level line = {.irq = gsi, .level = level};
-    return kvm_ioctl(vm->fd, KVM_IRQ_LINE, &line);
+    pthread_rwlock_rdlock(&vm->messages);
+    int r = kvm_ioctl(vm->fd, KVM_IRQ_LINE, &line);
+    pthread_rwlock_unlock(&vm->messages);
+    return r;
 }
 
 int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
@@ -96,7 +101,9 @@ int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
         return -ENOTSUP;
     struct kvm_msi message = {
         .address_lo = (uint32_t)address, .address_hi = (uint32_t)(address >> 32), .data = data};
+    pthread_rwlock_rdlock(&vm->messages);
     int r = kvm_ioctl(vm->fd, KVM_SIGNAL_MSI, &message);
+    pthread_rwlock_unlock(&vm->messages);
     return r < 0 ? r : 0; /* 0 and 1 tell a masked from a delivered message: both are fine */
 }
 

@@ -3,7 +3,8 @@
  *
  * The files, by theme: vm.c opens, checks, makes the VM and its memory slots; vcpu.c makes vCPUs,
  * runs and kicks them; vcpu_state.c turns KVM's registers into the canonical state and back; irq.c
- * holds lines, messages, routes and event descriptors; dirty.c the dirty log; leaves.c CPUID.
+ * holds lines, messages, routes and event descriptors; chips.c the interrupt controllers' and the
+ * PIT's state; clock.c makes time stand still; dirty.c the dirty log; leaves.c CPUID.
  *
  * Descriptors: /dev/kvm is needed only inside vm_new(); a VM keeps its own descriptor, a vCPU its
  * descriptor and the shared page (struct kvm_run).
@@ -21,6 +22,7 @@
  */
 #pragma once
 
+#include "base/bytes.h"
 #include "cpu/engine.h"
 
 #include <linux/kvm.h>
@@ -34,7 +36,35 @@
 enum {
     GSI_LINES = 24,      /* pins of the I/O APIC */
     IRQ_FD_SLOTS = 1024, /* message routes; slot n is GSI 24 + n */
+    GSI_TIMER = 0,
+    GSI_CASCADE = 2, /* joins the two PICs: no line of its own */
+    TIMER_PIN = 2,   /* of the I/O APIC */
+    PIC_PINS = 8,
 };
+
+/* Registers of the local APIC, as offsets into its page. */
+enum {
+    APIC_TPR = 0x80,
+    APIC_LVT_TIMER = 0x320,
+    APIC_INITIAL = 0x380,
+    APIC_CURRENT = 0x390,
+    APIC_LVT_MASKED = 1 << 16,
+    APIC_TIMER_MODES = 3 << 17,
+    APIC_TIMER_PERIODIC = 1 << 17,
+    APIC_TIMER_DEADLINE = 2 << 17,
+};
+
+static inline bool kvm_apic_periodic(const void *page)
+{
+    uint32_t timer = le32_read((const uint8_t *)page + APIC_LVT_TIMER);
+    return (timer & APIC_TIMER_MODES) == APIC_TIMER_PERIODIC;
+}
+
+static inline bool kvm_apic_deadline_mode(const void *page)
+{
+    uint32_t timer = le32_read((const uint8_t *)page + APIC_LVT_TIMER);
+    return (timer & APIC_TIMER_MODES) == APIC_TIMER_DEADLINE;
+}
 
 /* Intel only: where KVM puts four pages of its own for real mode, below the reset vector. A memory
  * map must leave [0xfffbc000, 0xfffc0000) free. */
@@ -47,15 +77,38 @@ struct irq_route {
     uint32_t data;
 };
 
+/* What clock.c holds while the clocks stand: of a machine, of a vCPU. */
+struct held_vm {
+    uint64_t tsc, kvmclock;
+    struct kvm_pit_state2 pit;
+    int64_t monotonic_ns; /* when `pit` was so */
+};
+
+struct held_vcpu {
+    uint64_t tsc, deadline;
+    uint32_t initial, count; /* of the APIC's timer in its other modes; 0 = it does not count */
+};
+
 struct engine_vm {
     int fd;
     struct mem *mem;
     const struct engine_io *io;
     unsigned vcpus;
     bool has_irqchip; /* ENGINE_IRQCHIP_ENGINE */
+    bool portable;    /* the CPU model */
     bool exception_payload;
-    bool has_xcr0;   /* the processor has XSAVE */
-    size_t run_size; /* of the shared page of a vCPU */
+    bool has_xcr0;    /* the processor has XSAVE */
+    size_t run_size;  /* of the shared page of a vCPU */
+    uint64_t tsc_khz; /* of the guest; known once there is a vCPU */
+    bool tsc_scales;  /* KVM_CAP_TSC_CONTROL */
+
+    struct engine_vcpu *vcpu[ENGINE_VCPUS_MAX]; /* those that there are */
+    bool stands;                                /* the clocks do */
+    struct held_vm held;
+    _Atomic uint32_t lines; /* levels of the GSIs, as irq_line() was told last */
+    /* Held for reading by who sends a message or raises a line, for writing by who reads and writes
+     * a local APIC that must not change in between. */
+    pthread_rwlock_t messages;
 
     pthread_mutex_t lock; /* guards what follows */
     struct cpuid supported;
@@ -73,7 +126,9 @@ struct engine_vcpu {
     /* Slots of the canonical MSR table that this KVM knows, in order. */
     uint8_t msrs[CPU_MSR_MAX];
     unsigned msr_count;
-    uint32_t run_state; /* without an irqchip KVM knows only running: ours then */
+    struct held_vcpu held;
+    uint64_t wall_clock; /* the register's value from a state that was set; KVM is not told */
+    uint32_t run_state;  /* without an irqchip KVM knows only running: ours then */
 
     pthread_mutex_t thread_lock; /* guards `thread`: nobody is signalled who has left run() */
     pid_t thread;                /* inside run(), or 0 */
@@ -89,6 +144,7 @@ int kvm_ioctl_number(int fd, unsigned long request, unsigned long argument);
 
 /* leaves.c */
 int kvm_supported_cpuid(int kvm, bool irqchip, struct cpuid *ret_cpuid, struct err *err);
+int kvm_vcpu_set_tsc_khz(struct engine_vcpu *vcpu, struct err *err);
 int kvm_vcpu_set_cpuid(struct engine_vcpu *vcpu, struct err *err);
 
 /* vcpu.c */
@@ -104,6 +160,24 @@ int kvm_kick_prepare(struct err *err);
 int kvm_vcpu_find_msrs(struct engine_vcpu *vcpu, struct err *err);
 int kvm_vcpu_get_state(struct engine_vcpu *vcpu, struct cpu_state *ret_state, struct err *err);
 int kvm_vcpu_set_state(struct engine_vcpu *vcpu, const struct cpu_state *state, struct err *err);
+
+int kvm_vcpu_get_msrs(const struct engine_vcpu *vcpu, uint64_t *ret_values, struct err *err);
+int kvm_vcpu_set_tsc(const struct engine_vcpu *vcpu, uint64_t value);
+int kvm_vcpu_set_deadline(const struct engine_vcpu *vcpu, uint64_t value, struct err *err);
+
+/* clock.c */
+int kvm_clock_stop(struct engine_vm *vm, uint64_t *ret_tsc, struct err *err);
+int kvm_clock_run(struct engine_vm *vm, struct err *err);
+uint64_t kvm_kvmclock(struct engine_vm *vm);
+void kvm_kvmclock_set(struct engine_vm *vm, uint64_t ns);
+
+/* chips.c; what has no struct in a header of KVM's is in chips.h */
+int kvm_chips_get(struct engine_vm *vm, uint64_t now, struct chip_states *ret_states,
+                  struct err *err);
+int kvm_chips_set(struct engine_vm *vm, uint64_t now, const struct chip_states *states,
+                  struct err *err);
+int kvm_pit_stop(struct engine_vm *vm, struct err *err);
+int kvm_pit_run(struct engine_vm *vm, struct err *err);
 
 /* irq.c */
 int kvm_irqchip_new(struct engine_vm *vm, struct err *err);

@@ -6,6 +6,7 @@
 
 #include <asm/kvm_para.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 enum { ENTRIES_MAX = 512 };
@@ -57,15 +58,41 @@ int kvm_supported_cpuid(int kvm, bool irqchip, struct cpuid *ret_cpuid, struct e
     return 0;
 }
 
+/* KVM's own tolerance: without scaling, a frequency within it is the host's (tsc_tolerance_ppm). */
+enum { TSC_TOLERANCE_PPM = 250 };
+
+/* The frequency that is wanted, or what there is. Two measurements of one processor differ a
+ * little: such a difference is none. */
+int kvm_vcpu_set_tsc_khz(struct engine_vcpu *vcpu, struct err *err)
+{
+    struct engine_vm *vm = vcpu->vm;
+    int answer = kvm_ioctl_number(vcpu->fd, KVM_GET_TSC_KHZ, 0);
+    uint64_t host = answer > 0 ? (uint64_t)answer : cpuid_host_tsc_khz();
+    if (!vm->tsc_khz)
+        vm->tsc_khz = host;
+    uint64_t apart = host > vm->tsc_khz ? host - vm->tsc_khz : vm->tsc_khz - host;
+    if (apart <= host * TSC_TOLERANCE_PPM * 2 / 1000000)
+        return 0;
+    /* Without scaling KVM would let a faster counter limp behind: no guest is served by that. */
+    if (!vm->tsc_scales)
+        return err_set(err, -ENOTSUP,
+                       "the guest's TSC runs at %" PRIu64 " MHz, this host's at %" PRIu64
+                       ", and its KVM cannot scale it; use --engine soft",
+                       vm->tsc_khz / 1000, host / 1000);
+    int r = kvm_ioctl_number(vcpu->fd, KVM_SET_TSC_KHZ, vm->tsc_khz);
+    return r < 0 ? err_errno(err, -r, "KVM_SET_TSC_KHZ of %" PRIu64, vm->tsc_khz) : 0;
+}
+
 /* The VM's table, made when the first vCPU can tell the frequency of its TSC. */
 static void know_cpuid(struct engine_vcpu *vcpu)
 {
     struct engine_vm *vm = vcpu->vm;
     pthread_mutex_lock(&vm->lock);
     if (!vm->cpuid_known) {
-        int khz = kvm_ioctl_number(vcpu->fd, KVM_GET_TSC_KHZ, 0);
-        cpuid_model(&vm->cpuid, CPUID_KVM, &vm->supported, vm->vcpus,
-                    khz > 0 ? (uint64_t)khz : cpuid_host_tsc_khz());
+        if (vm->portable)
+            cpuid_portable(&vm->cpuid, CPUID_KVM, &vm->supported, vm->vcpus, vm->tsc_khz);
+        else
+            cpuid_model(&vm->cpuid, CPUID_KVM, &vm->supported, vm->vcpus, vm->tsc_khz);
         vm->cpuid_known = true;
     }
     pthread_mutex_unlock(&vm->lock);

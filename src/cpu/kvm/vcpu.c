@@ -40,6 +40,8 @@ void kvm_vcpu_free(struct engine_vcpu *vcpu)
         return;
     if (vcpu->run)
         munmap(vcpu->run, vcpu->vm->run_size);
+    if (vcpu->vm->vcpu[vcpu->index] == vcpu)
+        vcpu->vm->vcpu[vcpu->index] = NULL;
     if (vcpu->fd >= 0)
         close(vcpu->fd);
     pthread_mutex_destroy(&vcpu->thread_lock);
@@ -71,11 +73,18 @@ int kvm_vcpu_new(struct engine_vm *vm, unsigned index, struct engine_vcpu **ret_
     if (run == MAP_FAILED)
         return err_errno(err, errno, "cannot map the shared page of vCPU %u", index);
     vcpu->run = run;
-    int r = kvm_vcpu_set_cpuid(vcpu, err);
+    /* One bank, where KVM would have 32: a guest asks them all again and again, and must find them
+     * under the software engine, too. Optional: without MCE there are none. */
+    uint64_t banks = 1;
+    kvm_ioctl(vcpu->fd, KVM_X86_SETUP_MCE, &banks);
+    int r = kvm_vcpu_set_tsc_khz(vcpu, err);
+    if (r >= 0)
+        r = kvm_vcpu_set_cpuid(vcpu, err);
     if (r >= 0)
         r = kvm_vcpu_find_msrs(vcpu, err);
     if (r < 0)
         return err_prefix(err, r, "vCPU %u", index);
+    vm->vcpu[index] = vcpu;
     *ret_vcpu = take_ptr(vcpu);
     return 0;
 }

@@ -9,6 +9,7 @@
  *   5 deadline   KVM drops it unless the timer register of the page says "TSC deadline"
  *   6 events     after everything that could raise or clear one
  *   7 mp_state   last: the steps before may wake a vCPU
+ * While the clocks stand (clock.c), TSC, deadline and the count of the APIC's timer are held back.
  * On the way out mp_state comes first, for reading it makes KVM take pending INITs and SIPIs, which
  * changes all the rest.
  */
@@ -19,8 +20,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-
-enum { APIC_TPR = 0x80 };
 
 struct msr_list {
     struct kvm_msrs head;
@@ -80,7 +79,7 @@ static bool knows(const struct engine_vcpu *vcpu, unsigned slot)
     return slot == CPU_MSR_APIC_BASE;
 }
 
-static int get_msrs(const struct engine_vcpu *vcpu, uint64_t *ret_values, struct err *err)
+int kvm_vcpu_get_msrs(const struct engine_vcpu *vcpu, uint64_t *ret_values, struct err *err)
 {
     memset(ret_values, 0, CPU_MSR_MAX * sizeof *ret_values);
     int r = read_msrs(vcpu, vcpu->msrs, vcpu->msr_count, ret_values);
@@ -90,6 +89,14 @@ static int get_msrs(const struct engine_vcpu *vcpu, uint64_t *ret_values, struct
         return err_set(err, -EIO, "KVM no longer reads MSR 0x%" PRIx32 " of vCPU %u",
                        cpu_msr_index[vcpu->msrs[r]], vcpu->index);
     return 0;
+}
+
+/* Of the wall clock KVM writes the time into the guest's memory when the register is written, which
+ * the guest may use for something else by now. */
+static bool is_set_apart(const struct engine_vcpu *vcpu, unsigned slot)
+{
+    return slot == CPU_MSR_TSC_DEADLINE || slot == CPU_MSR_KVM_WALL_CLOCK ||
+           (slot == CPU_MSR_TSC && vcpu->vm->stands);
 }
 
 /* A register that this KVM does not have can only be restored if nothing is in it; POLL_CONTROL is
@@ -102,7 +109,7 @@ static int set_msrs(const struct engine_vcpu *vcpu, const uint64_t *values, stru
             return err_set(err, -EINVAL, "this KVM has no MSR 0x%" PRIx32 " for vCPU %u",
                            cpu_msr_index[slot], vcpu->index);
     for (unsigned i = 0; i < vcpu->msr_count; i++)
-        if (vcpu->msrs[i] != CPU_MSR_TSC_DEADLINE)
+        if (!is_set_apart(vcpu, vcpu->msrs[i]))
             list.entries[list.head.nmsrs++] = (struct kvm_msr_entry){
                 .index = cpu_msr_index[vcpu->msrs[i]], .data = values[vcpu->msrs[i]]};
     int r = kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &list);
@@ -114,15 +121,23 @@ static int set_msrs(const struct engine_vcpu *vcpu, const uint64_t *values, stru
     return 0;
 }
 
-static int set_deadline(const struct engine_vcpu *vcpu, uint64_t value, struct err *err)
+static int set_msr(const struct engine_vcpu *vcpu, enum cpu_msr slot, uint64_t value)
 {
-    if (!knows(vcpu, CPU_MSR_TSC_DEADLINE))
-        return 0;
     struct msr_list list = {.head.nmsrs = 1};
-    list.entries[0] =
-        (struct kvm_msr_entry){.index = cpu_msr_index[CPU_MSR_TSC_DEADLINE], .data = value};
+    list.entries[0] = (struct kvm_msr_entry){.index = cpu_msr_index[slot], .data = value};
     int r = kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &list);
-    return r == 1 ? 0 : err_set(err, -EINVAL, "TSC deadline of vCPU %u", vcpu->index);
+    return r == 0 ? -EINVAL : r;
+}
+
+int kvm_vcpu_set_tsc(const struct engine_vcpu *vcpu, uint64_t value)
+{
+    return set_msr(vcpu, CPU_MSR_TSC, value);
+}
+
+int kvm_vcpu_set_deadline(const struct engine_vcpu *vcpu, uint64_t value, struct err *err)
+{
+    int r = knows(vcpu, CPU_MSR_TSC_DEADLINE) ? set_msr(vcpu, CPU_MSR_TSC_DEADLINE, value) : 0;
+    return r < 0 ? err_errno(err, -r, "TSC deadline of vCPU %u", vcpu->index) : 0;
 }
 
 /* --- segments and general registers ----------------------------------------------------------- */
@@ -248,6 +263,17 @@ static int set_regs(const struct engine_vcpu *vcpu, const struct cpu_state *stat
 
 /* --- vector, debug and APIC registers --------------------------------------------------------- */
 
+enum { XSTATE_BV = 512, X87_AND_SSE = 3 };
+
+/* KVM's image has the components that the host has. What the guest was not told of is in its
+ * initial state, but some kernels name it all the same (PKRU), and another host may not know it. */
+static void hide_components(const struct engine_vcpu *vcpu, uint8_t *image)
+{
+    struct cpuid_leaf shown = cpuid_find(&vcpu->vm->cpuid, 0xd, 0);
+    uint64_t components = X87_AND_SSE | (shown.leaf == 0xd ? shown.eax : 0);
+    le64_write(image + XSTATE_BV, le64_read(image + XSTATE_BV) & components);
+}
+
 static int get_vectors(const struct engine_vcpu *vcpu, struct cpu_state *state, struct err *err)
 {
     struct kvm_xcrs xcrs = {0};
@@ -262,6 +288,7 @@ static int get_vectors(const struct engine_vcpu *vcpu, struct cpu_state *state, 
         if (xcrs.xcrs[i].xcr == 0)
             state->xcr0 = xcrs.xcrs[i].value;
     memcpy(state->xsave, &xsave, CPU_XSAVE_SIZE);
+    hide_components(vcpu, state->xsave);
     return 0;
 }
 
@@ -300,13 +327,52 @@ static int set_debug(const struct engine_vcpu *vcpu, const struct cpu_state *sta
     return REQUEST(vcpu, KVM_SET_DEBUGREGS, &debug, err);
 }
 
-static int get_apic(const struct engine_vcpu *vcpu, struct cpu_state *state, struct err *err)
+/* A one-shot count that is at 0 has ended, or has just ended and is not delivered yet, and KVM does
+ * not tell which. One interrupt too many is better than one too few: a nanosecond is left of it. */
+static void keep_one_shot(uint8_t *page)
 {
-    state->has_apic = vcpu->vm->has_irqchip;
-    return state->has_apic ? REQUEST(vcpu, KVM_GET_LAPIC, state->apic, err) : 0;
+    uint32_t timer = le32_read(page + APIC_LVT_TIMER);
+    if (!(timer & (APIC_LVT_MASKED | APIC_TIMER_MODES)) && le32_read(page + APIC_INITIAL) &&
+        !le32_read(page + APIC_CURRENT))
+        le32_write(page + APIC_CURRENT, 1);
 }
 
-static int set_apic(const struct engine_vcpu *vcpu, const struct cpu_state *state, struct err *err)
+static int get_apic(const struct engine_vcpu *vcpu, struct cpu_state *state, struct err *err)
+{
+    const struct held_vcpu *held = &vcpu->held;
+    state->has_apic = vcpu->vm->has_irqchip;
+    if (!state->has_apic)
+        return 0;
+    int r = REQUEST(vcpu, KVM_GET_LAPIC, state->apic, err);
+    if (r >= 0 && vcpu->vm->stands && held->initial && held->count) {
+        le32_write(state->apic + APIC_INITIAL, held->initial);
+        le32_write(state->apic + APIC_CURRENT, held->count);
+    }
+    if (r >= 0)
+        keep_one_shot(state->apic);
+    return r;
+}
+
+/* KVM starts the timer when it takes the page, and ends at once a one-shot count that is at 0.
+ * While the clocks stand none is started. */
+static void hold_timer(struct engine_vcpu *vcpu, uint8_t *page)
+{
+    struct held_vcpu *held = &vcpu->held;
+    uint32_t initial = le32_read(page + APIC_INITIAL), count = le32_read(page + APIC_CURRENT);
+    held->initial = held->count = 0;
+    if (kvm_apic_deadline_mode(page) || !initial)
+        return;
+    if (!count && kvm_apic_periodic(page))
+        count = initial;
+    if (vcpu->vm->stands) {
+        held->initial = initial;
+        held->count = count;
+    }
+    if (vcpu->vm->stands || !count)
+        le32_write(page + APIC_INITIAL, 0);
+}
+
+static int set_apic(struct engine_vcpu *vcpu, const struct cpu_state *state, struct err *err)
 {
     if (!state->has_apic || !vcpu->vm->has_irqchip)
         return 0;
@@ -316,7 +382,21 @@ static int set_apic(const struct engine_vcpu *vcpu, const struct cpu_state *stat
      * differ, CR8 is what the guest's instructions see. */
     if (le32_read(page.regs + APIC_TPR) >> 4 != state->cr8)
         le32_write(page.regs + APIC_TPR, (uint32_t)(state->cr8 & 0xf) << 4);
+    hold_timer(vcpu, (uint8_t *)page.regs);
     return REQUEST(vcpu, KVM_SET_LAPIC, &page, err);
+}
+
+/* While the clocks stand, deadline and TSC wait for them to go on. */
+static int set_deadline(struct engine_vcpu *vcpu, const struct cpu_state *state, struct err *err)
+{
+    uint64_t deadline = state->msr[CPU_MSR_TSC_DEADLINE];
+    if (!vcpu->vm->stands)
+        return kvm_vcpu_set_deadline(vcpu, deadline, err);
+    vcpu->held.tsc = state->msr[CPU_MSR_TSC];
+    if (vcpu->index == 0)
+        vcpu->vm->held.tsc = vcpu->held.tsc - state->msr[CPU_MSR_TSC_ADJUST];
+    vcpu->held.deadline = kvm_apic_deadline_mode(state->apic) ? deadline : 0;
+    return 0;
 }
 
 /* --- events and what the vCPU is doing -------------------------------------------------------- */
@@ -430,7 +510,13 @@ int kvm_vcpu_get_state(struct engine_vcpu *vcpu, struct cpu_state *ret_state, st
     if (r >= 0)
         r = get_events(vcpu, &state, err);
     if (r >= 0)
-        r = get_msrs(vcpu, state.msr, err);
+        r = kvm_vcpu_get_msrs(vcpu, state.msr, err);
+    if (!state.msr[CPU_MSR_KVM_WALL_CLOCK])
+        state.msr[CPU_MSR_KVM_WALL_CLOCK] = vcpu->wall_clock;
+    if (vcpu->vm->stands) {
+        state.msr[CPU_MSR_TSC] = vcpu->held.tsc;
+        state.msr[CPU_MSR_TSC_DEADLINE] = vcpu->held.deadline;
+    }
     if (r >= 0)
         r = get_sregs(vcpu, &state, err); /* after the MSRs: brings APIC_BASE */
     if (r >= 0)
@@ -458,10 +544,11 @@ int kvm_vcpu_set_state(struct engine_vcpu *vcpu, const struct cpu_state *state, 
         r = set_debug(vcpu, state, err);
     if (r >= 0)
         r = set_msrs(vcpu, state->msr, err);
+    vcpu->wall_clock = state->msr[CPU_MSR_KVM_WALL_CLOCK];
     if (r >= 0)
         r = set_apic(vcpu, state, err);
     if (r >= 0)
-        r = set_deadline(vcpu, state->msr[CPU_MSR_TSC_DEADLINE], err);
+        r = set_deadline(vcpu, state, err);
     if (r >= 0)
         r = set_events(vcpu, state, err);
     if (r >= 0)

@@ -32,6 +32,7 @@ static const struct capability capabilities[] = {
     {KVM_CAP_IRQFD, "KVM_CAP_IRQFD", "message interrupts", true},
     {KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD", "queue notifications", true},
     {KVM_CAP_X2APIC_API, "KVM_CAP_X2APIC_API", "APIC state", true},
+    {KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK", "the paravirtual clock", true},
 };
 
 int kvm_ioctl(int fd, unsigned long request, void *argument)
@@ -104,14 +105,29 @@ static int open_kvm(const char *path, struct err *err)
     return number == ENOENT || number == ENXIO ? -ENODEV : -number;
 }
 
+/* `ret_opened` is to be closed. */
+static int open_given(const struct engine_config *config, int *ret_opened, struct err *err)
+{
+    if (config->kvm_fd >= 0)
+        return config->kvm_fd;
+    *ret_opened = open_kvm(config->kvm_path ? config->kvm_path : "/dev/kvm", err);
+    return *ret_opened;
+}
+
 /* Optional things: each is turned on where it exists and the engine does without elsewhere. */
 static int enable(struct engine_vm *vm, int kvm, struct err *err)
 {
+    vm->tsc_scales = has(kvm, KVM_CAP_TSC_CONTROL) > 0;
     if (has(kvm, KVM_CAP_EXCEPTION_PAYLOAD) > 0) {
         struct kvm_enable_cap cap = {.cap = KVM_CAP_EXCEPTION_PAYLOAD, .args = {1}};
         vm->exception_payload = kvm_ioctl(vm->fd, KVM_ENABLE_CAP, &cap) >= 0;
     }
     vm->has_xcr0 = has(kvm, KVM_CAP_XCRS) > 0;
+    /* AMD's counters need no CPUID bit, and their state is in no snapshot. Per VM since Linux 5.18.
+     */
+    struct kvm_enable_cap counters = {.cap = KVM_CAP_PMU_CAPABILITY, .args = {KVM_PMU_CAP_DISABLE}};
+    if (has(kvm, KVM_CAP_PMU_CAPABILITY) > 0)
+        kvm_ioctl(vm->fd, KVM_ENABLE_CAP, &counters);
     if (!vm->has_irqchip)
         return 0;
     struct kvm_enable_cap cap = {
@@ -148,6 +164,7 @@ static void vm_free(struct engine_vm *vm)
         return;
     if (vm->fd >= 0)
         close(vm->fd); /* irq and I/O descriptors are let go of by the kernel */
+    pthread_rwlock_destroy(&vm->messages);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -190,12 +207,9 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm,
     if (r < 0)
         return r;
     _cleanup_fd_ int opened = -1;
-    int kvm = config->kvm_fd;
-    if (kvm < 0) {
-        kvm = opened = open_kvm(config->kvm_path ? config->kvm_path : "/dev/kvm", err);
-        if (opened < 0)
-            return opened;
-    }
+    int kvm = open_given(config, &opened, err);
+    if (kvm < 0)
+        return kvm;
     r = check(kvm, config, err);
     if (r < 0)
         return r;
@@ -210,8 +224,11 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm,
     vm->mem = config->mem;
     vm->io = config->io;
     vm->vcpus = config->vcpus;
+    vm->tsc_khz = config->tsc_khz;
+    vm->portable = config->portable;
     vm->has_irqchip = config->irqchip == ENGINE_IRQCHIP_ENGINE;
     pthread_mutex_init(&vm->lock, NULL);
+    pthread_rwlock_init(&vm->messages, NULL);
     for (unsigned i = 0; i < IRQ_FD_SLOTS; i++)
         vm->routes[i].fd = -1;
     r = make_vm(vm, kvm, config, err);
@@ -234,6 +251,20 @@ static void vcpu_notify(struct engine_vcpu *vcpu)
     (void)vcpu;
 }
 
+static int cpuid_able_here(const struct engine_config *config, struct cpuid *ret_cpuid,
+                           struct err *err)
+{
+    struct cpuid supported;
+    _cleanup_fd_ int opened = -1;
+    int kvm = open_given(config, &opened, err);
+    int r = kvm < 0 ? kvm
+                    : kvm_supported_cpuid(kvm, config->irqchip == ENGINE_IRQCHIP_ENGINE, &supported,
+                                          err);
+    if (r >= 0)
+        cpuid_able(ret_cpuid, CPUID_KVM, &supported, config->vcpus, config->tsc_khz);
+    return r;
+}
+
 static const struct cpuid *vm_cpuid(struct engine_vm *vm)
 {
     return &vm->cpuid;
@@ -244,6 +275,7 @@ const struct engine_ops engine_kvm = {
     .irqchip = ENGINE_IRQCHIP_ENGINE,
     .vm_new = vm_new,
     .vm_free = vm_free,
+    .cpuid_able = cpuid_able_here,
     .vm_cpuid = vm_cpuid,
     .vcpu_new = kvm_vcpu_new,
     .vcpu_free = kvm_vcpu_free,
@@ -253,6 +285,12 @@ const struct engine_ops engine_kvm = {
     .vcpu_kick = kvm_vcpu_kick,
     .vcpu_notify = vcpu_notify,
     .vcpu_signal = kvm_vcpu_signal,
+    .clock_stop = kvm_clock_stop,
+    .clock_run = kvm_clock_run,
+    .kvmclock = kvm_kvmclock,
+    .kvmclock_set = kvm_kvmclock_set,
+    .chips_get = kvm_chips_get,
+    .chips_set = kvm_chips_set,
     .irq_line = kvm_irq_line,
     .msi = kvm_msi,
     .irq_fd = kvm_irq_fd,

@@ -5,6 +5,7 @@
 #include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
 #include "cpu/soft/populate.h"
+#include "cpu/soft/system.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -63,6 +64,8 @@ static int soft_vm_new(const struct engine_config *config, struct engine_vm **re
     vm->tsc_start = __rdtsc();
     if (config->cpuid)
         vm->cpuid = *config->cpuid;
+    else if (config->portable)
+        cpuid_portable(&vm->cpuid, CPUID_SOFT, NULL, config->vcpus, vm->tsc_khz);
     else
         cpuid_model(&vm->cpuid, CPUID_SOFT, NULL, config->vcpus, vm->tsc_khz);
     pthread_mutex_init(&vm->exclusive_lock, NULL);
@@ -209,6 +212,24 @@ static const struct cpuid *soft_vm_cpuid(struct engine_vm *vm)
     return &vm_of(vm)->cpuid;
 }
 
+static int soft_cpuid_able(const struct engine_config *config, struct cpuid *ret_cpuid,
+                           struct err *err)
+{
+    cpuid_able(ret_cpuid, CPUID_SOFT, NULL, config->vcpus,
+               config->tsc_khz ? config->tsc_khz : cpuid_host_tsc_khz());
+    return 0;
+}
+
+static uint64_t soft_kvmclock(struct engine_vm *vm)
+{
+    return kvmclock_now(vm_of(vm));
+}
+
+static void soft_kvmclock_set(struct engine_vm *vm, uint64_t ns)
+{
+    kvmclock_set(vm_of(vm), ns);
+}
+
 /* Translated code counts only where it is asked to: that costs a loop dear. */
 static uint64_t soft_vcpu_instructions(struct engine_vcpu *vcpu)
 {
@@ -274,6 +295,9 @@ const struct engine_ops engine_soft = {
     .vcpu_kick = soft_vcpu_kick,
     .vcpu_notify = soft_vcpu_notify,
     .vcpu_signal = soft_vcpu_signal,
+    .cpuid_able = soft_cpuid_able,
+    .kvmclock = soft_kvmclock,
+    .kvmclock_set = soft_kvmclock_set,
     .dirty_start = soft_dirty_start,
     .dirty_sync = soft_dirty_sync,
     .dirty_stop = soft_dirty_stop,
