@@ -123,6 +123,7 @@ static int engine_make(struct board *board, struct err *err)
                                          .apic = chips ? &board->apic_row : NULL,
                                          .cpuid =
                                              board->lockstep ? &cpuid : board_restore_cpuid(board),
+                                         .portable = board->portable,
                                          .tsc_khz = board->tsc_khz,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,
@@ -134,6 +135,9 @@ static int engine_make(struct board *board, struct err *err)
     int r = board->engine->vm_new(&engine, &board->vm, err);
     for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
         r = board->engine->vcpu_new(board->vm, i, &board->vcpus[i].vcpu, err);
+    uint64_t tsc;
+    if (r >= 0 && board->engine->clock_stop) /* until the machine starts */
+        r = board->engine->clock_stop(board->vm, &tsc, err);
     return r;
 }
 
@@ -191,8 +195,8 @@ static int board_fill(struct board *board, const struct board_config *config, st
         board->lockstep ? timers_new_driven(lockstep_clock, board->lockstep) : timers_new();
     if (!board->command_line || !board->final || !board->bus || !board->timers)
         return err_set(err, -ENOMEM, "no memory or no thread for a machine");
-    board_clock_stop(board);
-    if (!board->lockstep) /* nobody can repeat it */
+    board_clock_stop(board, NULL); /* there is no engine yet that could refuse */
+    if (!board->lockstep)          /* nobody can repeat it */
         generation_random(board);
     board->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (board->event_fd < 0)
@@ -224,6 +228,8 @@ int board_new(const struct board_config *config, struct board **ret_board, struc
     board->engine = config->engine;
     board->translate = config->translate;
     board->code_cache = config->code_cache;
+    board->portable = config->portable;
+    board->immune = config->engine->irqchip == ENGINE_IRQCHIP_BOARD && !config->portable;
     board->cpus = config->cpus;
     board->kvm_fd = config->kvm_fd;
     board->kernel_fd = config->kernel_fd;
@@ -307,18 +313,26 @@ void board_pause(struct board *board)
     while (board->started && board->parked_count < board->cpus)
         pthread_cond_wait(&board->parked, &board->lock);
     pthread_mutex_unlock(&board->lock);
-    board_clock_stop(board);
+    struct err err = {0};
+    if (board_clock_stop(board, &err) < 0)
+        board_tell_final(board, BOARD_EVENT_ERROR, 0, err.text);
 }
 
 void board_resume(struct board *board)
 {
+    struct err err = {0};
+    int r = 0;
     pthread_mutex_lock(&board->lock);
     if (!board->ended && board->started && board->run == BOARD_STOPPED) {
-        board_clock_run(board);
-        board->run = BOARD_RUNNING;
-        pthread_cond_broadcast(&board->go);
+        r = board_clock_run(board, &err);
+        if (r >= 0) {
+            board->run = BOARD_RUNNING;
+            pthread_cond_broadcast(&board->go);
+        }
     }
     pthread_mutex_unlock(&board->lock);
+    if (r < 0)
+        board_tell_final(board, BOARD_EVENT_ERROR, 0, err.text);
 }
 
 int board_reset(struct board *board, struct err *err)

@@ -123,6 +123,7 @@ struct board_config {
 
     enum engine_translate translate; /* both for the software engine; else ignored */
     uint64_t code_cache;             /* bytes, 0 = the engine's own */
+    bool portable;                   /* the CPU model: engine.h */
 
     int kernel_fd;
     int initrd_fd; /* -1 = none */
@@ -231,6 +232,11 @@ void board_resume(struct board *board);
 
 /* Back to the first instruction and running. */
 int board_reset(struct board *board, struct err *err);
+
+/* May the machine go on under that engine, on this host's processor? 0, or -ENOTSUP and what it
+ * lacks. */
+int board_restore_suits(const struct board_restore *restore, const struct engine_ops *engine,
+                        int kvm_fd, struct err *err);
 
 /* Saves the machine, which is paused and stays so. -ENOTSUP with an engine that cannot, -EINVAL
  * where it runs, or where `changes` have nothing to stand on, -EBUSY where it has just ended, or

@@ -6,7 +6,9 @@
  *
  * The TSC is one for all vCPUs and stands still while the machine does: the engine reads it through
  * board_tsc() as the local APICs' deadline timers do, so that both agree to the tick. What a guest
- * adds by writing the TSC itself stays inside its vCPU.
+ * adds by writing the TSC itself stays inside its vCPU. An engine with local APICs of its own has
+ * its own TSC, too, and is told when it stands (engine.h, clock_stop()); board_tsc() then says
+ * where.
  */
 #include "board/board_private.h"
 
@@ -41,21 +43,28 @@ uint64_t board_tsc_khz(const struct board *board)
     return board->tsc_khz ? board->tsc_khz : cpuid_host_tsc_khz();
 }
 
-void board_clock_stop(struct board *board)
+int board_clock_stop(struct board *board, struct err *err)
 {
     if (board->lockstep)
-        return;
+        return 0;
     timers_pause(board->timers);
     if (atomic_load(&board->tsc_runs)) {
         atomic_store(&board->tsc_frozen, board_tsc(board));
         atomic_store(&board->tsc_runs, false);
     }
+    if (!board->vm || !board->engine->clock_stop)
+        return 0;
+    uint64_t tsc; /* the engine's own is the machine's */
+    int r = board->engine->clock_stop(board->vm, &tsc, err);
+    if (r >= 0)
+        atomic_store(&board->tsc_frozen, tsc);
+    return r;
 }
 
-void board_clock_run(struct board *board)
+int board_clock_run(struct board *board, struct err *err)
 {
     if (board->lockstep)
-        return;
+        return 0;
     if (!atomic_load(&board->tsc_runs)) {
         atomic_store(&board->tsc_began, board->tsc_frozen);
         atomic_store(&board->tsc_base,
@@ -63,6 +72,7 @@ void board_clock_run(struct board *board)
         atomic_store(&board->tsc_runs, true);
     }
     timers_resume(board->timers);
+    return board->engine->clock_run ? board->engine->clock_run(board->vm, err) : 0;
 }
 
 void board_clock_zero(struct board *board)
@@ -72,14 +82,16 @@ void board_clock_zero(struct board *board)
 
 void board_clock_set(struct board *board, uint64_t tsc, uint64_t tsc_khz, uint64_t now)
 {
+    board->tsc_khz = tsc_khz;
+    atomic_store(&board->tsc_frozen, tsc);
+    timers_set_now(board->timers, now);
+    if (board->engine->irqchip == ENGINE_IRQCHIP_ENGINE) /* which sees to it */
+        return;
     uint64_t host = cpuid_host_tsc_khz();
     uint64_t apart = host > tsc_khz ? host - tsc_khz : tsc_khz - host;
-    board->tsc_khz = tsc_khz;
     /* Two measurements of one frequency differ by less than this, and clocks of two hosts too. */
     if (apart > tsc_khz / 2000)
         board->tsc_scale = (uint64_t)(((unsigned __int128)tsc_khz << TSC_SCALE_SHIFT) / host);
-    atomic_store(&board->tsc_frozen, tsc);
-    timers_set_now(board->timers, now);
 }
 
 static uint64_t tsc_of_vcpu(void *opaque, unsigned vcpu)

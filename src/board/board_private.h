@@ -11,6 +11,7 @@
  *   board_lockstep.c a history that can be repeated, for tests
  *   board_hold.c     standing still altogether
  *   board_snapshot.c saving, restoring
+ *   board_chips.c    ... of interrupt controllers that are the engine's
  *
  * Locks, from the outside in: a device's own; `lock` below; nothing under it but the kicking of
  * vCPUs. Interrupt lines take no lock of the board.
@@ -25,11 +26,13 @@
 #include "board/board_map.h"
 #include "board/board_serial.h"
 #include "board/board_vsock.h"
+#include "board/snapshot.h"
 #include "bus/bus.h"
 #include "bus/pci.h"
 #include "chip/apic.h"
 #include "chip/ioapic.h"
 #include "chip/pic.h"
+#include "chip/pit.h"
 #include "chip/power.h"
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
@@ -71,6 +74,9 @@ struct board {
     struct engine_apic apic_row;
     enum engine_translate translate;
     uint64_t code_cache;
+    bool portable;
+    bool immune; /* the guest takes no measures against flaws of processors: it was told that its
+                    own, which is the software engine's, has none (cpuid.h) */
     unsigned cpus;
     struct board_vcpu vcpus[ENGINE_VCPUS_MAX];
 
@@ -154,9 +160,9 @@ struct irq_line board_line(struct board *board, unsigned gsi);
 struct msi_target board_msi(struct board *board);
 uint64_t board_tsc(void *board);
 uint64_t board_tsc_khz(const struct board *board);
-/* The clocks: the devices' and the TSC. */
-void board_clock_stop(struct board *board);
-void board_clock_run(struct board *board);
+/* The clocks: the devices', the TSC, and what counts inside the engine. */
+int board_clock_stop(struct board *board, struct err *err);
+int board_clock_run(struct board *board, struct err *err);
 void board_clock_zero(struct board *board); /* while stopped: the TSC as after power-on */
 /* While stopped: TSC and device clock (ns) of a saved machine, whose TSC had this frequency. */
 void board_clock_set(struct board *board, uint64_t tsc, uint64_t tsc_khz, uint64_t now);
@@ -171,6 +177,10 @@ int board_restore_end(struct board *board, struct err *err);
 void board_verify_start(struct board *board); /* in the background, if that is still to be done */
 /* The memory is another one's from here on; joins what reads it. */
 void board_history_free(struct board *board);
+
+/* board_chips.c: those that are the engine's; where they are devices nothing is done. */
+int board_chips_save(struct board *board, struct snapshot_writer *writer, struct err *err);
+int board_chips_load(struct board *board, struct snapshot_reader *reader, struct err *err);
 
 /* board_vcpu.c */
 void board_io_init(struct board *board);

@@ -11,6 +11,9 @@
  * To restore: memory first, for queues lie in it; then the clock, for timers are set by it; then
  * the vCPUs with their local APICs, for devices raise lines as they are loaded; then devices in the
  * order of their making, interrupt controllers first.
+ *
+ * What counts inside an engine (engine.h, clock_stop()) stands from its making to the first start,
+ * and whenever the machine does: saved states are of one moment, and restored ones go on from it.
  */
 #include "board/board_private.h"
 #include "board/snapshot.h"
@@ -19,7 +22,17 @@
 #include <errno.h>
 #include <inttypes.h>
 
-enum { MACHINE_VERSION = 1, CPUID_VERSION = 1, MEMORY_VERSION = 1 };
+enum { MACHINE_VERSION = 2, CPUID_VERSION = 1, MEMORY_VERSION = 1 };
+
+struct machine {
+    uint32_t cpus;
+    uint64_t memory;
+    uint64_t tsc, tsc_khz, clock;
+    uint8_t id[BOARD_ID_SIZE], parent[BOARD_ID_SIZE];
+    bool has_parent;
+    uint64_t kvmclock;
+    bool immune; /* board_private.h */
+};
 
 struct board_history {
     bool has_id; /* `id` names the snapshot that memory was last compared with */
@@ -30,7 +43,7 @@ struct board_history {
     bool has_cpuid;
     struct cpuid cpuid;
     struct snapshot_reader state; /* of the first layer, until all of it is loaded */
-    uint64_t tsc, tsc_khz, clock;
+    struct machine machine;
     struct page_map maps[BOARD_LAYERS_MAX];
     int memory_fds[BOARD_LAYERS_MAX];
     unsigned layers;
@@ -42,14 +55,6 @@ struct board_history {
 
 /* ---- what both ways share ---- */
 
-struct machine {
-    uint32_t cpus;
-    uint64_t memory;
-    uint64_t tsc, tsc_khz, clock;
-    uint8_t id[BOARD_ID_SIZE], parent[BOARD_ID_SIZE];
-    bool has_parent;
-};
-
 static void machine_record(struct machine *machine, struct record *record)
 {
     record_u32(record, &machine->cpus);
@@ -60,6 +65,14 @@ static void machine_record(struct machine *machine, struct record *record)
     record_bytes(record, machine->id, sizeof machine->id);
     record_bytes(record, machine->parent, sizeof machine->parent);
     record_bool(record, &machine->has_parent);
+    if (record->version >= 2) {
+        record_u64(record, &machine->kvmclock);
+        record_bool(record, &machine->immune);
+    } else { /* the software engine's: the clock was the TSC in nanoseconds */
+        machine->kvmclock =
+            (uint64_t)((unsigned __int128)machine->tsc * 1000000 / max(machine->tsc_khz, 1u));
+        machine->immune = true;
+    }
 }
 
 /* "rtc", "virtio-blk", "virtio-blk.1": the name, and which of those that have it. */
@@ -138,9 +151,13 @@ static void save_machine(struct board *board, const struct board_save *save,
     struct machine machine = {.cpus = board->cpus,
                               .memory = mem_size(board->mem),
                               .tsc = board_tsc(board),
-                              .tsc_khz = board_tsc_khz(board),
+                              .tsc_khz = board->apic
+                                             ? board_tsc_khz(board)
+                                             : cpuid_tsc_khz(board->engine->vm_cpuid(board->vm)),
                               .clock = timers_now(board->timers),
-                              .has_parent = save->changes};
+                              .has_parent = save->changes,
+                              .kvmclock = board->engine->kvmclock(board->vm),
+                              .immune = board->immune};
     memcpy(machine.id, save->id, sizeof machine.id);
     if (save->changes)
         memcpy(machine.parent, save->parent, sizeof machine.parent);
@@ -190,6 +207,9 @@ static int save_all(struct board *board, const struct board_save *save, struct p
     if (r < 0)
         return r;
     save_machine(board, save, writer);
+    r = board_chips_save(board, writer, err);
+    if (r < 0)
+        return r;
     save_devices(board, writer);
     r = save_vcpus(board, writer, err);
     if (r < 0)
@@ -222,9 +242,8 @@ int board_save(struct board *board, const struct board_save *save, struct board_
     struct snapshot_writer writer;
     struct page_map map;
     struct board_saved saved = {0};
-    if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || board->lockstep)
-        return err_set(err, -ENOTSUP, "a machine under engine '%s' cannot be saved yet",
-                       board->engine->name);
+    if (board->lockstep)
+        return err_set(err, -ENOTSUP, "a machine in lockstep cannot be saved");
     bool was_held = board->held;
     int r = board_hold(board, err);
     if (r < 0)
@@ -253,16 +272,22 @@ static uint64_t mib(uint64_t bytes)
     return (bytes >> 20) + (bytes % MIB(1) != 0);
 }
 
-static int load_machine(const struct board *board, struct snapshot_reader *reader,
-                        struct machine *ret_machine, struct err *err)
+static int read_machine(struct snapshot_reader *reader, struct machine *machine, struct err *err)
 {
     struct record record;
-    struct machine machine = {0};
+    *machine = (struct machine){0};
     int r = snapshot_find(reader, "machine", MACHINE_VERSION, &record, err);
     if (r < 0)
         return r;
-    machine_record(&machine, &record);
-    r = snapshot_loaded("machine", &record, err);
+    machine_record(machine, &record);
+    return snapshot_loaded("machine", &record, err);
+}
+
+static int load_machine(const struct board *board, struct snapshot_reader *reader,
+                        struct machine *ret_machine, struct err *err)
+{
+    struct machine machine;
+    int r = read_machine(reader, &machine, err);
     if (r < 0)
         return r;
     if (machine.cpus != board->cpus || machine.memory != mem_size(board->mem))
@@ -291,16 +316,66 @@ static int load_map(struct board *board, struct snapshot_reader *reader, struct 
     return snapshot_loaded("memory", &record, err);
 }
 
-static int load_cpuid(struct board *board, struct snapshot_reader *reader, struct err *err)
+static int read_cpuid(struct snapshot_reader *reader, struct cpuid *cpuid, struct err *err)
 {
-    struct board_history *history = board->history;
     struct record record;
     int r = snapshot_find(reader, "cpuid", CPUID_VERSION, &record, err);
     if (r < 0)
         return r;
-    cpuid_record(&history->cpuid, &record);
-    history->has_cpuid = true;
+    cpuid_record(cpuid, &record);
     return snapshot_loaded("cpuid", &record, err);
+}
+
+/* What the guest may rely on must be there. */
+static int check_processor(const struct engine_ops *engine, int kvm_fd,
+                           const struct machine *machine, const struct cpuid *wanted,
+                           struct err *err)
+{
+    char what[CPUID_WHAT_MAX];
+    struct cpuid have;
+    const struct engine_config config = {.vcpus = machine->cpus,
+                                         .irqchip = engine->irqchip,
+                                         .tsc_khz = machine->tsc_khz,
+                                         .kvm_fd = kvm_fd};
+    bool hardware = engine->irqchip == ENGINE_IRQCHIP_ENGINE;
+    int r = engine->cpuid_able(&config, &have, err);
+    if (r < 0)
+        return r;
+    if (hardware && machine->immune)
+        return err_set(err, -ENOTSUP,
+                       "the snapshot's guest was told that its processor has none of the known "
+                       "flaws, which holds under --engine soft alone; one that is started with "
+                       "--cpu portable goes on under both");
+    /* Hardware of one vendor differs from that of another in more than CPUID tells. */
+    if (hardware && !cpuid_same_vendor(&have, wanted))
+        return err_set(err, -ENOTSUP,
+                       "the snapshot's guest runs on a processor of another vendor; use --engine "
+                       "soft");
+    if (cpuid_covers(&have, wanted, what))
+        return 0;
+    return err_set(err, -ENOTSUP,
+                   "the snapshot's guest may rely on %s, which engine '%s' lacks here", what,
+                   engine->name);
+}
+
+int board_restore_suits(const struct board_restore *restore, const struct engine_ops *engine,
+                        int kvm_fd, struct err *err)
+{
+    struct snapshot_reader reader = {0};
+    struct machine machine;
+    struct cpuid wanted;
+    if (restore->count < 1)
+        return err_set(err, -EINVAL, "there is no snapshot");
+    int r = snapshot_read(restore->layers[0].state_fd, &reader, err);
+    if (r >= 0)
+        r = read_machine(&reader, &machine, err);
+    if (r >= 0)
+        r = read_cpuid(&reader, &wanted, err);
+    snapshot_reader_free(&reader);
+    if (r >= 0 && (machine.cpus < 1 || machine.cpus > ENGINE_VCPUS_MAX))
+        r = err_set(err, -EBADMSG, "the snapshot is of a machine with %" PRIu32 " CPUs",
+                    machine.cpus);
+    return r < 0 ? r : check_processor(engine, kvm_fd, &machine, &wanted, err);
 }
 
 /* The chain: each layer's parent is the next one's name, and the last has none. */
@@ -333,11 +408,10 @@ static int read_layers(struct board *board, const struct board_restore *restore,
         if (r >= 0 && i == 0) {
             history->state = reader;
             reader = (struct snapshot_reader){0};
-            history->tsc = machine.tsc;
-            history->tsc_khz = machine.tsc_khz;
-            history->clock = machine.clock;
+            history->machine = machine;
             memcpy(history->id, machine.id, sizeof history->id);
-            r = load_cpuid(board, &history->state, err);
+            r = read_cpuid(&history->state, &history->cpuid, err);
+            history->has_cpuid = r >= 0;
         }
         snapshot_reader_free(&reader);
         if (r < 0)
@@ -347,19 +421,6 @@ static int read_layers(struct board *board, const struct board_restore *restore,
     return above.has_parent
                ? err_set(err, -EINVAL, "the snapshot stands on another one, which is missing")
                : 0;
-}
-
-/* What the guest may rely on must be there. */
-static int check_cpuid(const struct board *board, struct err *err)
-{
-    char what[CPUID_WHAT_MAX];
-    struct cpuid have;
-    cpuid_model(&have, CPUID_SOFT, NULL, board->cpus, board->history->tsc_khz);
-    if (cpuid_covers(&have, &board->history->cpuid, what))
-        return 0;
-    return err_set(err, -ENOTSUP,
-                   "the snapshot's guest may rely on %s, which engine '%s' lacks here", what,
-                   board->engine->name);
 }
 
 static int map_layers(struct board *board, struct err *err)
@@ -374,9 +435,8 @@ static int map_layers(struct board *board, struct err *err)
 
 int board_restore_begin(struct board *board, const struct board_restore *restore, struct err *err)
 {
-    if (board->engine->irqchip != ENGINE_IRQCHIP_BOARD || board->lockstep)
-        return err_set(err, -ENOTSUP, "a snapshot cannot be restored under engine '%s' yet",
-                       board->engine->name);
+    if (board->lockstep)
+        return err_set(err, -ENOTSUP, "a snapshot cannot be restored in lockstep");
     if (restore->count < 1 || restore->count > BOARD_LAYERS_MAX)
         return err_set(err, -EINVAL, "a chain of snapshots has 1 to %d, not %u", BOARD_LAYERS_MAX,
                        restore->count);
@@ -387,9 +447,12 @@ int board_restore_begin(struct board *board, const struct board_restore *restore
     if (r < 0)
         return r;
     if (restore->same_host)
-        cpuid_assume_host_tsc_khz(history->tsc_khz);
+        cpuid_assume_host_tsc_khz(history->machine.tsc_khz);
+    board->immune = history->machine.immune;
     bool only = restore->verify == BOARD_VERIFY_ONLY;
-    r = only ? 0 : check_cpuid(board, err);
+    r = only ? 0
+             : check_processor(board->engine, board->kvm_fd, &history->machine, &history->cpuid,
+                               err);
     if (r >= 0 && !only)
         r = map_layers(board, err);
     bool now = only || restore->verify == BOARD_VERIFY_BEFORE;
@@ -399,7 +462,7 @@ int board_restore_begin(struct board *board, const struct board_restore *restore
         return r;
     history->unverified = restore->verify == BOARD_VERIFY_BESIDE;
     history->has_id = true;
-    board_clock_set(board, history->tsc, history->tsc_khz, history->clock);
+    board_clock_set(board, history->machine.tsc, history->machine.tsc_khz, history->machine.clock);
     return 0;
 }
 
@@ -455,7 +518,10 @@ int board_restore_end(struct board *board, struct err *err)
 {
     for (unsigned i = 0; i < board->virtio_count; i++)
         virtio_hold(board->virtio[i]);
+    board->engine->kvmclock_set(board->vm, board->history->machine.kvmclock);
     int r = load_vcpus(board, err);
+    if (r >= 0)
+        r = board_chips_load(board, &board->history->state, err);
     if (r >= 0)
         r = load_devices(board, err);
     snapshot_reader_free(&board->history->state);
