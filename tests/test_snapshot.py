@@ -41,9 +41,9 @@ def tools(lodge, tmp_path, monkeypatch):
             assert result.returncode == status, (words, result.stdout[-2000:], result.stderr)
             return result
 
-        def start(self, name, script, *options, image=None):
+        def start(self, name, script, *options, image=None, engine=ENGINE):
             """A guest in the background, once its script has said that it is ready."""
-            guest = subprocess.Popen([lodge, "run", "--engine", ENGINE, "--name", name,
+            guest = subprocess.Popen([lodge, "run", "--engine", engine, "--name", name,
                                       *map(str, options), *([image] if image else []), "--", "sh",
                                       "-c", script],
                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -53,8 +53,17 @@ def tools(lodge, tmp_path, monkeypatch):
             assert line == b"ready\n", (line, guest.stderr.read() if not line else "")
             return guest
 
-        def restored(self, folder, script, *options):
-            return self.run("restore", "--engine", ENGINE, *options, folder, "--", "sh", "-c",
+        def restore(self, name, folder, script, *options, engine=ENGINE):
+            """The same of a restored one."""
+            guest = subprocess.Popen([lodge, "restore", "--engine", engine, "--name", name,
+                                      *map(str, options), folder, "--", "sh", "-c", script],
+                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=tmp_path)
+            guests.append(guest)
+            assert guest.stdout.readline() == b"ready\n"
+            return guest
+
+        def restored(self, folder, script, *options, engine=ENGINE):
+            return self.run("restore", "--engine", engine, *options, folder, "--", "sh", "-c",
                             script).stdout.decode()
 
     tools = Tools()

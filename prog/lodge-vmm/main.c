@@ -155,6 +155,22 @@ static void nics_make(const struct guest_conf *conf, struct board_nic nics[GUEST
     }
 }
 
+/* Where it may be any, one that the snapshot's guest can go on under. */
+static int engine_for(const struct guest_conf *conf, const struct board_restore *restore,
+                      const struct engine_ops **ret_engine, char why[ENGINE_WHY_MAX],
+                      struct err *err)
+{
+    struct err lacks = {0};
+    int r = engine_choose(conf->engine, conf->kvm_fd, ret_engine, why, err);
+    if (r < 0 || !restore || conf->engine != GUEST_ENGINE_AUTO || *ret_engine != &engine_kvm)
+        return r;
+    if (board_restore_suits(restore, &engine_kvm, conf->kvm_fd, &lacks) == -ENOTSUP) {
+        *ret_engine = &engine_soft;
+        snprintf(why, ENGINE_WHY_MAX, "%.*s", ENGINE_WHY_MAX - 1, lacks.text);
+    }
+    return 0;
+}
+
 static int machine_make(const struct guest_conf *conf, struct disks *disks, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
 {
@@ -198,7 +214,9 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
     config.restore = restore.count ? &restore : NULL;
     int r = disks_open(disks, err);
     if (r >= 0)
-        r = engine_choose(conf->engine, conf->kvm_fd, &config.engine, why, err);
+        r = engine_for(conf, config.restore, &config.engine, why, err);
+    config.portable = conf->cpu == GUEST_CPU_PORTABLE ||
+                      (conf->cpu == GUEST_CPU_AUTO && config.engine == &engine_kvm);
     if (r >= 0)
         r = board_new(&config, &session->board, err);
     if (r >= 0 && conf->restore.verify != GUEST_VERIFY_ONLY)

@@ -59,6 +59,7 @@ static const struct {
     int (*set)(struct guest_conf *conf, const char *text, struct err *err);
 } setters[] = {
     {"engine", guest_conf_set_engine},
+    {"cpu", guest_conf_set_cpu},
     {"translate", guest_conf_set_translate},
     {"code-cache", guest_conf_set_code_cache},
     {"memory", guest_conf_set_memory},

@@ -16,6 +16,11 @@
 
 static const struct option_row options[] = {
     {"engine", 0, "ENGINE", "auto, kvm or soft (auto: see lodge host)"},
+    {"cpu", 0, "MODEL",
+     "the processor that the guest sees: portable (snapshots of it go on under any\n"
+     "                               engine), host (all that this engine has), auto (the one under "
+     "KVM,\n"
+     "                               the other under the software engine)"},
     {"translate", 0, "WHAT", "what the software engine translates: hot, never or always (hot)"},
     {"code-cache", 0, "SIZE", "its room for translated code, 1M to 512M (64M)"},
     {"memory", 'm', "SIZE", "memory of the guest, like 512M or 1.5G (512M; debian: 1G)"},

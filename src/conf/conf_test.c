@@ -38,7 +38,7 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
                                "  mem=\"1.5G\"\r\n"
                                "vcpus = \"3\"\n"
                                "code_cache = \"128M\"\n"
-                               "translate = \"never\"\n"
+                               "translate = \"never\"\ncpu = \"host\"\n"
                                "vsock = \"a,,b.vsock,cid=7\"\n"
                                "share = \"/s/a,,b\"\n"
                                "share = \"src,ro,tag=code,at=/home/me/code\"\n"
@@ -78,6 +78,7 @@ static void vmconf_reads_the_file_of_the_manual(void **state)
     assert_string_equal(conf.disks[1].serial, "x y");
     assert_int_equal(conf.disks[1].bps, 3 << 19);
     assert_int_equal(conf.watchdog, GUEST_WATCHDOG_EVENT);
+    assert_int_equal(conf.cpu, GUEST_CPU_HOST);
     assert_false(conf.balloon);
     assert_int_equal(guest_conf_check(&conf, &err), 0);
     guest_conf_free(&conf);
@@ -107,6 +108,7 @@ static void vmconf_errors_name_line_and_column(void **state)
         {"kernel = \"\"", "'kernel' is empty"},
         {"root = \"/dev/sda ro\"", "root must be one word"},
         {"engine = \"qemu\"", "engine 'qemu' is unknown"},
+        {"cpu = \"max\"", "cpu 'max' is unknown; there are auto, portable and host"},
         {"translate = \"often\"", "f:1:14: translate 'often' is unknown"},
         {"translate = \"\"", "translate '' is unknown; there are hot, never and always"},
         {"code_cache = \"0\"", "f:1:15: a code cache of 0 bytes is too little; it is 1M to 512M"},
@@ -174,6 +176,7 @@ static void json_errors_name_line_and_column(void **state)
         {"{\"memory\": -1}", "must be a number of bytes"},
         {"{\"kernel\": 3}", "kernel: must be a string"},
         {"{\"engine\": true}", "engine: must be"},
+        {"{\"cpu\": 1}", "cpu: must be"},
         {"{\"translate\": 1}", "translate: must be \"hot\", \"never\" or \"always\""},
         {"{\"translate\": \"HOT\"}", "translate 'HOT' is unknown"},
         {"{\"code_cache\": \"64\"}", "code_cache: a code cache of 64 bytes is too little"},
@@ -244,6 +247,7 @@ static void json_goes_round(void **state)
     conf.disks[1].unlocked = true;
     conf.disks[1].key_fd = 13;
     conf.engine = GUEST_ENGINE_SOFT;
+    conf.cpu = GUEST_CPU_PORTABLE;
     conf.translate = GUEST_TRANSLATE_ALWAYS;
     conf.code_cache = GUEST_CODE_CACHE_MAX;
     conf.kernel_fd = 0;
@@ -268,6 +272,7 @@ static void json_goes_round(void **state)
     assert_int_equal(back.memory, conf.memory);
     assert_int_equal(back.cpus, 64);
     assert_int_equal(back.engine, GUEST_ENGINE_SOFT);
+    assert_int_equal(back.cpu, GUEST_CPU_PORTABLE);
     assert_int_equal(back.translate, GUEST_TRANSLATE_ALWAYS);
     assert_int_equal(back.code_cache, GUEST_CODE_CACHE_MAX);
     assert_int_equal(back.kernel_fd, 0);

@@ -14,6 +14,12 @@ static const char *const engine_names[GUEST_ENGINE_MAX] = {
     [GUEST_ENGINE_SOFT] = "soft",
 };
 
+static const char *const cpu_names[GUEST_CPU_MAX] = {
+    [GUEST_CPU_AUTO] = "auto",
+    [GUEST_CPU_PORTABLE] = "portable",
+    [GUEST_CPU_HOST] = "host",
+};
+
 static const char *const translate_names[GUEST_TRANSLATE_MAX] = {
     [GUEST_TRANSLATE_HOT] = "hot",
     [GUEST_TRANSLATE_NEVER] = "never",
@@ -30,6 +36,11 @@ static const char *const watchdog_names[GUEST_WATCHDOG_MAX] = {
 const char *guest_engine_name(enum guest_engine engine)
 {
     return engine_names[engine];
+}
+
+const char *guest_cpu_name(enum guest_cpu cpu)
+{
+    return cpu_names[cpu];
 }
 
 const char *guest_translate_name(enum guest_translate translate)
@@ -290,6 +301,16 @@ int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err 
             return 0;
         }
     return err_set(err, -EINVAL, "engine '%.64s' is unknown; there are auto, kvm and soft", text);
+}
+
+int guest_conf_set_cpu(struct guest_conf *conf, const char *text, struct err *err)
+{
+    for (enum guest_cpu cpu = 0; cpu < GUEST_CPU_MAX; cpu++)
+        if (!strcmp(text, cpu_names[cpu])) {
+            conf->cpu = cpu;
+            return 0;
+        }
+    return err_set(err, -EINVAL, "cpu '%.64s' is unknown; there are auto, portable and host", text);
 }
 
 int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err)

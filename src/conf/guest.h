@@ -22,6 +22,11 @@
 
 enum guest_engine { GUEST_ENGINE_AUTO, GUEST_ENGINE_KVM, GUEST_ENGINE_SOFT, GUEST_ENGINE_MAX };
 
+/* What the guest is told that its processor can: what every engine can keep its word on here, so
+ * that a snapshot of it goes on under any of them, or all that this one can. `auto`: the former
+ * under KVM, the latter under the software engine (docs/snapshot.md). */
+enum guest_cpu { GUEST_CPU_AUTO, GUEST_CPU_PORTABLE, GUEST_CPU_HOST, GUEST_CPU_MAX };
+
 /* What lodge-vmm does when the guest resets its machine (reboot, or panic with panic=-1): start it
  * anew, or end. JSON: "on_reset": "reboot" or "exit". */
 enum guest_on_reset { GUEST_ON_RESET_REBOOT, GUEST_ON_RESET_EXIT, GUEST_ON_RESET_MAX };
@@ -182,6 +187,7 @@ struct guest_restore {
 struct guest_conf {
     char *name; /* NULL = unnamed */
     enum guest_engine engine;
+    enum guest_cpu cpu;
     uint64_t
         memory;    /* bytes, a multiple of 4 KiB, >= 16 MiB... checked against the host by lodge */
     unsigned cpus; /* 1..GUEST_CPUS_MAX */
@@ -246,11 +252,12 @@ unsigned guest_conf_fds(const struct guest_conf *conf, int ret_fds[GUEST_FDS_MAX
 int guest_conf_check(const struct guest_conf *conf, struct err *err);
 
 /* Each replaces one field, with the check that the readers make too. `memory` as guest_parse_size()
- * takes it, `cpus` a decimal number, `engine` one of auto, kvm, soft; `code_cache` is a size again,
- * `translate` one of hot, never, always. */
+ * takes it, `cpus` a decimal number, `engine` one of auto, kvm, soft, `cpu` one of auto, portable,
+ * host; `code_cache` is a size again, `translate` one of hot, never, always. */
 int guest_conf_set_memory(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_cpus(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_engine(struct guest_conf *conf, const char *text, struct err *err);
+int guest_conf_set_cpu(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_code_cache(struct guest_conf *conf, const char *text, struct err *err);
 int guest_conf_set_translate(struct guest_conf *conf, const char *text, struct err *err);
 /* One of off, event, reset, poweroff; on or off. */
@@ -281,6 +288,7 @@ int guest_conf_add_share(struct guest_conf *conf, const char *text, struct err *
 int guest_conf_append(struct guest_conf *conf, const char *words);
 
 const char *guest_engine_name(enum guest_engine engine);
+const char *guest_cpu_name(enum guest_cpu cpu);
 const char *guest_translate_name(enum guest_translate translate);
 const char *guest_disk_format_name(enum guest_disk_format format);
 const char *guest_disk_cache_name(enum guest_disk_cache cache);

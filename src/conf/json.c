@@ -27,6 +27,7 @@ static void own_json(json_t **json)
 enum kind {
     KIND_STRING,
     KIND_ENGINE,
+    KIND_CPU,
     KIND_TRANSLATE,
     KIND_CODE_CACHE,
     KIND_MEMORY,
@@ -51,6 +52,7 @@ static const struct field {
 } fields[] = {
     {"name", KIND_STRING, offsetof(struct guest_conf, name)},
     {"engine", KIND_ENGINE, 0},
+    {"cpu", KIND_CPU, 0},
     {"translate", KIND_TRANSLATE, 0},
     {"code_cache", KIND_CODE_CACHE, 0},
     {"memory", KIND_MEMORY, 0},
@@ -139,6 +141,13 @@ static int get_string(const json_t *value, char **field, struct err *why)
     free(*field);
     *field = copy;
     return 0;
+}
+
+static int get_cpu(const json_t *value, struct guest_conf *conf, struct err *why)
+{
+    if (!json_is_string(value))
+        return err_set(why, -EINVAL, "must be \"auto\", \"portable\" or \"host\"");
+    return guest_conf_set_cpu(conf, json_string_value(value), why);
 }
 
 static int get_engine(const json_t *value, struct guest_conf *conf, struct err *why)
@@ -317,6 +326,7 @@ static int get_field(const struct field *field, const json_t *value, struct gues
     switch (field->kind) {
     case KIND_STRING: return get_string(value, at, why);
     case KIND_ENGINE: return get_engine(value, conf, why);
+    case KIND_CPU: return get_cpu(value, conf, why);
     case KIND_TRANSLATE: return get_translate(value, conf, why);
     case KIND_CODE_CACHE: return get_code_cache(value, conf, why);
     case KIND_MEMORY: return get_memory(value, conf, why);
@@ -443,6 +453,7 @@ static int put_field(json_t *root, const struct field *field, const struct guest
     switch (field->kind) {
     case KIND_STRING: return put_string(root, field->name, *(char *const *)at);
     case KIND_ENGINE: return put_string(root, field->name, guest_engine_name(conf->engine));
+    case KIND_CPU: return put_string(root, field->name, guest_cpu_name(conf->cpu));
     case KIND_TRANSLATE:
         return put_string(root, field->name, guest_translate_name(conf->translate));
     case KIND_CODE_CACHE:

@@ -20,6 +20,7 @@ enum key {
     KEY_APPENDED,
     KEY_BALLOON,
     KEY_CODE_CACHE,
+    KEY_CPU,
     KEY_DISK,
     KEY_ENGINE,
     KEY_INITRD,
@@ -46,7 +47,7 @@ static const char *const key_names[KEY_MAX] = {
     [KEY_ROOT] = "root",         [KEY_TRANSLATE] = "translate",
     [KEY_VCPUS] = "vcpus",       [KEY_WATCHDOG] = "watchdog",
     [KEY_BALLOON] = "balloon",   [KEY_VSOCK] = "vsock",
-    [KEY_SHARE] = "share",
+    [KEY_SHARE] = "share",       [KEY_CPU] = "cpu",
 };
 
 struct reader {
@@ -118,7 +119,8 @@ static int read_key(struct reader *reader, enum key *ret_key)
     }
     return guest_text_error(
         reader->err, reader->origin, start,
-        "unknown key '%.*s'; the keys are appended, balloon, code_cache, disk, engine, initrd, "
+        "unknown key '%.*s'; the keys are appended, balloon, code_cache, cpu, disk, engine, "
+        "initrd, "
         "kernel, mem, name, net, publish, root, share, translate, vcpus, vsock, watchdog",
         min(length, 64), name);
 }
@@ -190,6 +192,7 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     switch (key) {
     case KEY_APPENDED: return replace(&conf->append, value);
     case KEY_CODE_CACHE: return guest_conf_set_code_cache(conf, *value, why);
+    case KEY_CPU: return guest_conf_set_cpu(conf, *value, why);
     case KEY_DISK: return guest_conf_add_disk(conf, *value, why);
     case KEY_SHARE: return guest_conf_add_share(conf, *value, why);
     case KEY_ENGINE: return guest_conf_set_engine(conf, *value, why);
