@@ -1,4 +1,4 @@
-// needs: base chip
+// needs: base chip chip/state
 /*
  * Random register accesses to every chip of src/chip, wired as on a board, on a clock that the
  * input moves. Beside what the sanitizers find it checks what must hold after any history:

@@ -67,6 +67,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     assert(cpuid_find(&mine, 1, 0).ebx >> 24 == index);
     cpuid_find(&mine, leaf, subleaf);
 
+    struct cpuid able, portable;
+    char what[CPUID_WHAT_MAX];
+    cpuid_portable(&portable, CPUID_KVM, &table, vcpus, cr4);
+    cpuid_able(&able, CPUID_SOFT, NULL, vcpus, cr4);
+    check_bounds(&portable, &table);
+    assert(cpuid_covers(&model, &portable, what));
+    cpuid_covers(&able, &portable,
+                 what); /* but for where the components of XSAVE are said to lie */
+    cpuid_covers(&able, &table, what);
+    cpuid_covers(&table, &able, what);
+
     cpuid_for_vcpu(&table, index, vcpus, cr4, xcr0, &mine); /* a table as it was given */
     cpuid_find(&mine, leaf, subleaf);
     for (unsigned i = 0; i < ARRAY_LEN(interesting); i++)

@@ -1,4 +1,4 @@
-// needs: base mem cpu cpu/kvm cpu/soft bus chip disk virtio board
+// needs: base mem cpu cpu/kvm cpu/soft bus chip chip/state disk virtio board
 /*
  * The loaders against hostile files. The input is a kernel, loaded into a guest of 32 MiB (so that
  * ordinary kernels' addresses exist and bombs do not fit); its first byte also chooses whether the

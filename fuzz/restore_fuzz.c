@@ -1,4 +1,4 @@
-// needs: base wire mem cpu cpu/kvm cpu/soft bus chip disk nic virtio board
+// needs: base wire mem cpu cpu/kvm cpu/soft bus chip chip/state disk nic virtio board
 // flags: -len_control=0 -max_len=256
 /*
  * A snapshot from a stranger, up to a machine that runs. One with two processors and

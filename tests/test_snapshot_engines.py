@@ -16,7 +16,7 @@ read up rest </proc/uptime; sleep 1; read later rest </proc/uptime
 echo $up $later
 for c in 0 1; do taskset $((1 << c)) sh -c 'i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done; echo on'; done
 cat /tmp/count
-dmesg | grep -iE 'stall|lockup|unstable|unchecked MSR|BUG|oops|Call Trace'; true
+dmesg | grep -E 'stall|lockup|unstable|unchecked MSR|BUG:|Oops|Call Trace'; true
 """
 
 
