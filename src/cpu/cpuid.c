@@ -442,6 +442,15 @@ static void identity(struct cpuid *cpuid, const struct cpuid_leaf *vendor)
         (struct cpuid_leaf){LEAF_HIGH, 0, false, high, vendor->ebx, vendor->ecx, vendor->edx});
 }
 
+void cpuid_limit_physical(struct cpuid *cpuid, unsigned bits)
+{
+    for (unsigned i = 0; bits && i < cpuid->count; i++) {
+        struct cpuid_leaf *leaf = &cpuid->leaves[i];
+        if (leaf->leaf == LEAF_WIDTHS && (leaf->eax & 0xff) > bits)
+            leaf->eax = (leaf->eax & ~UINT32_C(0xff)) | bits;
+    }
+}
+
 void cpuid_model(struct cpuid *ret_cpuid, enum cpuid_engine engine, const struct cpuid *supported,
                  unsigned vcpus, uint64_t tsc_khz)
 {

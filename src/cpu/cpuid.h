@@ -63,6 +63,10 @@ enum cpuid_engine { CPUID_SOFT, CPUID_KVM };
 void cpuid_model(struct cpuid *ret_cpuid, enum cpuid_engine engine, const struct cpuid *supported,
                  unsigned vcpus, uint64_t tsc_khz);
 
+/* Physical addresses of at most `bits` bits, 0 = as they are. Firmware that maps all that could be
+ * there spends its time on what is not. */
+void cpuid_limit_physical(struct cpuid *cpuid, unsigned bits);
+
 /* `cpuid` as vCPU `index` of `vcpus` sees it. CR4 and XCR0 decide OSXSAVE and leaf 0xD sizes. */
 void cpuid_for_vcpu(const struct cpuid *cpuid, unsigned index, unsigned vcpus, uint64_t cr4,
                     uint64_t xcr0, struct cpuid *ret_cpuid);

@@ -437,6 +437,23 @@ static void the_tsc_frequency_is_right(void **test)
     assert_in_range(khz, measured - measured / 50, measured + measured / 50);
 }
 
+static void physical_addresses_can_be_narrower(void **test)
+{
+    (void)test;
+    struct cpuid models[2];
+    each_model(models);
+    for (int i = 0; i < 2; i++) {
+        struct cpuid_leaf before = cpuid_find(&models[i], 0x80000008, 0);
+        cpuid_limit_physical(&models[i], 0);
+        assert_int_equal(cpuid_find(&models[i], 0x80000008, 0).eax, before.eax);
+        cpuid_limit_physical(&models[i], 36);
+        struct cpuid_leaf after = cpuid_find(&models[i], 0x80000008, 0);
+        assert_int_equal(after.eax, (before.eax & ~0xffu) | 36);
+        cpuid_limit_physical(&models[i], 40); /* never wider */
+        assert_int_equal(cpuid_find(&models[i], 0x80000008, 0).eax & 0xff, 36);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -456,6 +473,7 @@ int main(void)
         cmocka_unit_test(kvm_is_announced),
         cmocka_unit_test(unknown_leaves_answer_by_vendor),
         cmocka_unit_test(the_tsc_frequency_is_right),
+        cmocka_unit_test(physical_addresses_can_be_narrower),
     };
     return cmocka_run_group_tests_name("cpuid", tests, NULL, NULL);
 }

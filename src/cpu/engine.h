@@ -69,7 +69,8 @@ struct engine_exit {
 
 /* What a guest reaches outside its memory. Sizes are 1, 2, 4 for ports and 1, 2, 4, 8 for MMIO;
  * values are little-endian numbers in the low bits, reads must fill all `size` bytes. A NULL table
- * or nobody at home reads as all ones and drops writes. MMIO accesses never cross a page. */
+ * or nobody at home reads as all ones and drops writes. MMIO accesses never cross a page. Writes to
+ * read-only memory are MMIO, too. */
 struct engine_io {
     void *opaque;
     uint32_t (*port_read)(void *opaque, unsigned vcpu, uint16_t port, unsigned size);
@@ -119,6 +120,7 @@ struct engine_config {
     const struct engine_apic *apic; /* borrowed; set with ENGINE_IRQCHIP_BOARD */
     const struct cpuid *cpuid;      /* borrowed during vm_new(); NULL = as `portable` says */
     bool portable;                  /* a model that both engines have, else all that this one has */
+    unsigned physical_bits;         /* of addresses, at most; 0 = as many as the model has */
     /* Guest time-stamp counter in its own ticks; NULL = the host's, starting at 0 with the VM. For
      * the soft engine's deterministic modes. */
     uint64_t (*tsc)(void *opaque);

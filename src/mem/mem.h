@@ -47,7 +47,7 @@ struct mem_region {
     uint64_t size;  /* bytes, whole pages */
     uint8_t *host;  /* where `start` is in this process */
     uint8_t *marks; /* one byte a page, enum mem_page_mark */
-    bool read_only; /* the guest's writes are dropped; mem_write() refuses */
+    bool read_only; /* the guest's writes are MMIO, for who wants them; mem_write() refuses */
     bool huge;      /* offered to huge pages, where keep_small allows it */
 };
 

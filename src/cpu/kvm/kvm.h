@@ -67,9 +67,9 @@ static inline bool kvm_apic_deadline_mode(const void *page)
 }
 
 /* Intel only: where KVM puts four pages of its own for real mode, below the reset vector. A memory
- * map must leave [0xfffbc000, 0xfffc0000) free. */
-#define KVM_IDENTITY_MAP UINT64_C(0xfffbc000)
-#define KVM_TSS          UINT64_C(0xfffbd000)
+ * map must leave [0xfeffc000, 0xff000000) free. */
+#define KVM_IDENTITY_MAP UINT64_C(0xfeffc000)
+#define KVM_TSS          UINT64_C(0xfeffd000)
 
 struct irq_route {
     int fd; /* the eventfd behind it, -1 = slot is free */
@@ -94,8 +94,9 @@ struct engine_vm {
     struct mem *mem;
     const struct engine_io *io;
     unsigned vcpus;
-    bool has_irqchip; /* ENGINE_IRQCHIP_ENGINE */
-    bool portable;    /* the CPU model */
+    bool has_irqchip;       /* ENGINE_IRQCHIP_ENGINE */
+    bool portable;          /* the CPU model */
+    unsigned physical_bits; /* engine.h */
     bool exception_payload;
     bool has_xcr0;    /* the processor has XSAVE */
     size_t run_size;  /* of the shared page of a vCPU */

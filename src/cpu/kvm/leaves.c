@@ -93,6 +93,7 @@ static void know_cpuid(struct engine_vcpu *vcpu)
             cpuid_portable(&vm->cpuid, CPUID_KVM, &vm->supported, vm->vcpus, vm->tsc_khz);
         else
             cpuid_model(&vm->cpuid, CPUID_KVM, &vm->supported, vm->vcpus, vm->tsc_khz);
+        cpuid_limit_physical(&vm->cpuid, vm->physical_bits);
         vm->cpuid_known = true;
     }
     pthread_mutex_unlock(&vm->lock);

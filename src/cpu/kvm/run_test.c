@@ -108,7 +108,7 @@ static void mmio_reaches_the_board_in_its_size(void **test)
     guest_end(&guest);
 }
 
-static void writes_to_rom_are_dropped(void **test)
+static void writes_to_rom_are_mmio(void **test)
 {
     (void)test;
     need_kvm();
@@ -122,7 +122,10 @@ static void writes_to_rom_are_dropped(void **test)
     assert_int_equal(guest_run(&guest, 0).reason, ENGINE_EXIT_HALT);
     guest_get(&guest, 0, &state);
     assert_int_equal(state.gpr[CPU_RAX], 0xb105);
-    assert_int_equal(guest.count, 0);
+    assert_int_equal(guest.count, 1);
+    assert_int_equal(guest.log[0].kind, MMIO_WRITE);
+    assert_int_equal(guest.log[0].address, ROM_AT);
+    assert_int_equal(guest.log[0].value, 7);
     guest_end(&guest);
 }
 
@@ -407,7 +410,7 @@ int main(void)
         cmocka_unit_test(ports_reach_the_board),
         cmocka_unit_test(string_instructions_transfer_each_item),
         cmocka_unit_test(mmio_reaches_the_board_in_its_size),
-        cmocka_unit_test(writes_to_rom_are_dropped),
+        cmocka_unit_test(writes_to_rom_are_mmio),
         cmocka_unit_test(nobody_at_home_reads_as_ones),
         cmocka_unit_test(a_triple_fault_is_a_shutdown),
         cmocka_unit_test(a_kick_ends_a_loop),

@@ -127,8 +127,7 @@ static void mmio_part(struct engine_vcpu *vcpu, uint64_t gpa, uint8_t *at, unsig
     uint64_t value = 0;
     if (write) {
         memcpy(&value, at, size);
-        /* A write to ROM comes here too, and is dropped. */
-        if (io && io->mmio_write && !mem_find(vcpu->vm->mem, gpa))
+        if (io && io->mmio_write)
             io->mmio_write(io->opaque, vcpu->index, gpa, size, value);
         return;
     }

@@ -226,6 +226,7 @@ static int vm_new(const struct engine_config *config, struct engine_vm **ret_vm,
     vm->vcpus = config->vcpus;
     vm->tsc_khz = config->tsc_khz;
     vm->portable = config->portable;
+    vm->physical_bits = config->physical_bits;
     vm->has_irqchip = config->irqchip == ENGINE_IRQCHIP_ENGINE;
     pthread_mutex_init(&vm->lock, NULL);
     pthread_rwlock_init(&vm->messages, NULL);

@@ -20,7 +20,6 @@ struct place {
     uint64_t gpa;
     uint8_t *host; /* NULL: MMIO, or a write to read-only memory */
     const uint8_t *mark;
-    bool dropped; /* a write to read-only memory */
 };
 
 /* ---- tables ---- */
@@ -170,10 +169,8 @@ static struct place fill(struct soft_vcpu *v, uint64_t linear, const struct mmu_
     if (!region->read_only)
         populate(v->vm, (unsigned)(region - v->vm->mem->regions), offset, writing);
     bool store = plain_store(v, page, region, mark, kind, writing);
-    if (writing && region->read_only) {
-        place.host = NULL;
-        place.dropped = true;
-    }
+    if (writing && region->read_only)
+        place.host = NULL; /* as with KVM, it is somebody's on the bus, or nobody's */
     uint64_t tag = linear & ~(uint64_t)SOFT_PAGE_MASK;
     if (unlikely(debug_watches_page(v, tag)))
         return place;
@@ -301,8 +298,6 @@ static void place_store(struct soft_vcpu *v, const struct insn *insn, const stru
         place_stored(v, insn, place, size);
         return;
     }
-    if (place->dropped)
-        return;
     for (unsigned done = 0; done < size;) {
         unsigned piece = piece_size(place->gpa + done, size - done);
         uint64_t value = 0;

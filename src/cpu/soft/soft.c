@@ -68,6 +68,7 @@ static int soft_vm_new(const struct engine_config *config, struct engine_vm **re
         cpuid_portable(&vm->cpuid, CPUID_SOFT, NULL, config->vcpus, vm->tsc_khz);
     else
         cpuid_model(&vm->cpuid, CPUID_SOFT, NULL, config->vcpus, vm->tsc_khz);
+    cpuid_limit_physical(&vm->cpuid, config->physical_bits);
     pthread_mutex_init(&vm->exclusive_lock, NULL);
     pthread_cond_init(&vm->exclusive_changed, NULL);
     int r = block_vm_init(vm, err);
