@@ -15,6 +15,8 @@ enum {
     RESET_CPU = 1 << 2, /* the reset happens when this bit goes from 0 to 1 */
     RESET_KIND = 1 << 1,
     RESET_FULL = 1 << 3,
+
+    Q35_PCIEXBAR = 0x60, /* 8 bytes of the bridge's registers */
 };
 
 #define ADDRESS_ENABLE UINT32_C(0x80000000)
@@ -143,9 +145,48 @@ static enum bus_space bar_space(const struct pci_bar *bar)
     return bar->kind == PCI_BAR_IO ? BUS_PORT : BUS_MMIO;
 }
 
+/* PCIEXBAR (Intel 3 Series chipset, 5.1.16): a window of 256, 128 or 64 MiB, aligned to its size.
+ */
+static uint64_t ecam_wanted(struct pci_host *host, uint64_t *ret_size)
+{
+    if (!host->config.q35) {
+        *ret_size = host->config.ecam_base ? host->config.ecam_size : 0;
+        return host->config.ecam_base;
+    }
+    uint32_t low = pci_config_get(host->devices[0], Q35_PCIEXBAR, 4);
+    uint32_t high = pci_config_get(host->devices[0], Q35_PCIEXBAR + 4, 4);
+    unsigned length = low >> 1 & 3;
+    *ret_size = low & 1 && length < 3 ? MIB(256) >> length : 0;
+    return align_down((uint64_t)high << 32 | (low & 0xfc000000), MIB(256) >> length);
+}
+
+static void ecam_release(struct pci_host *host)
+{
+    uint64_t size, base = ecam_wanted(host, &size);
+    if (host->ecam_size == 0 || (base == host->ecam_base && size == host->ecam_size))
+        return;
+    bus_release(host->config.bus, BUS_MMIO, host->ecam_base);
+    host->ecam_size = 0;
+}
+
+/* Over somebody else's claim it answers nowhere, as a BAR. */
+static int ecam_claim(struct pci_host *host, struct err *err)
+{
+    uint64_t size, base = ecam_wanted(host, &size);
+    if (size == 0 || host->ecam_size)
+        return 0;
+    int r = bus_claim(host->config.bus, BUS_MMIO, base, size, &ecam_ops, host, err);
+    if (r < 0)
+        return r;
+    host->ecam_base = base;
+    host->ecam_size = size;
+    return 0;
+}
+
 /* First everything that moves away, then everything that arrives: BARs may swap places. */
 static void move_locked(struct pci_host *host)
 {
+    ecam_release(host);
     for (unsigned i = 0; i < PCI_SLOTS * PCI_BARS; i++) {
         struct pci_device *device = host->devices[i / PCI_BARS];
         struct pci_bar *bar = device ? &device->bars[i % PCI_BARS] : NULL;
@@ -169,6 +210,7 @@ static void move_locked(struct pci_host *host)
         if (device->ops->bar_moved)
             device->ops->bar_moved(device->opaque, bar->index, wanted);
     }
+    ecam_claim(host, NULL);
 }
 
 /* A vCPU that finds nothing stale has still waited for the lock, so a move that another vCPU began
@@ -198,8 +240,39 @@ static const struct pci_identity bridge_identity = {
     .subsystem = 0x1100,
     .class_code = 0x060000,
 };
-static const struct pci_ops bridge_ops = {
-    .name = "host-bridge", .bar_read = bridge_read, .bar_write = bridge_write};
+static const struct pci_identity q35_identity = {
+    .vendor = 0x8086,
+    .device = 0x29c0,
+    .revision = 2,
+    .subsystem_vendor = 0x1af4,
+    .subsystem = 0x1100,
+    .class_code = 0x060000,
+};
+
+static void bridge_config_written(void *opaque, unsigned offset, unsigned size)
+{
+    struct pci_host *host = opaque;
+    if (host->config.q35 && offset < Q35_PCIEXBAR + 8 && offset + size > Q35_PCIEXBAR)
+        host->stale = true;
+}
+
+static const struct pci_ops bridge_ops = {.name = "host-bridge",
+                                          .bar_read = bridge_read,
+                                          .bar_write = bridge_write,
+                                          .config_written = bridge_config_written};
+
+static int bridge_new(struct pci_host *host, struct err *err)
+{
+    struct pci_device *bridge;
+    bool q35 = host->config.q35;
+    int r = pci_device_new(host, 0, q35 ? &q35_identity : &bridge_identity, &bridge_ops, host,
+                           &bridge, err);
+    if (r >= 0 && q35)
+        r = pci_register_add(bridge, Q35_PCIEXBAR, 4, 0, 0xfc000007, err);
+    if (r >= 0 && q35)
+        r = pci_register_add(bridge, Q35_PCIEXBAR + 4, 4, 0, 0xf, err);
+    return r;
+}
 
 static int claim_windows(struct pci_host *host, struct err *err)
 {
@@ -208,18 +281,14 @@ static int claim_windows(struct pci_host *host, struct err *err)
     if (r < 0)
         return r;
     host->ports_claimed = true;
-    if (!config->ecam_base)
+    if (config->q35 || !config->ecam_base)
         return 0;
     uint64_t size = config->ecam_size;
     if (size < PCI_ECAM_BUS_SIZE || size > MIB(256) || size & (size - 1) ||
         config->ecam_base & (size - 1))
         return err_set(err, -EINVAL, "ECAM window of %" PRIu64 " bytes at 0x%" PRIx64, size,
                        config->ecam_base);
-    r = bus_claim(config->bus, BUS_MMIO, config->ecam_base, size, &ecam_ops, host, err);
-    if (r < 0)
-        return r;
-    host->ecam_claimed = true;
-    return 0;
+    return ecam_claim(host, err);
 }
 
 int pci_host_new(const struct pci_host_config *config, struct pci_host **ret_host, struct err *err)
@@ -230,8 +299,7 @@ int pci_host_new(const struct pci_host_config *config, struct pci_host **ret_hos
     host->config = *config;
     pthread_mutex_init(&host->moving, NULL);
     pthread_mutex_init(&host->lines_lock, NULL);
-    struct pci_device *bridge;
-    int r = pci_device_new(host, 0, &bridge_identity, &bridge_ops, host, &bridge, err);
+    int r = bridge_new(host, err);
     if (r >= 0)
         r = claim_windows(host, err);
     if (r < 0) {
@@ -248,8 +316,8 @@ void pci_host_free(struct pci_host *host)
         return;
     if (host->ports_claimed)
         bus_release(host->config.bus, BUS_PORT, PORT_BASE);
-    if (host->ecam_claimed)
-        bus_release(host->config.bus, BUS_MMIO, host->config.ecam_base);
+    if (host->ecam_size)
+        bus_release(host->config.bus, BUS_MMIO, host->ecam_base);
     pci_device_free(host->devices[0]);
     pthread_mutex_destroy(&host->moving);
     pthread_mutex_destroy(&host->lines_lock);
@@ -283,6 +351,29 @@ void pci_host_state(struct pci_host *host, struct record *record)
     if (record->loading) {
         host->stale = true;
         pci_host_move(host);
+    }
+}
+
+bool pci_host_ecam(struct pci_host *host, uint64_t *ret_base, uint64_t *ret_size)
+{
+    *ret_base = host->ecam_base;
+    *ret_size = host->ecam_size;
+    return *ret_size > 0;
+}
+
+void pci_host_bars(struct pci_host *host, uint64_t from, uint64_t to, uint64_t *ret_base,
+                   uint64_t *ret_end)
+{
+    for (unsigned i = 0; i < PCI_SLOTS * PCI_BARS; i++) {
+        struct pci_device *device = host->devices[i / PCI_BARS];
+        const struct pci_bar *bar = device ? &device->bars[i % PCI_BARS] : NULL;
+        if (!bar || bar->kind == PCI_BAR_NONE || bar->kind == PCI_BAR_IO)
+            continue;
+        uint64_t address = pci_device_bar_register(device, bar);
+        if (address < from || !range_fits(address - from, bar->size, to - from))
+            continue;
+        *ret_base = min(*ret_base, address);
+        *ret_end = max(*ret_end, address + bar->size);
     }
 }
 

@@ -78,9 +78,12 @@ struct pci_host;
 struct pci_device;
 
 struct pci_host_config {
-    struct bus *bus;                  /* borrowed */
-    uint64_t ecam_base;               /* 0 = no ECAM; else aligned to its size */
-    uint64_t ecam_size;               /* 1 MiB a bus: 1 MiB .. 256 MiB */
+    struct bus *bus;    /* borrowed */
+    uint64_t ecam_base; /* 0 = no ECAM; else aligned to its size */
+    uint64_t ecam_size; /* 1 MiB a bus: 1 MiB .. 256 MiB */
+    /* The bridge shows itself as an Intel Q35's, for firmware that knows no other; then ECAM is
+     * where its PCIEXBAR register puts it, after a reset nowhere, and the two above are 0. */
+    bool q35;
     struct msi_target msi;            /* where MSI-X messages go */
     struct irq_line lines[PCI_LINES]; /* INTx: pin P (A = 0) of slot S drives line (S + P) % 4 */
     uint8_t line_numbers[PCI_LINES];  /* what the INTERRUPT_LINE registers say: the lines' GSIs */
@@ -97,6 +100,15 @@ void pci_host_free(struct pci_host *host);
 /* All devices as after power-on: BARs, COMMAND, MSI-X, lines low; calls each device's reset(). The
  * board then assigns the BARs again. All vCPUs stopped. */
 void pci_host_reset(struct pci_host *host);
+
+/* Where ECAM is now; false while it is nowhere. This and the next may be asked inside an access: a
+ * guest that moves things meanwhile has itself to thank for the answer. */
+bool pci_host_ecam(struct pci_host *host, uint64_t *ret_base, uint64_t *ret_size);
+
+/* Widens `ret_base`, `ret_end` to all memory BARs that lie from `from` up to `to`, decoded or not.
+ */
+void pci_host_bars(struct pci_host *host, uint64_t from, uint64_t to, uint64_t *ret_base,
+                   uint64_t *ret_end);
 
 /* Saves or loads (base/record.h) the registers of bridge and devices, MSI-X and pins; the devices
  * must be the same. What lies behind the BARs is their owners'. All vCPUs stopped. */
@@ -150,6 +162,11 @@ unsigned pci_device_slot(const struct pci_device *device);
 enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MMIO32, PCI_BAR_MMIO64 };
 int pci_bar_add(struct pci_device *device, unsigned index, enum pci_bar_kind kind, uint64_t size,
                 struct err *err);
+
+/* A register of the device's own behind the header, 0x40..: `size` bytes, 1, 2 or 4, with a value
+ * after reset and the bits of it that the guest may write. Apart from all capabilities. */
+int pci_register_add(struct pci_device *device, unsigned offset, unsigned size, uint32_t value,
+                     uint32_t writable, struct err *err);
 
 /* Where the BAR answers now, 0 when it does not. */
 uint64_t pci_bar_address(struct pci_device *device, unsigned index);

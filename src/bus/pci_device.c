@@ -11,6 +11,7 @@ enum {
     FIRST_CAPABILITY = 0x40,
     STATUS_INTERRUPT = 1 << 3,
     STATUS_CAPABILITIES = 1 << 4,
+    CLASS_ISA_BRIDGE = 0x0601,
     BAR_IS_IO = 1,
     BAR_IS_64_BIT = 4,
 };
@@ -52,7 +53,10 @@ static void preset_header(struct pci_device *device, const struct pci_identity *
         unsigned line = (device->slot + identity->pin - 1) % PCI_LINES;
         preset(device, PCI_INTERRUPT_LINE, 1, device->host->config.line_numbers[line]);
     }
-    allow(device, PCI_COMMAND, 2, PCI_COMMAND_MASTER | PCI_COMMAND_INTX_OFF);
+    unsigned command = PCI_COMMAND_MASTER | PCI_COMMAND_INTX_OFF;
+    if (identity->class_code >> 8 == CLASS_ISA_BRIDGE) /* what it decodes is not in its BARs */
+        command |= PCI_COMMAND_IO | PCI_COMMAND_MEMORY;
+    allow(device, PCI_COMMAND, 2, command);
     allow(device, PCI_INTERRUPT_LINE, 1, 0xff);
     allow(device, 0x0c, 1, 0xff); /* cache line size: a scratch register for us */
 }
@@ -151,23 +155,50 @@ int pci_bar_add(struct pci_device *device, unsigned index, enum pci_bar_kind kin
     return 0;
 }
 
+int pci_register_add(struct pci_device *device, unsigned offset, unsigned size, uint32_t value,
+                     uint32_t writable, struct err *err)
+{
+    bool legal = (size == 1 || size == 2 || size == 4) && offset >= FIRST_CAPABILITY &&
+                 range_fits(offset, size, PCI_CONFIG_SIZE) && device->last_link == PCI_CAPABILITIES;
+    if (!legal)
+        return err_set(err, -EINVAL, "'%s' cannot have a register at 0x%x", device->ops->name,
+                       offset);
+    preset(device, offset, size, value);
+    allow(device, offset, size, writable);
+    return 0;
+}
+
 uint64_t pci_bar_address(struct pci_device *device, unsigned index)
 {
     assert(index < PCI_BARS);
     return device->bars[index].address;
 }
 
-uint64_t pci_device_bar_wanted(struct pci_device *device, const struct pci_bar *bar)
+/* Under device->lock. */
+static uint64_t bar_register(const struct pci_device *device, const struct pci_bar *bar)
 {
     unsigned offset = PCI_BAR0 + 4 * bar->index;
-    uint32_t enable = bar->kind == PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
-    pthread_mutex_lock(&device->lock);
     uint64_t address = get(device->config, offset, 4);
     if (bar->kind == PCI_BAR_MMIO64)
         address |= (uint64_t)get(device->config, offset + 4, 4) << 32;
+    return address & ~(bar->size - 1);
+}
+
+uint64_t pci_device_bar_register(struct pci_device *device, const struct pci_bar *bar)
+{
+    pthread_mutex_lock(&device->lock);
+    uint64_t address = bar_register(device, bar);
+    pthread_mutex_unlock(&device->lock);
+    return address;
+}
+
+uint64_t pci_device_bar_wanted(struct pci_device *device, const struct pci_bar *bar)
+{
+    uint32_t enable = bar->kind == PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
+    pthread_mutex_lock(&device->lock);
+    uint64_t address = bar_register(device, bar);
     bool decoded = get(device->config, PCI_COMMAND, 2) & enable;
     pthread_mutex_unlock(&device->lock);
-    address &= ~(bar->size - 1);
     /* Ports have 16 bits; a BAR beyond them answers nowhere. */
     if (bar->kind == PCI_BAR_IO && address > UINT16_MAX)
         return 0;

@@ -55,7 +55,8 @@ struct pci_device {
 struct pci_host {
     struct pci_host_config config;
     struct pci_device *devices[PCI_SLOTS]; /* fixed while vCPUs run */
-    bool ports_claimed, ecam_claimed;
+    bool ports_claimed;
+    _Atomic uint64_t ecam_base, ecam_size; /* as claimed, size 0 = not; changed under `moving` */
 
     _Atomic uint32_t address; /* the register at port 0xcf8 */
     _Atomic uint8_t reset_control;
@@ -73,6 +74,8 @@ void pci_device_config_write(struct pci_device *device, unsigned offset, unsigne
                              uint32_t value);
 /* Where the registers say that the BAR is: 0 = not decoded. */
 uint64_t pci_device_bar_wanted(struct pci_device *device, const struct pci_bar *bar);
+/* And whether that is decoded or not. */
+uint64_t pci_device_bar_register(struct pci_device *device, const struct pci_bar *bar);
 void pci_device_reset(struct pci_device *device);
 void pci_device_state(struct pci_device *device, struct record *record);
 /* Brings the interrupt line to what level, COMMAND and MSI-X say. Under device->lock. */

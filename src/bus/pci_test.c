@@ -560,6 +560,100 @@ static void wrong_setups_are_refused(void **state)
     bus_free(board.bus);
 }
 
+enum { Q35_ECAM_LOW = 0x60, Q35_ECAM_HIGH = 0x64 };
+
+static uint32_t port_config(struct board *board, unsigned slot, unsigned at)
+{
+    bus_write(board->bus, BUS_PORT, 0xcf8, 4, 0x80000000 | slot << 11 | at);
+    return (uint32_t)bus_read(board->bus, BUS_PORT, 0xcfc, 4);
+}
+
+static void port_config_set(struct board *board, unsigned slot, unsigned at, uint32_t value)
+{
+    bus_write(board->bus, BUS_PORT, 0xcf8, 4, 0x80000000 | slot << 11 | at);
+    bus_write(board->bus, BUS_PORT, 0xcfc, 4, value);
+}
+
+/* As firmware does it: the window is where PCIEXBAR says, and nowhere before. */
+static void firmware_places_the_configuration_space_of_a_q35(void **state)
+{
+    (void)state;
+    struct board board = {.bus = bus_new()};
+    struct card card;
+    uint64_t base = 0, size = 0;
+    const struct pci_host_config config = {.bus = board.bus, .q35 = true};
+    assert_int_equal(pci_host_new(&config, &board.host, NULL), 0);
+    card_make(&card, &board, 3);
+    assert_int_equal(port_config(&board, 0, 0), 0x29c08086);
+    assert_false(pci_host_ecam(board.host, &base, &size));
+    port_config_set(&board, 0, Q35_ECAM_HIGH, 0);
+    port_config_set(&board, 0, Q35_ECAM_LOW, 0xb0000001);
+    assert_true(pci_host_ecam(board.host, &base, &size));
+    assert_int_equal(base, 0xb0000000);
+    assert_int_equal(size, MIB(256));
+    assert_int_equal(bus_read(board.bus, BUS_MMIO, 0xb0000000 + (3 << 15), 4), 0x56781234);
+    /* Elsewhere, smaller: through the window itself, which moves under the access. */
+    bus_write(board.bus, BUS_MMIO, 0xb0000000 + Q35_ECAM_LOW, 4, 0xe4000005);
+    assert_true(pci_host_ecam(board.host, &base, &size));
+    assert_int_equal(base, 0xe4000000);
+    assert_int_equal(size, MIB(64));
+    assert_int_equal(bus_read(board.bus, BUS_MMIO, 0xb0000000, 4), UINT32_MAX);
+    assert_int_equal(bus_read(board.bus, BUS_MMIO, 0xe4000000, 4), 0x29c08086);
+    port_config_set(&board, 0, Q35_ECAM_LOW, 0xe4000007); /* a size that is none */
+    assert_false(pci_host_ecam(board.host, &base, &size));
+    port_config_set(&board, 0, Q35_ECAM_LOW, 0xe4000001);
+    pci_host_reset(board.host);
+    assert_false(pci_host_ecam(board.host, &base, &size));
+    pci_device_free(card.pci);
+    pci_host_free(board.host);
+    bus_free(board.bus);
+}
+
+static void bars_are_told_before_they_answer(void **state)
+{
+    (void)state;
+    struct board board;
+    struct card card;
+    uint64_t low = UINT64_MAX, end = 0;
+    board_make(&board);
+    card_make(&card, &board, 3);
+    pci_host_bars(board.host, GIB(4), UINT64_C(1) << 46, &low, &end);
+    assert_int_equal(end, 0);
+    port_config_set(&board, 3, 0x14, 0x8);
+    assert_int_equal(pci_bar_address(card.pci, 0), 0);
+    pci_host_bars(board.host, GIB(4), UINT64_C(1) << 46, &low, &end);
+    assert_int_equal(low, UINT64_C(0x800000000));
+    assert_int_equal(end, UINT64_C(0x800001000));
+    pci_device_free(card.pci);
+    pci_host_free(board.host);
+    bus_free(board.bus);
+}
+
+static void devices_have_registers_of_their_own(void **state)
+{
+    (void)state;
+    struct board board;
+    struct pci_device *bridge;
+    const struct pci_identity isa = {.vendor = 1, .class_code = 0x060100};
+    board_make(&board);
+    struct card card = {0};
+    assert_int_equal(pci_device_new(board.host, 31, &isa, &card_ops, &card, &bridge, NULL), 0);
+    assert_int_equal(pci_register_add(bridge, 0x40, 4, 0x601, 0xff00, NULL), 0);
+    assert_int_equal(pci_register_add(bridge, 0x3c, 1, 0, 0, NULL), -EINVAL);
+    assert_int_equal(pci_register_add(bridge, 0xfe, 4, 0, 0, NULL), -EINVAL);
+    assert_int_equal(pci_register_add(bridge, 0x48, 3, 0, 0, NULL), -EINVAL);
+    port_config_set(&board, 31, 0x40, UINT32_MAX);
+    assert_int_equal(port_config(&board, 31, 0x40), 0xff01);
+    pci_host_reset(board.host);
+    assert_int_equal(port_config(&board, 31, 0x40), 0x601);
+    /* It decodes ports and memory, though it has no BARs. */
+    port_config_set(&board, 31, 4, 7);
+    assert_int_equal(port_config(&board, 31, 4) & 7, 7);
+    pci_device_free(bridge);
+    pci_host_free(board.host);
+    bus_free(board.bus);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -573,6 +667,9 @@ int main(void)
         cmocka_unit_test(msix_changes_are_told),
         cmocka_unit_test(reset_brings_back_the_first_day),
         cmocka_unit_test(wrong_setups_are_refused),
+        cmocka_unit_test(firmware_places_the_configuration_space_of_a_q35),
+        cmocka_unit_test(bars_are_told_before_they_answer),
+        cmocka_unit_test(devices_have_registers_of_their_own),
     };
     return cmocka_run_group_tests_name("pci", tests, NULL, NULL);
 }
