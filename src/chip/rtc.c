@@ -451,6 +451,20 @@ void rtc_reset(void *opaque)
     pthread_mutex_unlock(&rtc->lock);
 }
 
+/* As SeaBIOS and OVMF read it: KiB above 1 MiB, then 64 KiB above 16 MiB and above 4 GiB. */
+static void memory_note(struct rtc *rtc, uint64_t low, uint64_t high)
+{
+    enum { EXTENDED = 0x17, EXTENDED_2 = 0x30, ABOVE_16M = 0x34, ABOVE_4G = 0x5b };
+    uint64_t kib = low > MIB(1) ? (low - MIB(1)) >> 10 : 0;
+    uint64_t chunks = low > MIB(16) ? (low - MIB(16)) >> 16 : 0;
+    le16_write(rtc->cmos + EXTENDED, (uint16_t)min(kib, (uint64_t)UINT16_MAX));
+    le16_write(rtc->cmos + EXTENDED_2, (uint16_t)min(kib, (uint64_t)UINT16_MAX));
+    le16_write(rtc->cmos + ABOVE_16M, (uint16_t)min(chunks, (uint64_t)UINT16_MAX));
+    uint64_t above = min(high >> 16, (uint64_t)0xffffff);
+    for (unsigned i = 0; i < 3; i++)
+        rtc->cmos[ABOVE_4G + i] = (uint8_t)(above >> 8 * i);
+}
+
 struct rtc *rtc_new(const struct rtc_config *config)
 {
     struct rtc *rtc = calloc(1, sizeof *rtc);
@@ -461,6 +475,7 @@ struct rtc *rtc_new(const struct rtc_config *config)
     if (!rtc->config.realtime)
         rtc->config.realtime = host_realtime;
     rtc->cmos[REG_B] = B_24H;
+    memory_note(rtc, config->low_memory, config->high_memory);
     timer_init(&rtc->second_timer, config->timers, due, rtc);
     timer_init(&rtc->period_timer, config->timers, due, rtc);
     rtc->settled = seconds_now(rtc, NULL);

@@ -32,6 +32,9 @@ struct rtc_config {
     /* Nanoseconds since 1970-01-01 UTC; NULL = the host's CLOCK_REALTIME. */
     int64_t (*realtime)(void *opaque);
     void *realtime_opaque;
+    /* What firmware finds in the CMOS memory of a PC's: bytes of RAM below and from 4 GiB on; 0 =
+     * not said. */
+    uint64_t low_memory, high_memory;
 };
 
 struct rtc *rtc_new(const struct rtc_config *config);

@@ -239,6 +239,19 @@ static void memory_and_fixed_registers(void **state)
     stop(&f);
 }
 
+static void firmware_finds_the_size_of_memory(void **state)
+{
+    (void)state;
+    struct fixture f = {.timers = timers_new()};
+    f.rtc = rtc_new(&(struct rtc_config){.timers = f.timers,
+                                         .low_memory = UINT64_C(0xb0000000),
+                                         .high_memory = UINT64_C(0x123450000)});
+    assert_int_equal(get(&f, 0x34) | get(&f, 0x35) << 8, (0xb0000000 - (16 << 20)) >> 16);
+    assert_int_equal(get(&f, 0x5b) | get(&f, 0x5c) << 8 | get(&f, 0x5d) << 16, 0x12345);
+    assert_int_equal(get(&f, 0x17) | get(&f, 0x18) << 8, 0xffff); /* KiB, at most so many */
+    stop(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -250,6 +263,7 @@ int main(void)
         cmocka_unit_test(alarm_at_its_time),
         cmocka_unit_test(periodic_interrupt_at_its_rate),
         cmocka_unit_test(memory_and_fixed_registers),
+        cmocka_unit_test(firmware_finds_the_size_of_memory),
     };
     return cmocka_run_group_tests_name("rtc", tests, NULL, NULL);
 }
