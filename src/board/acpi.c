@@ -1,11 +1,13 @@
 #include "board/acpi.h"
 
 #include "base/bytes.h"
+#include "base/own.h"
 #include "board/acpi_dsdt.h"
 #include "chip/watchdog.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -23,19 +25,43 @@ enum {
     TABLES_MAX = 4, /* what the XSDT lists */
 };
 
-/* The area while it is being filled; addresses are the guest's. */
+/* The tables while they are being written; addresses are the guest's. */
 struct area {
-    uint8_t *bytes;
-    size_t used;
+    struct acpi_image *image;
+    uint64_t base;
 };
 
 static uint8_t *area_take(struct area *area, size_t size, uint64_t *ret_at)
 {
-    size_t at = align_up(area->used, TABLE_ALIGN);
-    assert(range_fits(at, size, ACPI_GENERATION - ACPI_AREA_START));
-    area->used = at + size;
-    *ret_at = ACPI_AREA_START + at;
-    return area->bytes + at;
+    struct acpi_image *image = area->image;
+    size_t at = align_up(image->size, TABLE_ALIGN);
+    assert(range_fits(at, size, sizeof image->bytes));
+    image->size = at + size;
+    *ret_at = area->base + at;
+    return image->bytes + at;
+}
+
+/* The address of another table, 4 or 8 bytes. */
+static void point(struct area *area, uint8_t *field, unsigned size, uint64_t to)
+{
+    struct acpi_image *image = area->image;
+    assert(image->link_count < ACPI_LINKS_MAX);
+    image->links[image->link_count++] =
+        (struct acpi_link){.at = (uint32_t)(field - image->bytes), .size = size};
+    if (size == 8)
+        le64_write(field, to);
+    else
+        le32_write(field, (uint32_t)to);
+}
+
+/* Over `size` bytes from `table` on, at `field`; written when all else is. */
+static void sum_later(struct area *area, const uint8_t *field, const uint8_t *table, size_t size)
+{
+    struct acpi_image *image = area->image;
+    assert(image->sum_count < ACPI_SUMS_MAX);
+    image->sums[image->sum_count++] = (struct acpi_sum){.at = (uint32_t)(field - image->bytes),
+                                                        .start = (uint32_t)(table - image->bytes),
+                                                        .size = (uint32_t)size};
 }
 
 static uint8_t checksum(const uint8_t *bytes, size_t size)
@@ -58,12 +84,8 @@ static uint8_t *table_begin(struct area *area, const char *signature, uint8_t re
     le32_write(table + 24, 1);
     memcpy(table + 28, "LODG", 4);
     le32_write(table + 32, 1);
+    sum_later(area, table + CHECKSUM, table, size);
     return table;
-}
-
-static void table_end(uint8_t *table)
-{
-    table[CHECKSUM] = checksum(table, le32_read(table + LENGTH));
 }
 
 /* Generic address structure, 5.2.3.2, of a port of `bytes` bytes. */
@@ -83,7 +105,6 @@ static uint64_t dsdt_build(struct area *area, const struct acpi_config *config)
     uint64_t at;
     uint8_t *table = table_begin(area, "DSDT", 2, HEADER_SIZE + aml.size, &at);
     memcpy(table + HEADER_SIZE, aml.bytes, aml.size);
-    table_end(table);
     return at;
 }
 
@@ -113,8 +134,8 @@ static uint64_t fadt_build(struct area *area, const struct acpi_config *config, 
     };
     uint64_t at;
     uint8_t *table = table_begin(area, "FACP", 6, FADT_SIZE, &at);
-    le32_write(table + 36, (uint32_t)facs);
-    le32_write(table + 40, (uint32_t)dsdt);
+    point(area, table + 36, 4, facs);
+    point(area, table + 40, 4, dsdt);
     le16_write(table + 46, config->sci);
     /* SMI_CMD stays 0: the machine is always in ACPI mode. */
     le32_write(table + 56, config->pm1_event);
@@ -134,13 +155,12 @@ static uint64_t fadt_build(struct area *area, const struct acpi_config *config, 
     gas_port(table + 116, config->reset_port, 1);
     table[128] = config->reset_value;
     table[131] = 5; /* minor version: 6.5 */
-    le64_write(table + 140, dsdt);
+    point(area, table + 140, 8, dsdt);
     gas_port(table + 148, config->pm1_event, 4);
     gas_port(table + 172, config->pm1_control, 2);
     gas_port(table + 208, config->pm_timer, 4);
     gas_port(table + 220, config->gpe0, 4);
     memcpy(table + 268, "LODGE\0\0\0", 8);
-    table_end(table);
     return at;
 }
 
@@ -184,7 +204,6 @@ static uint64_t madt_build(struct area *area, const struct acpi_config *config)
     entry[1] = NMI;
     entry[2] = 0xff;
     entry[5] = 1;
-    table_end(table);
     return at;
 }
 
@@ -195,7 +214,6 @@ static uint64_t mcfg_build(struct area *area, const struct acpi_config *config)
     uint8_t *table = table_begin(area, "MCFG", 1, HEADER_SIZE + 8 + 16, &at);
     le64_write(table + 44, config->ecam);
     table[55] = (uint8_t)((config->ecam_size >> 20) - 1); /* last bus */
-    table_end(table);
     return at;
 }
 
@@ -238,7 +256,6 @@ static uint64_t wdat_build(struct area *area, const struct acpi_config *config)
         le32_write(entry + 16, entries[i].value);
         le32_write(entry + 20, UINT32_MAX);
     }
-    table_end(table);
     return at;
 }
 
@@ -247,31 +264,27 @@ static uint64_t xsdt_build(struct area *area, const uint64_t *tables, size_t cou
     uint64_t at;
     uint8_t *table = table_begin(area, "XSDT", 1, HEADER_SIZE + 8 * count, &at);
     for (size_t i = 0; i < count; i++)
-        le64_write(table + HEADER_SIZE + 8 * i, tables[i]);
-    table_end(table);
+        point(area, table + HEADER_SIZE + 8 * i, 8, tables[i]);
     return at;
 }
 
 /* 5.2.5.3 */
-static void rsdp_fill(uint8_t *rsdp, uint64_t xsdt)
+static void rsdp_fill(struct area *area, uint8_t *rsdp, uint64_t xsdt)
 {
     memcpy(rsdp, "RSD PTR ", 8);
     memcpy(rsdp + 9, "LODGE ", 6);
     rsdp[15] = 2; /* revision: there is an XSDT, and no RSDT */
     le32_write(rsdp + 20, RSDP_SIZE);
-    le64_write(rsdp + 24, xsdt);
-    rsdp[RSDP_CHECKSUM] = checksum(rsdp, 20);
-    rsdp[RSDP_CHECKSUM_ALL] = checksum(rsdp, RSDP_SIZE);
+    point(area, rsdp + 24, 8, xsdt);
+    sum_later(area, rsdp + RSDP_CHECKSUM, rsdp, 20);
+    sum_later(area, rsdp + RSDP_CHECKSUM_ALL, rsdp, RSDP_SIZE);
 }
 
-int acpi_build(struct mem *mem, const struct acpi_config *config, uint64_t *ret_rsdp,
-               struct err *err)
+void acpi_image(const struct acpi_config *config, uint64_t base, struct acpi_image *ret_image)
 {
     assert(config->cpus > 0 && config->cpus < 255);
-    struct area area = {.bytes = mem_at_load(mem, ACPI_AREA_START, ACPI_AREA_SIZE)};
-    if (!area.bytes)
-        return err_set(err, -ENOMEM, "the guest has no memory for ACPI tables");
-    memset(area.bytes, 0, ACPI_AREA_SIZE);
+    memset(ret_image, 0, sizeof *ret_image);
+    struct area area = {.image = ret_image, .base = base};
     uint64_t at;
     uint8_t *rsdp = area_take(&area, RSDP_SIZE, &at);
     uint64_t dsdt = dsdt_build(&area, config);
@@ -282,10 +295,26 @@ int acpi_build(struct mem *mem, const struct acpi_config *config, uint64_t *ret_
         mcfg_build(&area, config),
         config->watchdog ? wdat_build(&area, config) : 0,
     };
-    rsdp_fill(rsdp, xsdt_build(&area, tables, config->watchdog ? TABLES_MAX : TABLES_MAX - 1));
-    memcpy(area.bytes + (ACPI_GENERATION - ACPI_AREA_START), config->generation,
-           ACPI_GENERATION_SIZE);
+    rsdp_fill(&area, rsdp,
+              xsdt_build(&area, tables, config->watchdog ? TABLES_MAX : TABLES_MAX - 1));
+}
+
+int acpi_build(struct mem *mem, const struct acpi_config *config, uint64_t *ret_rsdp,
+               struct err *err)
+{
+    uint8_t *area = mem_at_load(mem, ACPI_AREA_START, ACPI_AREA_SIZE);
+    _cleanup_free_ struct acpi_image *image = malloc(sizeof *image);
+    if (!area || !image)
+        return err_set(err, -ENOMEM, "the guest has no memory for ACPI tables");
+    acpi_image(config, ACPI_AREA_START, image);
+    for (unsigned i = 0; i < image->sum_count; i++) {
+        const struct acpi_sum *sum = &image->sums[i];
+        image->bytes[sum->at] = checksum(image->bytes + sum->start, sum->size);
+    }
+    memset(area, 0, ACPI_AREA_SIZE);
+    memcpy(area, image->bytes, image->size);
+    memcpy(area + (ACPI_GENERATION - ACPI_AREA_START), config->generation, ACPI_GENERATION_SIZE);
     mem_written(mem, ACPI_AREA_START, ACPI_AREA_SIZE);
-    *ret_rsdp = at;
+    *ret_rsdp = ACPI_AREA_START;
     return 0;
 }

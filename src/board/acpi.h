@@ -30,6 +30,10 @@ enum {
     ACPI_GENERATION_SIZE = 16,
     ACPI_GENERATION = ACPI_AREA_START + ACPI_AREA_SIZE - 4096,
     ACPI_GENERATION_EVENT = 0,
+
+    ACPI_IMAGE_MAX = 24 << 10,
+    ACPI_LINKS_MAX = 12,
+    ACPI_SUMS_MAX = 10,
 };
 
 struct acpi_config {
@@ -56,3 +60,22 @@ struct acpi_config {
 /* `ret_rsdp` is the guest-physical address of the root pointer. */
 int acpi_build(struct mem *mem, const struct acpi_config *config, uint64_t *ret_rsdp,
                struct err *err);
+
+/* The tables by themselves, the RSDP first, for who places them: written for address `base`,
+ * without their checksums. `links` are the addresses in them, `sums` the checksums that are to be
+ * filled in once those are right. */
+struct acpi_link {
+    uint32_t at;
+    unsigned size; /* 4 or 8 bytes */
+};
+struct acpi_sum {
+    uint32_t at, start, size; /* the byte, and what it is a sum of */
+};
+struct acpi_image {
+    size_t size;
+    unsigned link_count, sum_count;
+    struct acpi_link links[ACPI_LINKS_MAX];
+    struct acpi_sum sums[ACPI_SUMS_MAX];
+    uint8_t bytes[ACPI_IMAGE_MAX];
+};
+void acpi_image(const struct acpi_config *config, uint64_t base, struct acpi_image *ret_image);

@@ -3,7 +3,7 @@
  * (iasl) is the judge of the AML: it must disassemble without a warning, and what it prints must
  * compile again without an error.
  */
-#include "board/acpi.h"
+#include "board/acpi_script.h"
 
 #include "base/bytes.h"
 #include "base/own.h"
@@ -236,6 +236,46 @@ static void iasl_finds_nothing_wrong(void **state)
         skip();
 }
 
+/* What firmware makes of the script is what acpi_build() makes by itself, wherever it is put. */
+static void a_script_says_how_to_place_them(void **state)
+{
+    (void)state;
+    static const char file[] = ACPI_SCRIPT_FILE;
+    struct acpi_image image;
+    uint8_t script[ACPI_SCRIPT_MAX];
+    acpi_image(&config, 0, &image);
+    size_t size = acpi_script(&image, script);
+    assert_int_equal(size % ACPI_SCRIPT_ENTRY, 0);
+    assert_int_equal(le32_read(script), 1); /* allocate it, anywhere */
+    assert_string_equal((char *)script + 4, file);
+    for (const uint8_t *at = script + ACPI_SCRIPT_ENTRY; at < script + size;
+         at += ACPI_SCRIPT_ENTRY) {
+        assert_string_equal((const char *)at + 4, file);
+        if (le32_read(at) == 2) { /* add where it lies */
+            assert_string_equal((const char *)at + 60, file);
+            uint8_t *field = image.bytes + le32_read(at + 116);
+            uint64_t to = at[120] == 8 ? le64_read(field) : le32_read(field);
+            assert_true(at[120] == 8 || at[120] == 4);
+            assert_true(to < image.size);
+            if (at[120] == 8)
+                le64_write(field, to + ACPI_AREA_START);
+            else
+                le32_write(field, (uint32_t)to + ACPI_AREA_START);
+        } else {
+            assert_int_equal(le32_read(at), 3); /* sum up */
+            assert_true(range_fits(le32_read(at + 64), le32_read(at + 68), image.size));
+            uint8_t *field = image.bytes + le32_read(at + 60);
+            assert_int_equal(*field, 0);
+            *field = (uint8_t)-sum(image.bytes + le32_read(at + 64), le32_read(at + 68));
+        }
+    }
+    uint64_t rsdp;
+    struct mem *mem = tables(&rsdp);
+    assert_int_equal(rsdp, ACPI_AREA_START);
+    assert_memory_equal(mem_at(mem, rsdp, image.size, false), image.bytes, image.size);
+    mem_free(mem);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -244,6 +284,7 @@ int main(void)
         cmocka_unit_test(fadt_offers_reset_and_soft_off),
         cmocka_unit_test(generation_has_a_page_of_its_own),
         cmocka_unit_test(without_a_watchdog_there_is_no_table_of_it),
+        cmocka_unit_test(a_script_says_how_to_place_them),
         cmocka_unit_test(iasl_finds_nothing_wrong),
     };
     return cmocka_run_group_tests_name("acpi", tests, NULL, NULL);
