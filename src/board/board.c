@@ -1,6 +1,7 @@
 #include "board/board.h"
 
 #include "board/acpi.h"
+#include "board/board_firmware.h"
 #include "board/board_private.h"
 #include "board/load.h"
 #include "chip/rtc.h"
@@ -11,7 +12,12 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 
-static struct acpi_config acpi_of(const struct board *board)
+uint8_t board_s5_type(const struct board *board)
+{
+    return board->has_firmware ? 0 : POWER_S5_TYPE;
+}
+
+void board_acpi_config(const struct board *board, struct acpi_config *ret_config)
 {
     struct acpi_config acpi = {
         .cpus = board->cpus,
@@ -20,7 +26,7 @@ static struct acpi_config acpi_of(const struct board *board)
         .pm_timer = MAP_POWER_PORT + POWER_TIMER,
         .gpe0 = MAP_POWER_PORT + POWER_GPE0,
         .sci = MAP_IRQ_SCI,
-        .s5_type = POWER_S5_TYPE,
+        .s5_type = board_s5_type(board),
         .reset_port = MAP_RESET_PORT,
         .reset_value = MAP_RESET_VALUE,
         .panic_port = MAP_PANIC_PORT,
@@ -38,7 +44,7 @@ static struct acpi_config acpi_of(const struct board *board)
     memcpy(acpi.generation, board->generation, sizeof acpi.generation);
     for (unsigned i = 0; i < PCI_LINES; i++)
         acpi.pci_gsi[i] = (uint8_t)(MAP_GSI_PCI + i);
-    return acpi;
+    *ret_config = acpi;
 }
 
 /* Local vector table of the boot processor as firmware leaves it: the PIC comes in at LINT0, NMI at
@@ -61,12 +67,13 @@ static int vcpus_boot(struct board *board, const struct load_entry *entry, struc
         return err_set(err, -ENOMEM, "no memory for a vCPU's state");
     for (unsigned i = 0; i < board->cpus; i++) {
         cpu_state_reset(state, i);
-        state->msr[CPU_MSR_MTRR_DEF_TYPE] = mtrr_boot;
-        if (i == 0)
+        if (!board->has_firmware)
+            state->msr[CPU_MSR_MTRR_DEF_TYPE] = mtrr_boot;
+        if (i == 0 && !board->has_firmware)
             load_entry_state(entry, state);
         if (board->apic)
             apic_save(board->apic, i, state->apic);
-        else if (i == 0)
+        else if (i == 0 && !board->has_firmware)
             apic_page_boot(state->apic);
         int r = board->engine->vcpu_set_state(board->vcpus[i].vcpu, state, err);
         if (r < 0)
@@ -78,6 +85,8 @@ static int vcpus_boot(struct board *board, const struct load_entry *entry, struc
 /* Memory as a boot loader leaves it, on RAM that is zero. */
 static int memory_fill(struct board *board, struct load_entry *ret_entry, struct err *err)
 {
+    if (board->has_firmware)
+        return board_firmware_load(board, err);
     struct load_range ranges[LOAD_RANGES_MAX];
     struct load_request request = {.mem = board->mem,
                                    .kernel_fd = board->kernel_fd,
@@ -85,15 +94,16 @@ static int memory_fill(struct board *board, struct load_entry *ret_entry, struct
                                    .command_line = board->command_line,
                                    .ranges = ranges,
                                    .range_count = map_ranges(board->mem, ranges)};
-    struct acpi_config acpi = acpi_of(board);
+    struct acpi_config acpi;
+    board_acpi_config(board, &acpi);
     int r = acpi_build(board->mem, &acpi, &request.rsdp, err);
     return r < 0 ? r : load_kernel(&request, ret_entry, err);
 }
 
-/* Devices and vCPUs as firmware and boot loader leave them. */
+/* Devices and vCPUs as firmware and boot loader leave them; or as after a reset, for firmware. */
 static int machine_boot(struct board *board, const struct load_entry *entry, struct err *err)
 {
-    int r = board_pci_assign(board, err);
+    int r = board->has_firmware ? 0 : board_pci_assign(board, err);
     return r < 0 ? r : vcpus_boot(board, entry, err);
 }
 
@@ -105,7 +115,8 @@ static int memory_make(struct board *board, const struct board_config *config, s
     board->mem = mem_new();
     if (!board->mem)
         return err_set(err, -ENOMEM, "no memory for the memory map");
-    return map_add_ram(board->mem, config->memory, err);
+    int r = map_add_ram(board->mem, config->memory, err);
+    return r < 0 ? r : board_firmware_map(board, config, err);
 }
 
 static int engine_make(struct board *board, struct err *err)
@@ -124,6 +135,7 @@ static int engine_make(struct board *board, struct err *err)
                                          .cpuid =
                                              board->lockstep ? &cpuid : board_restore_cpuid(board),
                                          .portable = board->portable,
+                                         .physical_bits = board_firmware_bits(board),
                                          .tsc_khz = board->tsc_khz,
                                          .tsc = chips ? board_tsc : NULL,
                                          .tsc_opaque = board,

@@ -115,6 +115,14 @@ enum board_watchdog {
 
 enum { BOARD_GENERATION_SIZE = 16, BOARD_BALLOON_STATS = 16 };
 
+/* Firmware that looks for a boot loader on the disks. */
+struct board_firmware {
+    int fd;       /* an image that ends at 4 GiB, such as OVMF's code; only read */
+    int nvram_fd; /* its variable store, which is written to; -1 = none */
+    void (*on_error)(void *opaque, int number); /* a write to the store failed; or NULL */
+    void *opaque;
+};
+
 struct board_config {
     const struct engine_ops *engine;
     int kvm_fd;      /* for the KVM engine; else ignored */
@@ -128,6 +136,8 @@ struct board_config {
     int kernel_fd;
     int initrd_fd; /* -1 = none */
     const char *command_line;
+
+    const struct board_firmware *firmware; /* begins instead of a kernel; or NULL */
 
     int serial_in_fd, serial_out_fd; /* COM1; -1 = nobody there */
     const struct board_console *consoles;
@@ -283,7 +293,8 @@ int board_nic_stats(struct board *board, unsigned nic, struct virtio_net_stats *
 /* What waits for space on a full disk is tried now. */
 void board_retry_disks(struct board *board);
 /* Takes the disks from the machine, which gets no answers from them any more, and waits until
- * nothing of it touches them: they may be closed then, before board_free(). */
+ * nothing of it touches them: they may be closed then, before board_free(). What the firmware's
+ * variable store holds is in its file then, too. */
 void board_release_disks(struct board *board);
 
 /* Another identity: what is the same in two machines, such as the state of a random number

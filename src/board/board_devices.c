@@ -3,6 +3,7 @@
  * backwards. A row's make() leaves what it made on the board's list, so that whatever happens
  * later frees it.
  */
+#include "board/board_firmware.h"
 #include "board/board_private.h"
 #include "chip/debug.h"
 #include "chip/i8042.h"
@@ -19,9 +20,8 @@
 #include <assert.h>
 #include <errno.h>
 
-/* Puts the device on the list; -ENOMEM where its constructor gave NULL. */
-static int device_add(struct board *board, const struct device_ops *ops, void *device,
-                      struct err *err)
+int board_device_add(struct board *board, const struct device_ops *ops, void *device,
+                     struct err *err)
 {
     if (!device)
         return err_set(err, -ENOMEM, "no memory");
@@ -55,14 +55,14 @@ static void exit_asked(void *opaque, uint32_t value)
 static int make_apic(struct board *board, const struct board_config *config, struct err *err)
 {
     board->apic = board_apic_new(board);
-    return device_add(board, &apic_device, board->apic, err);
+    return board_device_add(board, &apic_device, board->apic, err);
 }
 
 static int make_ioapic(struct board *board, const struct board_config *config, struct err *err)
 {
     board->ioapic =
         ioapic_new(&(struct ioapic_config){.deliver = apic_message, .opaque = board->apic});
-    int r = device_add(board, &ioapic_device, board->ioapic, err);
+    int r = board_device_add(board, &ioapic_device, board->ioapic, err);
     if (r < 0)
         return r;
     return bus_claim(board->bus, BUS_MMIO, IOAPIC_ADDRESS, IOAPIC_SIZE, &ioapic_ops, board->ioapic,
@@ -72,7 +72,7 @@ static int make_ioapic(struct board *board, const struct board_config *config, s
 static int make_pic(struct board *board, const struct board_config *config, struct err *err)
 {
     board->pic = pic_new(&(struct pic_config){.output = {apic_lint0, board->apic, 0}});
-    int r = device_add(board, &pic_device, board->pic, err);
+    int r = board_device_add(board, &pic_device, board->pic, err);
     if (r >= 0)
         r = claim(board, PIC_MASTER_PORT, 2, &pic_master_ops, board->pic, err);
     if (r >= 0)
@@ -86,7 +86,7 @@ static int make_pit(struct board *board, const struct board_config *config, stru
 {
     struct pit *pit = pit_new(
         &(struct pit_config){.timers = board->timers, .irq = board_line(board, MAP_IRQ_TIMER)});
-    int r = device_add(board, &pit_device, pit, err);
+    int r = board_device_add(board, &pit_device, pit, err);
     if (r >= 0)
         r = claim(board, PIT_PORT, PIT_PORTS, &pit_ops, pit, err);
     if (r >= 0)
@@ -96,22 +96,29 @@ static int make_pit(struct board *board, const struct board_config *config, stru
 
 static int make_rtc(struct board *board, const struct board_config *config, struct err *err)
 {
+    bool firmware = board->has_firmware;
     struct rtc *rtc =
         rtc_new(&(struct rtc_config){.timers = board->timers,
                                      .irq = board_line(board, MAP_IRQ_RTC),
+                                     .low_memory = firmware ? map_low_memory(board->mem) : 0,
+                                     .high_memory = firmware ? map_high_memory(board->mem) : 0,
                                      .realtime = board->lockstep ? lockstep_realtime : NULL,
                                      .realtime_opaque = board->lockstep});
-    int r = device_add(board, &rtc_device, rtc, err);
+    int r = board_device_add(board, &rtc_device, rtc, err);
     return r < 0 ? r : claim(board, RTC_PORT, RTC_PORTS, &rtc_ops, rtc, err);
 }
 
+/* Firmware waits for its keyboard for a quarter of a minute; where there is no controller it does
+ * not. */
 static int make_i8042(struct board *board, const struct board_config *config, struct err *err)
 {
+    if (board->has_firmware)
+        return 0;
     struct i8042 *i8042 =
         i8042_new(&(struct i8042_config){.keyboard_irq = board_line(board, MAP_IRQ_KEYBOARD),
                                          .reset = reset_asked,
                                          .opaque = board});
-    int r = device_add(board, &i8042_device, i8042, err);
+    int r = board_device_add(board, &i8042_device, i8042, err);
     if (r >= 0)
         r = claim(board, I8042_DATA_PORT, 1, &i8042_data_ops, i8042, err);
     if (r >= 0)
@@ -123,7 +130,7 @@ static int make_port92(struct board *board, const struct board_config *config, s
 {
     struct port92 *port92 =
         port92_new(&(struct port92_config){.reset = reset_asked, .opaque = board});
-    int r = device_add(board, &port92_device, port92, err);
+    int r = board_device_add(board, &port92_device, port92, err);
     return r < 0 ? r : claim(board, PORT92_PORT, 1, &port92_ops, port92, err);
 }
 
@@ -137,7 +144,7 @@ static int make_serial(struct board *board, const struct board_config *config, s
                                                      .output = board_serial_output,
                                                      .room = board_serial_room,
                                                      .opaque = board->serial});
-    r = device_add(board, &serial_device, board->com1, err);
+    r = board_device_add(board, &serial_device, board->com1, err);
     if (r >= 0)
         r = claim(board, MAP_COM1_PORT, SERIAL_PORTS, &serial_ops, board->com1, err);
     return r < 0 ? r : board_serial_start(board->serial, board->com1, err);
@@ -147,10 +154,11 @@ static int make_power(struct board *board, const struct board_config *config, st
 {
     board->power = power_new(&(struct power_config){.timers = board->timers,
                                                     .sci = board_line(board, MAP_IRQ_SCI),
+                                                    .s5_type = board_s5_type(board),
                                                     .power_off = power_off_asked,
                                                     .reset = reset_asked,
                                                     .opaque = board});
-    int r = device_add(board, &power_device, board->power, err);
+    int r = board_device_add(board, &power_device, board->power, err);
     return r < 0 ? r : claim(board, MAP_POWER_PORT, POWER_PORTS, &power_ops, board->power, err);
 }
 
@@ -169,7 +177,7 @@ static int make_debug(struct board *board, const struct board_config *config, st
         .console = config->serial_out_fd >= 0 ? console_written : NULL,
         .opaque = board,
     });
-    int r = device_add(board, &debug_device, debug, err);
+    int r = board_device_add(board, &debug_device, debug, err);
     if (r >= 0)
         r = claim(board, DEBUG_EXIT_PORT, 4, &debug_exit_ops, debug, err);
     if (r >= 0)
@@ -217,7 +225,7 @@ static int make_watchdog(struct board *board, const struct board_config *config,
         return 0;
     struct watchdog *watchdog = watchdog_new(&(struct watchdog_config){
         .timers = board->timers, .expired = watchdog_expired, .opaque = board});
-    int r = device_add(board, &watchdog_device, watchdog, err);
+    int r = board_device_add(board, &watchdog_device, watchdog, err);
     return r < 0 ? r
                  : claim(board, MAP_WATCHDOG_PORT, WATCHDOG_PORTS, &watchdog_ops, watchdog, err);
 }
@@ -244,9 +252,11 @@ static int make_pci(struct board *board, const struct board_config *config, stru
                                           .free = free_pci,
                                           .state = pci_state,
                                           .state_version = 1};
+    bool firmware = board->has_firmware;
     struct pci_host_config host = {.bus = board->bus,
-                                   .ecam_base = MAP_ECAM,
-                                   .ecam_size = MAP_ECAM_SIZE,
+                                   .ecam_base = firmware ? 0 : MAP_ECAM,
+                                   .ecam_size = firmware ? 0 : MAP_ECAM_SIZE,
+                                   .q35 = firmware,
                                    .msi = board_msi(board),
                                    .reset_asked = reset_asked,
                                    .reset_opaque = board};
@@ -255,7 +265,7 @@ static int make_pci(struct board *board, const struct board_config *config, stru
         host.line_numbers[i] = (uint8_t)(MAP_GSI_PCI + i);
     }
     int r = pci_host_new(&host, &board->pci, err);
-    return r < 0 ? r : device_add(board, &ops, board->pci, err);
+    return r < 0 ? r : board_device_add(board, &ops, board->pci, err);
 }
 
 /* A virtio device on the board. Where the engine offers it, a guest's notification becomes a write
@@ -318,7 +328,7 @@ static int add_virtio(struct board *board, struct virtio_device *device, struct 
     }
     virtio->board = board;
     virtio->device = device;
-    r = device_add(board, &ops, virtio, err);
+    r = board_device_add(board, &ops, virtio, err);
     board->devices[board->device_count - 1].name = device->ops->name;
     board->virtio[board->virtio_count++] = device;
     if (r >= 0 && board->engine->io_fd && device->ops->notify_fd)
@@ -390,9 +400,12 @@ static int make_disk(struct board *board, const struct board_disk *disk, struct 
                        &blk, err);
     if (r >= 0)
         r = add_virtio(board, virtio_blk_device(blk), err);
-    if (r >= 0)
-        board->disks[board->disk_count++] = blk;
-    return r;
+    if (r < 0)
+        return r;
+    const struct board_virtio *virtio = board->devices[board->device_count - 1].device;
+    board->disk_slots[board->disk_count] = pci_device_slot(virtio_pci_device(virtio->transport));
+    board->disks[board->disk_count++] = blk;
+    return 0;
 }
 
 /* In the definition's order, so that the first is the guest's vda. */
@@ -432,6 +445,8 @@ void board_retry_disks(struct board *board)
 
 void board_release_disks(struct board *board)
 {
+    if (board->flash)
+        flash_flush(board->flash);
     for (unsigned i = 0; i < board->disk_count; i++)
         virtio_blk_stop(board->disks[i]);
 }
@@ -482,21 +497,37 @@ static int make_shares(struct board *board, const struct board_config *config, s
     return r;
 }
 
+static int make_firmware(struct board *board, const struct board_config *config, struct err *err)
+{
+    return config->firmware ? board_firmware_make(board, config->firmware, err) : 0;
+}
+
 static const struct row {
     const char *name;
     bool irqchip; /* part of the interrupt controller: only where the engine has none */
     int (*make)(struct board *board, const struct board_config *config, struct err *err);
 } rows[] = {
-    {"local APIC", true, make_apic},   {"I/O APIC", true, make_ioapic},
-    {"PIC", true, make_pic},           {"PIT", true, make_pit},
-    {"RTC", false, make_rtc},          {"i8042", false, make_i8042},
-    {"port 92", false, make_port92},   {"serial", false, make_serial},
-    {"power", false, make_power},      {"debug ports", false, make_debug},
-    {"panic port", false, make_panic}, {"PCI", false, make_pci},
-    {"virtio-rng", false, make_rng},   {"virtio-console", false, make_console},
-    {"disks", false, make_disks},      {"shared folders", false, make_shares},
-    {"virtio-net", false, make_nets},  {"virtio-vsock", false, make_vsock},
-    {"balloon", false, make_balloon},  {"watchdog", false, make_watchdog},
+    {"local APIC", true, make_apic},
+    {"I/O APIC", true, make_ioapic},
+    {"PIC", true, make_pic},
+    {"PIT", true, make_pit},
+    {"RTC", false, make_rtc},
+    {"i8042", false, make_i8042},
+    {"port 92", false, make_port92},
+    {"serial", false, make_serial},
+    {"power", false, make_power},
+    {"debug ports", false, make_debug},
+    {"panic port", false, make_panic},
+    {"PCI", false, make_pci},
+    {"virtio-rng", false, make_rng},
+    {"virtio-console", false, make_console},
+    {"disks", false, make_disks},
+    {"shared folders", false, make_shares},
+    {"virtio-net", false, make_nets},
+    {"virtio-vsock", false, make_vsock},
+    {"balloon", false, make_balloon},
+    {"watchdog", false, make_watchdog},
+    {"firmware", false, make_firmware},
 };
 
 int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,

@@ -13,6 +13,21 @@ int map_add_ram(struct mem *mem, uint64_t memory, struct err *err)
     return r;
 }
 
+uint64_t map_low_memory(const struct mem *mem)
+{
+    uint64_t end = 0;
+    for (unsigned i = 0; i < mem->count; i++)
+        if (mem->regions[i].start < MAP_HIGH_RAM && !mem->regions[i].read_only)
+            end = mem->regions[i].start + mem->regions[i].size;
+    return end;
+}
+
+uint64_t map_high_memory(const struct mem *mem)
+{
+    const struct mem_region *high = mem_find(mem, MAP_HIGH_RAM);
+    return high ? high->size : 0;
+}
+
 static void range_add(struct load_range *ranges, unsigned *count, uint64_t start, uint64_t end,
                       enum load_range_type type)
 {
@@ -28,7 +43,7 @@ unsigned map_ranges(const struct mem *mem, struct load_range ret_ranges[LOAD_RAN
     for (unsigned i = 0; i < mem->count; i++) {
         const struct mem_region *region = &mem->regions[i];
         uint64_t start = max(region->start, MIB(1));
-        if (region->start + region->size <= start)
+        if (region->start + region->size <= start || region->read_only)
             continue;
         if (region->start >= MAP_HIGH_RAM)
             range_add(ret_ranges, &count, MAP_ECAM, MAP_ECAM + MAP_ECAM_SIZE, LOAD_RANGE_RESERVED);

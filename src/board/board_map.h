@@ -7,7 +7,8 @@
  *     0x100000          RAM up to MAP_LOW_RAM_END at most
  *     MAP_ECAM          PCI configuration space
  *     MAP_WINDOW32      PCI BARs
- *     0xfec00000        I/O APIC, local APIC; KVM's own pages at 0xfffbc000
+ *     0xfec00000        I/O APIC, local APIC; KVM's own pages at 0xfeffc000
+ *     MAP_FIRMWARE_END  below it: firmware and its flash, where the machine has them
  *     4 GiB             the rest of RAM
  *     above, aligned    PCI BARs of 64 bits
  *
@@ -29,6 +30,8 @@
 #define MAP_WINDOW32      UINT64_C(0xc0000000)
 #define MAP_WINDOW32_SIZE (UINT64_C(0xfec00000) - MAP_WINDOW32)
 #define MAP_HIGH_RAM      GIB(4)
+#define MAP_FIRMWARE_END  GIB(4) /* its image ends there, the flash before it begins */
+#define MAP_FIRMWARE_MAX  MIB(8)
 #define MAP_WINDOW64_SIZE GIB(16)
 
 enum {
@@ -55,6 +58,10 @@ enum {
 
 /* Adds RAM of `memory` bytes. */
 int map_add_ram(struct mem *mem, uint64_t memory, struct err *err);
+
+/* RAM up to its end below 4 GiB, the hole below 1 MiB included; and so much from 4 GiB on. */
+uint64_t map_low_memory(const struct mem *mem);
+uint64_t map_high_memory(const struct mem *mem);
 
 /* The E820 map of it; returns how many ranges. */
 unsigned map_ranges(const struct mem *mem, struct load_range ret_ranges[LOAD_RANGES_MAX]);

@@ -5,6 +5,7 @@
  *   board_devices.c  the table of devices
  *   board_lines.c    interrupts, for both arrangements of engine.h
  *   board_vcpu.c     vCPU threads: run, park, stop
+ *   board_firmware.c what firmware wants to find
  *   board_event.c    what the owner is told
  *   board_serial.c   the host's streams behind COM1
  *   board_vsock.c    the socket device and its owner
@@ -30,6 +31,7 @@
 #include "bus/bus.h"
 #include "bus/pci.h"
 #include "chip/apic.h"
+#include "chip/flash.h"
 #include "chip/ioapic.h"
 #include "chip/pic.h"
 #include "chip/pit.h"
@@ -99,16 +101,24 @@ struct board {
     unsigned virtio_count;
     struct board_vsock vsock; /* its device is NULL where there is none */
     struct virtio_blk *disks[BOARD_DISKS_MAX];
+    unsigned disk_slots[BOARD_DISKS_MAX]; /* on the PCI bus */
     unsigned disk_count;
     struct virtio_net *nics[BOARD_NICS_MAX];
     unsigned nic_count;
     struct virtio_balloon *balloon; /* or NULL */
+    struct flash *flash;            /* these two only with firmware; and the first may be NULL */
+    struct fw_cfg *fw_cfg;
+    uint16_t acpi_item; /* of fw_cfg */
     struct serial *com1;
     struct board_serial *serial; /* owned: the streams behind COM1 */
 
     /* What a reset loads again. */
     int kvm_fd, kernel_fd, initrd_fd;
-    unsigned tlb_entries; /* for tests of the engine */
+    bool has_firmware; /* then no kernel */
+    int firmware_fd;
+    uint64_t firmware_size, nvram_size;
+    struct board_firmware firmware; /* whom to tell of errors */
+    unsigned tlb_entries;           /* for tests of the engine */
     char *command_line;
     uint8_t generation[BOARD_GENERATION_SIZE];
     enum board_watchdog watchdog;
@@ -145,10 +155,18 @@ struct board {
     struct board_event *final; /* kind NONE = no final event due */
 };
 
+/* board.c */
+void board_acpi_config(const struct board *board, struct acpi_config *ret_config);
+/* SLP_TYP of soft-off. Firmware that turns the machine off by itself knows an ICH9's only. */
+uint8_t board_s5_type(const struct board *board);
+
 /* board_devices.c */
 /* `irqchip`: those that the engine's VM is made with, if they are ours; else all the others. */
 int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,
                        struct err *err);
+/* Puts the device on the list; -ENOMEM where its constructor gave NULL. */
+int board_device_add(struct board *board, const struct device_ops *ops, void *device,
+                     struct err *err);
 /* Where the PCI devices answer, as firmware would set it. */
 int board_pci_assign(struct board *board, struct err *err);
 void board_devices_reset(struct board *board);

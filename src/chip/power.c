@@ -109,7 +109,8 @@ static enum action write_control_high(struct power *power, uint8_t value)
 {
     unsigned control = (power->control & 0xff) | (unsigned)value << 8;
     power->control = (uint16_t)((power->control & CONTROL_SCI) | (control & CONTROL_WRITABLE));
-    bool off = control & CONTROL_SLEEP && (control >> CONTROL_TYPE_SHIFT & 7) == POWER_S5_TYPE;
+    bool off =
+        control & CONTROL_SLEEP && (control >> CONTROL_TYPE_SHIFT & 7) == power->config.s5_type;
     return off ? ACTION_OFF : ACTION_NONE;
 }
 

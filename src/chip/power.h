@@ -12,8 +12,7 @@
  *     POWER_SMI_COMMAND  1 byte   0xf1 ACPI on, 0xf0 off       FADT SMI_CMD, only if one is wanted
  *
  * The machine starts in ACPI mode (SCI_EN = 1), so FADT SMI_CMD may be 0. Power off is SLP_EN with
- * SLP_TYP = POWER_S5_TYPE: the DSDT says Name (_S5, Package () {5, 5, 0, 0}). Other sleep types
- * are ignored.
+ * SLP_TYP = `s5_type`, which the DSDT's _S5 says. Other sleep types are ignored.
  *
  * Port 0xcf9 itself lies inside the PCI host's CF8 dword: whoever claims 0xcf8 hands byte accesses
  * at 0xcf9 to power_reset_read() and power_reset_write().
@@ -47,6 +46,7 @@ struct power;
 struct power_config {
     struct timers *timers; /* borrowed */
     struct irq_line sci;   /* level-triggered, the FADT's SCI_INT (usually 9) */
+    uint8_t s5_type;       /* SLP_TYP that turns the machine off, 0..7 */
     void (*power_off)(void *opaque);
     void (*reset)(void *opaque);
     void *opaque;

@@ -35,6 +35,7 @@ static void start(struct fixture *f)
 {
     *f = (struct fixture){.timers = timers_new()};
     f->power = power_new(&(struct power_config){.timers = f->timers,
+                                                .s5_type = POWER_S5_TYPE,
                                                 .sci = {line_set, &f->sci, 9},
                                                 .power_off = off,
                                                 .reset = reset,
