@@ -28,6 +28,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -171,6 +172,16 @@ static int engine_for(const struct guest_conf *conf, const struct board_restore 
     return 0;
 }
 
+/* On a vCPU's thread. One line for each new kind of trouble, as with disks. */
+static void nvram_failed(void *opaque, int number)
+{
+    struct session *session = opaque;
+    if (atomic_exchange(&session->nvram_number, number) == number)
+        return;
+    fprintf(stderr, "lodge-vmm: a write to the firmware's variable store failed: %s\n",
+            strerror(number));
+}
+
 static int machine_make(const struct guest_conf *conf, struct disks *disks, struct session *session,
                         char why[ENGINE_WHY_MAX], struct err *err)
 {
@@ -209,6 +220,11 @@ static int machine_make(const struct guest_conf *conf, struct disks *disks, stru
                                                .fd = conf->lockstep.fd,
                                                .instructions = conf->lockstep.instructions,
                                                .tlb_entries = conf->lockstep.tlb_entries}};
+    const struct board_firmware firmware = {.fd = conf->firmware_fd,
+                                            .nvram_fd = conf->nvram_fd,
+                                            .on_error = nvram_failed,
+                                            .opaque = session};
+    config.firmware = conf->firmware_fd >= 0 ? &firmware : NULL;
     struct board_restore restore = {0};
     restore_of(conf, &restore);
     config.restore = restore.count ? &restore : NULL;

@@ -31,6 +31,8 @@ struct session {
 
     const struct guest_disk *disks; /* their names */
 
+    _Atomic int nvram_number; /* why the firmware's store was last not written to */
+
     struct hold hold;         /* a client has it stand */
     bool paused;              /* somebody asked for it */
     uint32_t full;            /* disks that requests wait for, a bit each: it stands for that */

@@ -93,6 +93,12 @@ static const struct option_row *find_letter(const struct verb *verb, char letter
     return NULL;
 }
 
+/* Of a value that may be missing, so that the next word is none: "[=FILE]". */
+static bool may_be_missing(const struct option_row *row)
+{
+    return !strncmp(row->value, "[=", 2);
+}
+
 /* "--name", "--name=value" or "--name value". */
 static int parse_long(struct arguments *arguments, char *const **at, struct err *err)
 {
@@ -108,6 +114,8 @@ static int parse_long(struct arguments *arguments, char *const **at, struct err 
         return give(arguments, row, NULL, err);
     if (equals)
         return give(arguments, row, equals + 1, err);
+    if (may_be_missing(row))
+        return give(arguments, row, NULL, err);
     if (!(*at)[1])
         return err_set(err, -EINVAL, "option '--%s' needs a %s", row->name, row->value);
     (*at)++;
@@ -230,7 +238,8 @@ static void help_option(const struct option_row *row, FILE *to)
     int length = row->letter ? snprintf(left, sizeof left, "-%c, --%s", row->letter, row->name)
                              : snprintf(left, sizeof left, "    --%s", row->name);
     if (row->value)
-        snprintf(left + length, sizeof left - (size_t)length, " %s", row->value);
+        snprintf(left + length, sizeof left - (size_t)length, "%s%s",
+                 may_be_missing(row) ? "" : " ", row->value);
     fprintf(to, "  %-28s %s\n", left, row->help);
 }
 

@@ -21,7 +21,8 @@ enum { ARGUMENTS_GIVEN_MAX = 256, ARGUMENTS_WORDS_MAX = 257 };
 struct option_row {
     const char *name;  /* without "--"; NULL ends the rows */
     char letter;       /* or 0 */
-    const char *value; /* what help calls its value; NULL = a flag */
+    const char *value; /* what help calls its value; NULL = a flag; "[=FILE]": it may be missing,
+                          and is then NULL, too */
     const char *help;
 };
 

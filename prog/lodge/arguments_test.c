@@ -20,6 +20,8 @@ static const struct option_row options[] = {
     {"memory", 'm', "SIZE", "memory of the guest"},
     {"env", 'e', "NAME=VALUE", "environment"},
     {"tty", 't', NULL, "a terminal"},
+    {"firmware", 0, "[=FILE]", "firmware"},
+    {"publish", 'p', "[ADDRESS:]PORT", "a port"},
     {"verbose", 'v', NULL, "say more"},
     {0},
 };
@@ -46,6 +48,20 @@ static int parse(struct arguments *arguments, struct err *err, char *const *argv
     return arguments_parse(&root, argv, arguments, err);
 }
 #define PARSE(arguments, err, ...) parse(arguments, err, (char *[]){__VA_ARGS__, NULL})
+
+static void a_value_may_be_optional(void **state)
+{
+    struct arguments a;
+    struct err err = {0};
+    assert_int_equal(PARSE(&a, &err, "run", "--firmware", "web"), 0);
+    assert_true(arguments_flag(&a, "firmware"));
+    assert_null(arguments_value(&a, "firmware"));
+    assert_string_equal(a.words[0], "web"); /* which is not its value */
+    assert_int_equal(PARSE(&a, &err, "run", "--firmware=a.fd"), 0);
+    assert_string_equal(arguments_value(&a, "firmware"), "a.fd");
+    assert_int_equal(PARSE(&a, &err, "run", "--publish", "80"), 0);
+    assert_string_equal(arguments_value(&a, "publish"), "80"); /* part of one may be, too */
+}
 
 static void all_spellings_of_options(void **state)
 {
@@ -132,6 +148,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_spellings_of_options),
+        cmocka_unit_test(a_value_may_be_optional),
         cmocka_unit_test(mistakes_are_named),
         cmocka_unit_test(help_shows_every_option),
         cmocka_unit_test(verbs_are_found_by_their_words),

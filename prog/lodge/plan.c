@@ -41,6 +41,16 @@ static int set_name(struct guest_conf *conf, const char *text, struct err *err)
     return plan_replace(&conf->name, text, err);
 }
 
+static int set_firmware(struct guest_conf *conf, const char *text, struct err *err)
+{
+    return plan_replace(&conf->firmware, text ? text : GUEST_FIRMWARE_UEFI, err);
+}
+
+static int set_nvram(struct guest_conf *conf, const char *text, struct err *err)
+{
+    return plan_replace(&conf->nvram, text, err);
+}
+
 static int append(struct guest_conf *conf, const char *text, struct err *err)
 {
     return guest_conf_append(conf, text) < 0 ? err_set(err, -ENOMEM, "no memory") : 0;
@@ -66,6 +76,8 @@ static const struct {
     {"cpus", guest_conf_set_cpus},
     {"kernel", set_kernel},
     {"initrd", set_initrd},
+    {"firmware", set_firmware},
+    {"nvram", set_nvram},
     {"append", append},
     {"disk", guest_conf_add_disk},
     {"net", guest_conf_add_net},
@@ -102,10 +114,10 @@ static bool has_images(const struct guest_conf *conf)
 int plan_refuse_descriptors(const struct guest_conf *conf, const char *path, struct err *err)
 {
     if (conf->kernel_fd >= 0 || conf->initrd_fd >= 0 || conf->kvm_fd >= 0 ||
-        conf->serial_in_fd >= 0 || conf->serial_out_fd >= 0 || conf->control_fd >= 0 ||
-        conf->listen_fd >= 0 || conf->restore.count > 0 || conf->lockstep.fd >= 0 ||
-        conf->console_count > 0 || conf->vsock.fd >= 0 || has_images(conf) ||
-        net_has_descriptors(conf))
+        conf->firmware_fd >= 0 || conf->nvram_fd >= 0 || conf->serial_in_fd >= 0 ||
+        conf->serial_out_fd >= 0 || conf->control_fd >= 0 || conf->listen_fd >= 0 ||
+        conf->restore.count > 0 || conf->lockstep.fd >= 0 || conf->console_count > 0 ||
+        conf->vsock.fd >= 0 || has_images(conf) || net_has_descriptors(conf))
         return err_set(err, -EINVAL, "%s: descriptors and consoles are for lodge to fill in", path);
     return 0;
 }
@@ -197,7 +209,7 @@ int plan_choose_relay(struct plan *plan, struct err *err)
     if (r >= 0)
         r = collect_command(plan, err);
     /* The agent then starts no shell on a console that nobody looks at. */
-    if (r >= 0 && relay->command && !relay->restored &&
+    if (r >= 0 && relay->command && !relay->restored && !plan->conf.firmware &&
         guest_conf_append(&plan->conf, "lodge.console=off") < 0)
         r = err_set(err, -ENOMEM, "no memory");
     if (r >= 0 && relay->command)
@@ -241,6 +253,8 @@ int plan_open(struct plan *plan, struct err *err)
     plan->relay.disk_count = conf->disk_count;
     conf->kernel_fd = plan->kernel;
     conf->initrd_fd = plan->initrd;
+    conf->firmware_fd = plan->firmware;
+    conf->nvram_fd = plan->nvram;
     conf->kvm_fd = plan->kvm;
     return r;
 }
@@ -260,7 +274,10 @@ static bool make_absolute(char **path)
 
 static bool make_paths_absolute(struct guest_conf *conf)
 {
-    bool fine = make_absolute(&conf->kernel) && make_absolute(&conf->initrd);
+    bool fine =
+        make_absolute(&conf->kernel) && make_absolute(&conf->initrd) && make_absolute(&conf->nvram);
+    if (fine && conf->firmware && strcmp(conf->firmware, GUEST_FIRMWARE_UEFI) != 0)
+        fine = make_absolute(&conf->firmware);
     for (unsigned i = 0; fine && i < conf->disk_count; i++)
         fine = make_absolute(&conf->disks[i].path) && make_absolute(&conf->disks[i].key_file) &&
                make_absolute(&conf->disks[i].cacert);
@@ -288,7 +305,7 @@ static int open_endpoint(struct plan *plan, struct err *err)
                   : err_set(err, -EINVAL, "the definition holds a string that is no UTF-8");
     if (r < 0)
         return r;
-    plain.kernel_fd = plain.initrd_fd = plain.kvm_fd = -1;
+    plain.kernel_fd = plain.initrd_fd = plain.kvm_fd = plain.firmware_fd = plain.nvram_fd = -1;
     plain.restore.count = 0;
     for (unsigned i = 0; i < plain.disk_count; i++)
         guest_disk_forget_descriptors(&plain.disks[i]);
@@ -350,6 +367,7 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
     plan->context = context;
     plan->relay.report = -1;
     plan->kernel = plan->initrd = plan->kvm = plan->seed = -1;
+    plan->firmware = plan->nvram = -1;
     guest_conf_init(&plan->conf);
     int status = RELAY_FAILED;
     if (make(plan, &err) >= 0 && start(plan, &machine, &err) >= 0)
@@ -367,6 +385,8 @@ int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, s
     own_close(&plan->initrd);
     own_close(&plan->kvm);
     own_close(&plan->seed);
+    own_close(&plan->firmware);
+    own_close(&plan->nvram);
     own_close(&plan->conf.listen_fd);
     for (unsigned i = 0; i < plan->conf.restore.count; i++) {
         own_close(&plan->conf.restore.layers[i].state_fd);

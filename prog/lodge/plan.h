@@ -26,7 +26,7 @@ struct plan {
     const char *argv[AGENT_STRINGS_MAX + 1];
     const char *env[ARGUMENTS_GIVEN_MAX + 1];
     char term[128];
-    int kernel, initrd, kvm, seed; /* descriptors */
+    int kernel, initrd, kvm, seed, firmware, nvram; /* descriptors */
     struct endpoint endpoint;
     char *control;          /* where a steering socket is to be; NULL = where --control says */
     struct scratch scratch; /* images that go with this run; until they are open */

@@ -144,7 +144,10 @@ static void cannot_run(struct relay *relay, const char *why)
 {
     char what[512];
     snprintf(what, sizeof what, "cannot run the guest %s '%.400s'",
-             relay->plan->restored ? "from snapshot" : "with kernel", relay->plan->kernel);
+             relay->plan->restored   ? "from snapshot"
+             : relay->plan->firmware ? "with firmware"
+                                     : "with kernel",
+             relay->plan->kernel);
     fail(relay, what, why);
 }
 

@@ -40,10 +40,11 @@ struct relay_plan {
     struct steer *steer;            /* who else may steer the guest, or NULL; borrowed */
     const struct guest_disk *disks; /* borrowed, open */
     unsigned disk_count;
-    const char *kernel;       /* its path, or the snapshot's, for messages; borrowed */
-    bool watchdog_ends;       /* so is what the watchdog does where it expires */
-    bool reboots;             /* a reset of the guest's machine is not its end */
-    bool verbose;             /* the serial port to standard error while a command runs */
+    const char *kernel; /* its path, or the snapshot's or firmware's, for messages; borrowed */
+    bool firmware;      /* that is what it is */
+    bool watchdog_ends; /* so is what the watchdog does where it expires */
+    bool reboots;       /* a reset of the guest's machine is not its end */
+    bool verbose;       /* the serial port to standard error while a command runs */
     struct vsock_host *vsock; /* the sockets behind the guest's, or NULL; borrowed */
     unsigned agent_timeout;   /* seconds until an agent must have answered; 0 = no limit */
 

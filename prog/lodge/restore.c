@@ -4,6 +4,7 @@
  */
 #include "restore.h"
 #include "base/own.h"
+#include "firmware.h"
 #include "folder.h"
 #include "overlays.h"
 
@@ -74,6 +75,8 @@ int restore_make(struct plan *plan, const char *folder,
         r = plan_choose_relay(plan, err);
     if (r >= 0)
         r = overlays_make(conf, &plan->scratch, err);
+    if (r >= 0 && conf->firmware)
+        r = firmware_open(conf, true, &plan->firmware, &plan->nvram, err);
     open_if_there(conf->kernel, &plan->kernel);
     open_if_there(conf->initrd, &plan->initrd);
     plan->relay.kernel = folder;

@@ -3,6 +3,7 @@
  */
 #include "base/bytes.h"
 #include "base/own.h"
+#include "firmware.h"
 #include "input.h"
 #include "plan.h"
 #include "root.h"
@@ -27,6 +28,10 @@ static const struct option_row options[] = {
     {"cpus", 'c', "N", "virtual CPUs, 1 to 64 (1)"},
     {"kernel", 'k', "FILE", "a Linux or multiboot kernel, instead of an image's"},
     {"initrd", 'i', "FILE", "an initial RAM disk, instead of an image's"},
+    {"firmware", 0, "[=FILE]",
+     "begin with UEFI firmware (OVMF, or an image of one's own), which boots\n"
+     "                               from the disks (docs/firmware.md)"},
+    {"nvram", 0, "FILE", "where the firmware keeps its variables; made if it is not there"},
     {"vsock", 0, "PATH[,cid=N]",
      "sockets between guest and host, at PATH and PATH_PORT (see docs/vsock.md)"},
     {"append", 'a', "WORDS", "more words for the kernel's command line"},
@@ -116,6 +121,14 @@ static int find_named_image(struct plan *plan, struct err *err)
 static int apply_image(struct plan *plan, struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
+    if (conf->firmware && plan->has_image)
+        return err_set(
+            err, -EINVAL,
+            "image '%s' brings its own kernel and no boot loader; leave it or --firmware "
+            "out",
+            plan->image.name);
+    if (conf->firmware)
+        return 0;
     if (!plan->has_image && conf->kernel)
         return *conf->append || guest_conf_append(conf, "console=ttyS0") >= 0
                    ? 0
@@ -150,14 +163,16 @@ static int check_memory(const struct guest_conf *conf, struct err *err)
 static int open_all(struct plan *plan, struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
-    int r = input_open("kernel", conf->kernel, &plan->kernel, err);
+    int r = conf->firmware ? firmware_open(conf, false, &plan->firmware, &plan->nvram, err)
+                           : input_open("kernel", conf->kernel, &plan->kernel, err);
     if (r >= 0 && conf->initrd)
         r = input_open("initrd", conf->initrd, &plan->initrd, err);
     if (r >= 0)
         r = plan_open(plan, err);
     for (unsigned i = 0; r >= 0 && i < conf->share_count; i++)
         r = share_start(&conf->shares[i], &plan->servers[i], err);
-    plan->relay.kernel = conf->kernel;
+    plan->relay.firmware = conf->firmware;
+    plan->relay.kernel = conf->firmware ? conf->firmware : conf->kernel;
     return r;
 }
 
@@ -179,6 +194,12 @@ static int append_hostname(struct plan *plan, struct err *err)
         return err_set(err, -EINVAL,
                        "'%.64s' is no name for a guest; use letters, digits, '.', '_' and '-'",
                        name);
+    if (plan->conf.firmware) /* a seed can tell it */
+        return !arguments_value(plan->arguments, "hostname") || seeding_wanted(plan->arguments)
+                   ? 0
+                   : err_set(err, -EINVAL,
+                             "--hostname reaches a guest with firmware by cloud-init only; add "
+                             "--user-data or --ssh-key");
     if (asprintf(&words, "lodge.hostname=%s systemd.hostname=%s", name, name) < 0)
         words = NULL;
     return words && guest_conf_append(&plan->conf, words) >= 0 ? 0
@@ -202,7 +223,7 @@ static int add_seed(struct plan *plan, struct err *err)
 static int append_net(struct plan *plan, struct err *err)
 {
     const struct guest_conf *conf = &plan->conf;
-    if (conf->nic_count == 0 || !plan->relay.agent)
+    if (conf->nic_count == 0 || !plan->relay.agent || conf->firmware)
         return 0;
     const char *word = conf->nics[0].net == GUEST_NET_USER ? "lodge.net=user" : "lodge.net=tap";
     return guest_conf_append(&plan->conf, word) >= 0 ? 0 : err_set(err, -ENOMEM, "no memory");
@@ -268,7 +289,7 @@ const struct verb verb_run = {
         "a shell in the guest (Ctrl-] then q leaves); elsewhere the serial console goes to "
         "standard\n"
         "output until the guest powers off. IMAGE is 'default' where neither it nor a kernel is\n"
-        "given.\n\n"
+        "given. With --firmware there is neither: the guest boots what its disks bring.\n\n"
         "A network card is user (passt carries the guest's connections; DHCP is there) or "
         "tap=NAME,\n"
         "with more behind commas: mac=MAC, mtu=N, anti-spoof, rate-in=SIZE and rate-out=SIZE (a\n"

@@ -343,6 +343,8 @@ static void every_descriptor_is_listed(void **state)
         &conf.kernel_fd,
         &conf.initrd_fd,
         &conf.kvm_fd,
+        &conf.firmware_fd,
+        &conf.nvram_fd,
         &conf.serial_in_fd,
         &conf.serial_out_fd,
         &conf.control_fd,
@@ -460,6 +462,53 @@ static void a_definition_without_kernel_is_refused(void **state)
     guest_conf_free(&conf);
 }
 
+static void refused_with(const struct guest_conf *conf, const char *message)
+{
+    struct err err = {0};
+    assert_int_equal(guest_conf_check(conf, &err), -EINVAL);
+    if (!strstr(err.text, message))
+        fail_msg("'%s' does not hold '%s'", err.text, message);
+}
+
+static void firmware_is_instead_of_a_kernel(void **state)
+{
+    static const char text[] = "{\"firmware\": \"uefi\", \"nvram\": \"v\", \"firmware_fd\": 5, "
+                               "\"nvram_fd\": 6}";
+    static const char vmconf[] = "firmware = \"uefi\"\nnvram = \"vars.fd\"\n";
+    struct guest_conf conf, back;
+    guest_conf_init(&conf);
+    assert_int_equal(guest_conf_read_vmconf(&conf, vmconf, strlen(vmconf), "f", NULL), 0);
+    assert_string_equal(conf.firmware, GUEST_FIRMWARE_UEFI);
+    assert_string_equal(conf.nvram, "vars.fd");
+    assert_int_equal(guest_conf_read_json(&conf, text, strlen(text), "f", NULL), 0);
+    assert_int_equal(guest_conf_check(&conf, NULL), 0);
+    _cleanup_free_ char *written = guest_conf_write_json(&conf);
+    guest_conf_init(&back);
+    assert_int_equal(guest_conf_read_json(&back, written, strlen(written), "f", NULL), 0);
+    assert_string_equal(back.firmware, "uefi");
+    assert_string_equal(back.nvram, "v");
+    assert_int_equal(back.firmware_fd, 5);
+    assert_int_equal(back.nvram_fd, 6);
+
+    conf.kernel_fd = 3;
+    refused_with(&conf, "not both");
+    conf.kernel_fd = -1;
+    conf.memory = MIB(64);
+    refused_with(&conf, "too little for firmware");
+    conf.memory = MIB(128);
+    assert_int_equal(guest_conf_append(&conf, "quiet"), 0);
+    refused_with(&conf, "boot loader; leave 'quiet' out");
+    *conf.append = '\0';
+    assert_int_equal(guest_conf_check(&conf, NULL), 0);
+    free(conf.firmware);
+    conf.firmware = NULL;
+    conf.firmware_fd = -1;
+    conf.kernel_fd = 3;
+    refused_with(&conf, "nvram is the firmware's");
+    guest_conf_free(&conf);
+    guest_conf_free(&back);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -472,6 +521,7 @@ int main(void)
         cmocka_unit_test(the_engine_chooses_where_nothing_is_said),
         cmocka_unit_test(sizes_are_read_exactly),
         cmocka_unit_test(a_definition_without_kernel_is_refused),
+        cmocka_unit_test(firmware_is_instead_of_a_kernel),
     };
     return cmocka_run_group_tests_name("conf", tests, NULL, NULL);
 }

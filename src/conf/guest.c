@@ -63,6 +63,8 @@ void guest_conf_init(struct guest_conf *conf)
         .append = strdup(""),
         .kernel_fd = -1,
         .initrd_fd = -1,
+        .firmware_fd = -1,
+        .nvram_fd = -1,
         .kvm_fd = -1,
         .serial_in_fd = -1,
         .serial_out_fd = -1,
@@ -85,6 +87,8 @@ void guest_conf_free(struct guest_conf *conf)
     free(conf->kernel);
     free(conf->initrd);
     free(conf->append);
+    free(conf->firmware);
+    free(conf->nvram);
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         free(conf->consoles[i].name);
     for (size_t i = 0; i < GUEST_DISKS_MAX; i++)
@@ -105,6 +109,7 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
 {
     *to = *from;
     to->name = to->kernel = to->initrd = to->append = to->vsock.path = NULL;
+    to->firmware = to->nvram = NULL;
     for (size_t i = 0; i < GUEST_CONSOLES_MAX; i++)
         to->consoles[i].name = NULL;
     memset(to->disks, 0, sizeof to->disks);
@@ -116,6 +121,10 @@ int guest_conf_copy(struct guest_conf *to, const struct guest_conf *from)
         r = copy_string(&to->initrd, from->initrd);
     if (r >= 0)
         r = copy_string(&to->append, from->append);
+    if (r >= 0)
+        r = copy_string(&to->firmware, from->firmware);
+    if (r >= 0)
+        r = copy_string(&to->nvram, from->nvram);
     if (r >= 0)
         r = copy_string(&to->vsock.path, from->vsock.path);
     for (size_t i = 0; r >= 0 && i < GUEST_CONSOLES_MAX; i++)
@@ -342,6 +351,37 @@ int guest_conf_set_balloon(struct guest_conf *conf, const char *text, struct err
     return 0;
 }
 
+static int check_firmware(const struct guest_conf *conf, struct err *err)
+{
+    if (conf->kernel || conf->kernel_fd >= 0 || conf->initrd || conf->initrd_fd >= 0)
+        return err_set(err, -EINVAL,
+                       "a guest has firmware or a kernel, not both: firmware finds the kernel on a "
+                       "disk");
+    if (conf->append && *conf->append)
+        return err_set(err, -EINVAL,
+                       "a guest with firmware has its kernel's command line from its boot loader; "
+                       "leave '%.64s' out",
+                       conf->append);
+    if (conf->memory < GUEST_FIRMWARE_MEMORY_MIN)
+        return err_set(err, -EINVAL, "memory of %" PRIu64 " MiB is too little for firmware: 128M",
+                       conf->memory >> 20);
+    return 0;
+}
+
+/* What the guest begins with. */
+static int check_start(const struct guest_conf *conf, struct err *err)
+{
+    if (conf->firmware || conf->firmware_fd >= 0)
+        return check_firmware(conf, err);
+    if (conf->nvram || conf->nvram_fd >= 0)
+        return err_set(err, -EINVAL, "nvram is the firmware's; there is none");
+    if (!conf->kernel && conf->kernel_fd < 0 && !conf->restore.count)
+        return err_set(err, -EINVAL,
+                       "no kernel; name one with kernel = \"...\" or --kernel, "
+                       "or an image, or use --firmware");
+    return 0;
+}
+
 int guest_conf_check(const struct guest_conf *conf, struct err *err)
 {
     int r = guest_check_memory(conf->memory, err);
@@ -349,12 +389,10 @@ int guest_conf_check(const struct guest_conf *conf, struct err *err)
         r = guest_check_cpus(conf->cpus, err);
     if (r >= 0 && conf->code_cache)
         r = guest_check_code_cache(conf->code_cache, err);
+    if (r >= 0)
+        r = check_start(conf, err);
     if (r < 0)
         return r;
-    if (!conf->kernel && conf->kernel_fd < 0 && !conf->restore.count)
-        return err_set(err, -EINVAL,
-                       "no kernel; name one with kernel = \"...\" or --kernel, "
-                       "or an image");
     if (conf->console_count > GUEST_CONSOLES_MAX)
         return err_set(err, -EINVAL, "%u consoles: a guest has at most %d", conf->console_count,
                        GUEST_CONSOLES_MAX);
@@ -369,9 +407,10 @@ static void fd_add(int fd, int *fds, unsigned *count)
 
 unsigned guest_conf_fds(const struct guest_conf *conf, int ret_fds[GUEST_FDS_MAX])
 {
-    const int named[] = {conf->kernel_fd,    conf->initrd_fd,     conf->kvm_fd,
-                         conf->serial_in_fd, conf->serial_out_fd, conf->control_fd,
-                         conf->listen_fd,    conf->lockstep.fd,   conf->vsock.fd};
+    const int named[] = {conf->kernel_fd,     conf->initrd_fd,  conf->kvm_fd,
+                         conf->firmware_fd,   conf->nvram_fd,   conf->serial_in_fd,
+                         conf->serial_out_fd, conf->control_fd, conf->listen_fd,
+                         conf->lockstep.fd,   conf->vsock.fd};
     unsigned count = 0;
     for (size_t i = 0; i < ARRAY_LEN(named); i++)
         fd_add(named[i], ret_fds, &count);

@@ -67,6 +67,11 @@ enum {
 
 #define GUEST_CID_MAX UINT32_C(0xfffffffe)
 
+/* What `firmware` is called that every host with Debian's ovmf has. */
+#define GUEST_FIRMWARE_UEFI "uefi"
+/* OVMF is not up to less. */
+#define GUEST_FIRMWARE_MEMORY_MIN MIB(128)
+
 /* Less than this no kernel of the field gets to user space with; more than a terabyte is a typing
  * error on every machine that this release supports. */
 #define GUEST_MEMORY_MIN MIB(16)
@@ -203,8 +208,13 @@ struct guest_conf {
     char *kernel, *initrd; /* paths, as written by people; NULL where a descriptor is given */
     char *append;          /* kernel command line, "root=" already joined; never NULL */
 
+    /* Firmware instead of a kernel: GUEST_FIRMWARE_UEFI or the path of an image that ends at 4 GiB;
+     * and its variable store, NULL for one that goes with this run. */
+    char *firmware, *nvram;
+
     /* Filled by `lodge run` for lodge-vmm, which opens nothing itself. -1 = absent. */
     int kernel_fd, initrd_fd;
+    int firmware_fd, nvram_fd;
     int kvm_fd;
     int serial_in_fd, serial_out_fd;
     int control_fd; /* events to lodge, requests from it: wire/control.h */
@@ -248,7 +258,7 @@ char *guest_conf_write_json(const struct guest_conf *conf);
 unsigned guest_conf_fds(const struct guest_conf *conf, int ret_fds[GUEST_FDS_MAX]);
 
 /* The checks that no single value can answer: numbers in range, a kernel present (path or
- * descriptor). The message names the value and the way out. */
+ * descriptor), or firmware. The message names the value and the way out. */
 int guest_conf_check(const struct guest_conf *conf, struct err *err);
 
 /* Each replaces one field, with the check that the readers make too. `memory` as guest_parse_size()

@@ -23,11 +23,13 @@ enum key {
     KEY_CPU,
     KEY_DISK,
     KEY_ENGINE,
+    KEY_FIRMWARE,
     KEY_INITRD,
     KEY_KERNEL,
     KEY_MEM,
     KEY_NAME,
     KEY_NET,
+    KEY_NVRAM,
     KEY_PUBLISH,
     KEY_ROOT,
     KEY_SHARE,
@@ -48,6 +50,7 @@ static const char *const key_names[KEY_MAX] = {
     [KEY_VCPUS] = "vcpus",       [KEY_WATCHDOG] = "watchdog",
     [KEY_BALLOON] = "balloon",   [KEY_VSOCK] = "vsock",
     [KEY_SHARE] = "share",       [KEY_CPU] = "cpu",
+    [KEY_FIRMWARE] = "firmware", [KEY_NVRAM] = "nvram",
 };
 
 struct reader {
@@ -120,8 +123,8 @@ static int read_key(struct reader *reader, enum key *ret_key)
     return guest_text_error(
         reader->err, reader->origin, start,
         "unknown key '%.*s'; the keys are appended, balloon, code_cache, cpu, disk, engine, "
-        "initrd, "
-        "kernel, mem, name, net, publish, root, share, translate, vcpus, vsock, watchdog",
+        "firmware, initrd, kernel, mem, name, net, nvram, publish, root, share, translate, vcpus, "
+        "vsock, watchdog",
         min(length, 64), name);
 }
 
@@ -196,6 +199,8 @@ static int set(struct reader *reader, enum key key, char **value, struct err *wh
     case KEY_DISK: return guest_conf_add_disk(conf, *value, why);
     case KEY_SHARE: return guest_conf_add_share(conf, *value, why);
     case KEY_ENGINE: return guest_conf_set_engine(conf, *value, why);
+    case KEY_FIRMWARE: return replace(&conf->firmware, value);
+    case KEY_NVRAM: return replace(&conf->nvram, value);
     case KEY_INITRD: return replace(&conf->initrd, value);
     case KEY_KERNEL: return replace(&conf->kernel, value);
     case KEY_MEM: return guest_conf_set_memory(conf, *value, why);
