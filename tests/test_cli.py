@@ -218,7 +218,7 @@ def test_a_definition_without_kernel_takes_the_default_image(lodge, tmp_path):
 
 @pytest.mark.parametrize("more", [
     '"kernel_fd": 0', '"listen_fd": 5',
-    '"restore": {"layers": [{"state_fd": 4, "memory_fd": 5}], "same_host": true, "verify": false}',
+    '"restore": {"layers": [{"state_fd": 4, "memory_fd": 5}], "same_host": true, "verify": "never"}',
 ])
 def test_descriptors_in_a_definition_are_refused(lodge, tmp_path, more):
     path = tmp_path / "vm.json"

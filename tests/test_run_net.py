@@ -223,8 +223,8 @@ def test_the_cable_can_be_pulled(guest, lodge, tmp_path, monkeypatch):
                    "until ping -c 1 -W 1 10.99.0.1 | grep received; do sleep 0.1; done",
                    after="while kill -0 $guest 2>/dev/null; do sleep 1; "
                    f"'{lodge}' link cable 0 down && '{sys.executable}' '{ask}' "
-                   f"'{tmp_path}/control' >&2; sleep 1; '{lodge}' link cable 0 up && "
-                   f"sleep 2 && '{lodge}' link cable 1 up; done; wait $guest")
+                   f"'{tmp_path}/control' >&2; '{lodge}' link cable 1 up; sleep 1; "
+                   f"'{lodge}' link cable 0 up; sleep 2; done; wait $guest")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("down\nup\n") and "1 packets received" in result.stdout
     assert "it has no such network card" in result.stderr

@@ -45,14 +45,14 @@ def wait_for(guest, number):
             return int(line)
 
 
-def go_on(guest):
+def go_on(guest, more=5):
     """It counts on, beyond what it may have said before."""
     os.set_blocking(guest.stdout.fileno(), False)
     last = 0
     while line := guest.stdout.readline():
         last = int(line)
     os.set_blocking(guest.stdout.fileno(), True)
-    return wait_for(guest, last + 5)
+    return wait_for(guest, last + more)
 
 
 def check_look(text, disks):
@@ -148,7 +148,7 @@ def test_a_guest_that_writes_goes_on(tools, disks, tmp_path):  # noqa: F811
         texts = list(pool.map(lambda name: tools.restored(name, look),
                               ("monday", "tuesday", "monday")))
     counts = [check_look(text, 3) for text in texts]
-    assert counts[0] == counts[2] < counts[1]
+    assert abs(counts[0] - counts[2]) < 50 and max(counts[0], counts[2]) < counts[1]
     end(guest)
     with open(tmp_path / "raw.img", "rb") as file:
         assert newest(file.read(64).decode()) > counts[1]
@@ -229,7 +229,7 @@ def test_an_images_run_is_saved_with_its_disk(tools, image, tmp_path):  # noqa: 
         assert os.listdir(scratch) == []
         wait_for(guest, 3)
         tools.run("snapshot", "tiny", "one")
-        go_on(guest)
+        go_on(guest, 100)  # restored guests count on, too, until they are looked at
         tools.run("snapshot", "tiny", "two")
         end(guest)
         look = script(LOOK, "vda") + "grep -c hello /dev/vdb"
@@ -241,7 +241,7 @@ def test_an_images_run_is_saved_with_its_disk(tools, image, tmp_path):  # noqa: 
         assert os.listdir(scratch) == []
     finally:
         del os.environ["TMPDIR"]
-    assert counts[0] == counts[2] < counts[1]
+    assert abs(counts[0] - counts[2]) < 50 and max(counts[0], counts[2]) < counts[1]
     assert own_disks(tmp_path / "one") == ["disk0.qcow2", "disk1.img"]
     assert backing(tmp_path / "one" / "disk0.qcow2") == str(image / "disk.qcow2")
 

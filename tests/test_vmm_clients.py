@@ -358,7 +358,7 @@ def test_a_guest_that_was_saved_goes_on(vmm, bin_folder, tmp_path):
     for chain, good in ((layers, True), (layers[1:], True), (layers[:1], False)):
         folder = tmp_path / str(len(chain)) / str(good)
         folder.mkdir(parents=True)
-        restore = {"layers": chain, "same_host": True, "verify": True}
+        restore = {"layers": chain, "same_host": True, "verify": "before"}
         with Vmm(f"{bin_folder}/lodge-vmm", folder, restore=restore) as again:
             if good:
                 assert again.talks()
