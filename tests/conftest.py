@@ -1,5 +1,6 @@
 """Where the programs are, and what this machine can do."""
 import os
+import signal
 import subprocess
 
 import pytest
@@ -8,6 +9,8 @@ TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def pytest_configure(config):
+    # A shell starts what it puts in the background with SIGINT ignored, and so would be our programs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "plain_only: the same under any build; run once")
     config.addinivalue_line("markers", "torture: long; run by `make torture`")
 
