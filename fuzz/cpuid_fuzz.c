@@ -73,8 +73,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     cpuid_able(&able, CPUID_SOFT, NULL, vcpus, cr4);
     check_bounds(&portable, &table);
     assert(cpuid_covers(&model, &portable, what));
-    cpuid_covers(&able, &portable,
-                 what); /* but for where the components of XSAVE are said to lie */
+    /* Covered but for where the components of XSAVE are said to lie. */
+    cpuid_covers(&able, &portable, what);
     cpuid_covers(&able, &table, what);
     cpuid_covers(&table, &able, what);
 

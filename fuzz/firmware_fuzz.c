@@ -1,4 +1,4 @@
-// needs: base chip
+// needs: base mem bus chip
 /*
  * Random accesses to what firmware finds: fw_cfg, with control blocks in a memory that the input
  * fills, and the flash. What must hold after any history: a copy of an item is the item; the flash
@@ -9,6 +9,7 @@
 #include "base/record.h"
 #include "chip/flash.h"
 #include "chip/fw_cfg.h"
+#include "input.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -24,19 +25,6 @@ struct machine {
     int fd;
     uint8_t memory[MEMORY], shown[SIZE];
 };
-
-struct input {
-    const uint8_t *data;
-    size_t size;
-};
-
-static uint64_t take(struct input *input, unsigned bytes)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes && input->size; i++, input->size--)
-        value = value << 8 | *input->data++;
-    return value;
-}
 
 static int memory_read(void *opaque, uint64_t gpa, void *to, uint64_t size)
 {
@@ -63,7 +51,8 @@ static void reload(const struct device_ops *ops, void *device, struct input *inp
     ops->state(device, &saved);
     assert(!saved.failed);
     if (saved.size) /* not the contents of the flash, mostly: they would be all of the input */
-        saved.bytes[take(input, 2) % min(saved.size, (size_t)300)] ^= (uint8_t)take(input, 1);
+        saved.bytes[input_next(input, 2) % min(saved.size, (size_t)300)] ^=
+            (uint8_t)input_next(input, 1);
     record_load(&loaded, saved.bytes, saved.size, saved.version);
     ops->state(device, &loaded);
     record_free(&saved);
@@ -72,11 +61,11 @@ static void reload(const struct device_ops *ops, void *device, struct input *inp
 static void step_fw_cfg(struct machine *machine, struct input *input)
 {
     static const unsigned sizes[] = {1, 2, 4};
-    unsigned size = sizes[take(input, 1) % 3];
-    const struct bus_ops *ops = take(input, 1) & 1 ? &fw_cfg_ops : &fw_cfg_dma_ops;
-    uint64_t offset = take(input, 1) % 8;
-    if (take(input, 1) & 1)
-        ops->write(machine->fw_cfg, offset, size, take(input, size));
+    unsigned size = sizes[input_next(input, 1) % 3];
+    const struct bus_ops *ops = input_next(input, 1) & 1 ? &fw_cfg_ops : &fw_cfg_dma_ops;
+    uint64_t offset = input_next(input, 1) % 8;
+    if (input_next(input, 1) & 1)
+        ops->write(machine->fw_cfg, offset, size, input_next(input, size));
     else
         ops->read(machine->fw_cfg, offset, size);
 }
@@ -84,10 +73,10 @@ static void step_fw_cfg(struct machine *machine, struct input *input)
 /* A block that is likely to be right. */
 static void step_dma(struct machine *machine, struct input *input)
 {
-    uint32_t at = take(input, 1) * 16;
-    be32_write(machine->memory + at, (uint32_t)(take(input, 1) << 16 | take(input, 1)));
-    be32_write(machine->memory + at + 4, (uint32_t)take(input, take(input, 1) % 5));
-    be64_write(machine->memory + at + 8, take(input, 2));
+    uint32_t at = input_next(input, 1) * 16;
+    be32_write(machine->memory + at, (uint32_t)(input_next(input, 1) << 16 | input_next(input, 1)));
+    be32_write(machine->memory + at + 4, (uint32_t)input_next(input, input_next(input, 1) % 5));
+    be64_write(machine->memory + at + 8, input_next(input, 2));
     fw_cfg_dma_ops.write(machine->fw_cfg, 4, 4, __builtin_bswap32(at));
 }
 
@@ -95,12 +84,12 @@ static void step_flash(struct machine *machine, struct input *input)
 {
     static const uint8_t commands[] = {0xff, 0x10, 0x20, 0x40, 0x50, 0x60,
                                        0x70, 0x90, 0x98, 0xd0, 0xe8, 0x00};
-    uint64_t offset = take(input, 2) % SIZE;
-    uint8_t which = (uint8_t)take(input, 1);
+    uint64_t offset = input_next(input, 2) % SIZE;
+    uint8_t which = (uint8_t)input_next(input, 1);
     if (which < 128)
         flash_ops.write(machine->flash, offset, 1, commands[which % sizeof commands]);
     else
-        flash_ops.write(machine->flash, offset, 1 << which % 4, take(input, 4));
+        flash_ops.write(machine->flash, offset, 1 << which % 4, input_next(input, 4));
 }
 
 static void check_flash(struct machine *machine)
@@ -128,8 +117,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         flash_new(&(struct flash_config){.fd = machine->fd, .size = SIZE, .shown = machine->shown},
                   &machine->flash, NULL) < 0)
         abort();
-    for (unsigned i = 0; i < STEPS_MAX && input.size; i++) {
-        switch (take(&input, 1) % 8) {
+    for (unsigned i = 0; i < STEPS_MAX && input.left; i++) {
+        switch (input_next(&input, 1) % 8) {
         case 0:
         case 1: step_fw_cfg(machine, &input); break;
         case 2: step_dma(machine, &input); break;

@@ -55,7 +55,16 @@ def main():
         thread.join()
     first.terminate()
     first.wait(timeout=20)
+    solo = subprocess.Popen([lodge, "clone", "--engine", engine, "--tap", "t1", "snap", "solo"],
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert b"is ready" in solo.stdout.readline()
+    subprocess.run([lodge, "snapshot", "solo", "again"], check=True)
+    solo.terminate()
+    solo.wait(timeout=20)
+    again = subprocess.run([lodge, "restore", "--engine", engine, "again", "--", "hostname"],
+                           capture_output=True, text=True, timeout=120, check=True)
     print(json.dumps({"status": result.returncode, "out": result.stdout, "errors": result.stderr,
+                      "again": again.stdout,
                       "heard": {tap: sorted(macs) for tap, macs in heard.items()}}))
 
 

@@ -44,13 +44,15 @@ def clones(tools, lodge, tmp_path):  # noqa: F811
             return json.loads(line)
 
     yield Clones
+    late = []
     for process in started:
         process.terminate()
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise
+            late.append(process.args)
+    assert not late
 
 
 def mappings(pid, path):
@@ -81,7 +83,7 @@ def test_clones_are_not_each_other(tools, clones, tmp_path):  # noqa: F811
         name, text = line.split(" | ", 1)
         said[name].append(text)
     assert result.stderr.decode().count("/nowhere: No such file") == 3
-    assert all(re.match("(one|two|three) | ", line) for line in result.stderr.decode().splitlines())
+    assert all(re.match(r"(one|two|three) \| ", line) for line in result.stderr.decode().splitlines())
     for name, lines in said.items():
         assert lines[:3] == [name, name, f"127.0.1.1 {name}.example {name}"]
         assert re.fullmatch("[0-9a-f]{12}4[0-9a-f]{19}", lines[3])
@@ -153,11 +155,14 @@ def test_what_cannot_be_cloned(tools, tmp_path):  # noqa: F811
     write(nics=[card])
     assert "on tap 'tap0', which one guest can have" in refused("snap", "a")
     assert "--tap 'tap7' would be the same" in refused("snap", "a", "b", "--tap", "tap7")
+    assert "has 1 cards on taps" in refused("snap", "a", "--tap", "tap7", "--tap", "tap8")
     write(nics=[{"net": "user"}])
     assert "can lead to one clone only" in refused("snap", "a", "b", "-p", "8080:80")
     assert "'8080-8081:80' are 2 ports, for 3 clones" in refused("snap", "-n", "3", "-p",
                                                                  "8080-8081:80")
     assert "is no range of ports" in refused("snap", "-n", "2", "-p", "9-8:80")
+    write(vsock={"path": "/x", "cid": 3})
+    assert "the guest's CID is 3" in refused("snap", "a", "--vsock", "{name},cid=9")
     write(vsock={"path": "/" + "x" * 95, "cid": 3})
     assert "is longer than" in refused("snap", "-n", "2", "--name", "a" * 20)
     write(agent=False)
@@ -170,7 +175,9 @@ def test_no_frame_of_the_first_guests_leaves_a_clone(lodge, tmp_path, monkeypatc
     had as the first one is gone."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     script = ("n=$(hostname | tr -d c); cat /sys/class/net/eth0/address; "
-              "ip -4 addr show dev eth0 | grep -c inet; ip -6 addr show dev eth0 | grep -c 'inet6 fe80'; "
+              "ip -4 addr show dev eth0 | grep -c inet; "
+              "until ip -6 addr show dev eth0 | grep -q 'inet6 fe80'; do sleep 0.1; done; "
+              "ip -6 addr show dev eth0 | grep -c 'inet6 fe80'; "
               "ip addr add 10.99.0.1$n/24 dev eth0; ping -c 3 10.99.0.1 | grep -c 'bytes from'")
     result = subprocess.run([*UNSHARE, sys.executable, f"{TOP}/tests/clone_peer.py", lodge, ENGINE,
                              tmp_path, script], capture_output=True, text=True, timeout=TIMEOUT)
@@ -182,3 +189,4 @@ def test_no_frame_of_the_first_guests_leaves_a_clone(lodge, tmp_path, monkeypatc
                  if line.startswith(f"c{number} |")]
         assert lines[1:] in (["0", "1", "3"], ["0", "1", "2"]), told  # the first may be too early
         assert told["heard"][f"t{number}"] == [lines[0]], told
+    assert told["again"] == "solo\n"  # a clone's snapshot is one like others

@@ -24,23 +24,18 @@ MAY_INCLUDE = {
     "disk": ["base"],
     "share": ["base"],
     "nic": ["base"],
-    "screen": ["base"],
-    "virtio": ["bus", "mem", "disk", "nic", "screen", "base"],
+    "virtio": ["bus", "mem", "disk", "nic", "base"],
     "board": ["base", "conf", "wire", "mem", "cpu", "cpu/kvm", "cpu/soft", "bus", "chip", "chip/state",
-              "disk", "nic", "screen", "virtio"],
-    "jail": ["base"],
-    "oci": ["jail", "base"],
+              "disk", "nic", "virtio"],
     "image": ["base"],
-    "place": ["base"],
-    "host": ["conf", "wire", "image", "place", "jail", "base"],
-    "api": ["host", "base"],
+    "host": ["conf", "wire", "image", "base"],
 }
 LIBRARIES = {  # what one folder may use that no other may
     "Zydis/": ["cpu/soft"],
     "linux/kvm.h": ["cpu/kvm"],
     "liburing.h": ["virtio"],
     "linux/fuse.h": ["share"],
-    "jansson.h": ["conf", "disk", "image", "host", "api"],
+    "jansson.h": ["conf", "disk", "image", "host"],
 }
 
 

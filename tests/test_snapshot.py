@@ -203,17 +203,25 @@ def test_disks_go_with_the_snapshot(tools, tmp_path):
     disk.write_bytes(random.Random(1).randbytes(8 * MIB))
     script = ("dd if=/dev/urandom of=/dev/vda bs=64k count=10 conv=notrunc 2>/dev/null; sync;"
               "sha256sum </dev/vda >/tmp/sum; echo ready; sleep 1000")
-    guest = tools.start("disk", script, "--disk", "disk.img,serial=abc")
+    # And an encrypted one, which stands on a name that is relative.
+    (tmp_path / "key").write_bytes(b"open sesame")
+    (tmp_path / "base.img").write_bytes(b"of the base".ljust(MIB, b"."))
+    tools.run("disk", "create", "--backing", "base.img", "--backing-type", "raw", "--encrypt",
+              "--key-file", "key", "--kdf", "pbkdf2", "--iter-time", "10", "top.luks")
+    guest = tools.start("disk", script, "--disk", "disk.img,serial=abc", "--disk",
+                        "top.luks,key_file=key")
     tools.run("snapshot", "--stop", "disk", "snap")
     guest.wait(timeout=20)
     before = disk.read_bytes()
     check = ("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda; cat /tmp/sum;"
              "cat /sys/block/vda/serial; echo;"
              "dd if=/dev/zero of=/dev/vda bs=64k count=10 conv=notrunc 2>/dev/null; sync;"
-             "echo 3 >/proc/sys/vm/drop_caches; head -c 655360 /dev/vda | tr -d '\\0' | wc -c")
+             "echo 3 >/proc/sys/vm/drop_caches; head -c 655360 /dev/vda | tr -d '\\0' | wc -c;"
+             "head -c 11 /dev/vdb | tr -d ' '; echo")
     for _ in range(2):
         words = rows(tools.restored("snap", check))
-        assert words[0] == words[2] and words[4] == "abc" and words[5] == "0"
+        assert words[0] == words[2] and words[4] == "abc"
+        assert words[5:] == ["0", "ofthebase"]
     assert disk.read_bytes() == before
     # Another disk in its place would be a surprise for the guest's driver.
     disk.write_bytes(before[:4 * MIB])

@@ -5,7 +5,6 @@ import pytest
 from test_guests import kvm_missing
 from test_snapshot import COUNTER, rows, tools  # noqa: F401 (a fixture)
 
-MIB = 1 << 20
 PAIRS = [("kvm", "soft"), ("soft", "kvm"), ("kvm", "kvm")]
 
 # What a guest would notice of a bad move: a clock that jumps or runs at another pace, a sleep that
@@ -48,7 +47,7 @@ def test_a_guest_goes_on_under_another_engine(tools, tmp_path, saver, restorer):
 
 
 @pytest.mark.parametrize("saver,restorer", PAIRS[:2])
-def test_there_and_back(tools, lodge, tmp_path, saver, restorer):
+def test_there_and_back(tools, tmp_path, saver, restorer):
     """Saved under one, gone on and saved under the other as changes, and gone on under the first."""
     if kvm_missing():
         pytest.skip(kvm_missing())

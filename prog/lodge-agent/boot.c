@@ -250,9 +250,7 @@ int boot_renew(const char *interface)
     request.ifr_addr.sa_family = AF_INET; /* 0.0.0.0 takes the address away, netdevice(7) */
     if (ioctl(fd, SIOCSIFADDR, &request) < 0 && errno != EADDRNOTAVAIL)
         return -errno;
-    if (boot_option("lodge.net", net, sizeof net))
-        start_dhcp(interface);
-    return 0;
+    return boot_option("lodge.net", net, sizeof net) && start_dhcp(interface) < 0 ? -ENOENT : 0;
 }
 
 enum { DHCP_STEPS = 1500 }; /* of 2 ms */

@@ -78,11 +78,12 @@ static int replace_file(const char *path, const char *text, const struct stat *s
     size_t length = strlen(text);
     if (fd < 0)
         return -errno;
+    errno = ENOSPC; /* of a write that falls short */
     if (write(fd, text, length) == (ssize_t)length && fchmod(fd, status->st_mode & 07777) == 0 &&
         fchown(fd, status->st_uid, status->st_gid) == 0 && fsync(fd) == 0 &&
         rename(making, path) == 0)
         return 0;
-    int r = errno ? -errno : -EIO;
+    int r = -errno;
     unlink(making);
     return r;
 }
@@ -92,8 +93,7 @@ static bool is_blank(char letter)
     return letter == ' ' || letter == '\t' || letter == '\n' || letter == '\0';
 }
 
-/* Names of this machine: on lines of 127.0.1.1, as Debian has it, the word `before` becomes `name`.
- */
+/* Names of this machine: on lines of 127.0.1.1, as in Debian, the word `before` becomes `name`. */
 static void write_hosts(FILE *to, const char *text, const char *before, const char *name)
 {
     static const char own[] = "127.0.1.1";

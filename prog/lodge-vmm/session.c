@@ -491,8 +491,7 @@ static void ready_send(struct session *session, uint64_t now)
     send_message(session->control_fd, &message);
 }
 
-/* A guest that ran on would find more and more of its writes waiting, and take its disk for dead.
- */
+/* A guest that ran on would find its writes waiting, more and more, and take its disk for dead. */
 static void full_handle(struct session *session, const struct board_event *event)
 {
     uint32_t bit = UINT32_C(1) << event->port;

@@ -28,7 +28,6 @@ struct clone {
     char *name;
     int report;
     struct agent_message identity;
-    char hostname[AGENT_HOSTNAME_MAX + 1];
 };
 
 struct clones {
@@ -86,16 +85,13 @@ static int own_value(const struct clone *clone, const char *option, char **ret_t
 }
 
 /* Its sockets lie where it is told, or beside those of the first one. */
-static int set_vsock(struct guest_conf *conf, const struct clone *clone, bool has_vsock,
-                     struct err *err)
+static int set_vsock(struct guest_conf *conf, const struct clone *clone, struct err *err)
 {
-    _cleanup_free_ char *path = NULL;
-    int r = own_value(clone, "vsock", &path, err);
-    if (r < 0)
-        return r;
-    if (!has_vsock)
-        return path ? err_set(err, -EINVAL, "the guest has no vsock; leave --vsock out") : 0;
-    if (!path && asprintf(&path, "%s.%s", conf->vsock.path, clone->name) < 0)
+    _cleanup_free_ char *text = NULL, *path = NULL;
+    int r = own_value(clone, "vsock", &text, err);
+    if (r < 0 || text || !conf->vsock.path)
+        return r < 0 ? r : restore_set_vsock(conf, text, err);
+    if (asprintf(&path, "%s.%s", conf->vsock.path, clone->name) < 0)
         return err_set(err, -ENOMEM, "no memory");
     if (strlen(path) > GUEST_VSOCK_PATH_MAX)
         return err_set(err, -EINVAL,
@@ -182,6 +178,14 @@ static int set_forwards(struct guest_conf *conf, const struct clone *clone, stru
     return r;
 }
 
+static unsigned taps_given(const struct arguments *arguments)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < arguments->given_count; i++)
+        count += !strcmp(arguments->given[i].row->name, "tap");
+    return count;
+}
+
 static int set_cards(struct plan *plan, const struct clone *clone, struct err *err)
 {
     struct guest_conf *conf = &plan->conf;
@@ -197,6 +201,9 @@ static int set_cards(struct plan *plan, const struct clone *clone, struct err *e
         nic->unplugged = shared;
         plan->relay.plug |= shared ? 1u << i : 0;
     }
+    if (r >= 0 && taps_given(clone->all->arguments) > taps)
+        r = err_set(err, -EINVAL, "the guest has %u cards on taps; leave the other --tap out",
+                    taps);
     return r;
 }
 
@@ -212,13 +219,12 @@ static int make_identity(struct plan *plan, struct clone *clone, struct err *err
         return err_set(err, -EINVAL,
                        "the guest has no agent that could give it an identity of its own; with "
                        "--keep-identity it stays what it was");
-    snprintf(clone->hostname, sizeof clone->hostname, "%s", clone->name);
     clone->identity = (struct agent_message){
         .type = AGENT_IDENTITY,
         .identity = {.flags = AGENT_IDENTITY_MACHINE_ID | (ssh ? AGENT_IDENTITY_SSH_KEYS : 0),
                      .time = 1,
                      .card_count = conf->nic_count,
-                     .hostname = clone->hostname}};
+                     .hostname = clone->name}};
     if (getrandom(clone->identity.identity.seed, AGENT_SEED_SIZE, 0) != AGENT_SEED_SIZE)
         return err_errno(err, errno, "random bytes");
     for (unsigned i = 0; i < conf->nic_count; i++) {
@@ -235,12 +241,11 @@ static int make_identity(struct plan *plan, struct clone *clone, struct err *err
 static int adapt(struct plan *plan, struct err *err)
 {
     struct clone *clone = plan->context;
-    bool has_vsock = plan->conf.vsock.path;
-    int r = plan_set_options(plan, err);
+    int r = plan_set_options(plan, (const char *const[]){"name", "vsock", NULL}, err);
     if (r >= 0)
         r = plan_replace(&plan->conf.name, clone->name, err);
     if (r >= 0)
-        r = set_vsock(&plan->conf, clone, has_vsock, err);
+        r = set_vsock(&plan->conf, clone, err);
     if (r >= 0)
         r = own_value(clone, "control", &plan->control, err);
     if (r >= 0)

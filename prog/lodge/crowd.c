@@ -41,11 +41,14 @@ static bool is_guard(const struct crowd *crowd, const struct crowd_member *membe
     return crowd->guarded && member == &crowd->members[crowd->count - 1];
 }
 
+/* The guard has nobody at its terminal: an interrupt is not for it. */
 static void signal_all(const struct running *running, int number)
 {
-    for (unsigned i = 0; i < running->crowd->count; i++)
-        if (running->crowd->members[i].pid > 0)
-            kill(running->crowd->members[i].pid, number);
+    for (unsigned i = 0; i < running->crowd->count; i++) {
+        const struct crowd_member *member = &running->crowd->members[i];
+        if (member->pid > 0 && (number == SIGTERM || !is_guard(running->crowd, member)))
+            kill(member->pid, number);
+    }
 }
 
 /* A second Ctrl-C means us, whatever the members make of it. */
@@ -74,7 +77,11 @@ static void put(struct running *running, int fd, const char *text, size_t length
             take_signals(running);
             running->broken = running->ended_by != 0;
         } else if (n < 0 && errno == EAGAIN) {
-            poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
+            struct pollfd fds[] = {{.fd = fd, .events = POLLOUT},
+                                   {.fd = running->signals, .events = POLLIN}};
+            poll(fds, 2, -1);
+            take_signals(running);
+            running->broken = running->ended_by != 0;
         } else if (n < 0) {
             running->broken = true;
             signal_all(running, SIGTERM);
@@ -111,7 +118,7 @@ static void say(struct running *running, const char *format, ...)
     put(running, STDOUT_FILENO, text, (size_t)min(length, (int)sizeof text - 1));
 }
 
-/* JSON's strings are UTF-8; a byte that is none becomes one '?'. */
+/* JSON's strings are UTF-8: in a line that is none, all that is not ASCII becomes '?'. */
 static json_t *text_json(const char *bytes, size_t length)
 {
     json_t *value = json_stringn(bytes, length);
@@ -215,7 +222,8 @@ static void finish(struct running *running, struct crowd_member *member)
     }
     member->out = member->errors = -1;
     if (is_guard(running->crowd, member)) {
-        running->alarmed = member->status != 0;
+        /* Where we ended it ourselves, that says nothing of the snapshot. */
+        running->alarmed = member->status != 0 && !running->ended_by && !running->broken;
         if (running->alarmed)
             signal_all(running, SIGTERM);
         return;

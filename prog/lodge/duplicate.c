@@ -8,7 +8,9 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,14 +26,17 @@ bool duplicate_clone(int from, int to)
 static int write_blocks(int to, const uint8_t *bytes, size_t length, off_t at)
 {
     for (size_t done = 0; done < length;) {
-        size_t part = min((size_t)BLOCK, length - done), run = 0;
-        if (bytes_are_zero(bytes + done, part)) {
+        size_t run = 0, part;
+        while (done + run < length) {
+            part = min((size_t)BLOCK, length - done - run);
+            if (bytes_are_zero(bytes + done + run, part))
+                break;
+            run += part;
+        }
+        if (run == 0) {
             done += part;
             continue;
         }
-        for (; done + run < length && !bytes_are_zero(bytes + done + run, part); run += part)
-            part = min((size_t)BLOCK, length - done - run);
-        run = min(run, length - done);
         ssize_t n = pwrite(to, bytes + done, run, at + (off_t)done);
         if (n < 0 && errno != EINTR)
             return -errno;
@@ -118,4 +123,38 @@ int duplicate(int from, int to, const char *what, const volatile sig_atomic_t *s
     if (r == -EINTR)
         return err_set(err, r, "interrupted");
     return r < 0 ? err_errno(err, -r, "cannot be copied") : 0;
+}
+
+/* ---- what a copy stands on ---- */
+
+int duplicate_read(const char *path, const struct disk_key *key, bool *ret_qcow2,
+                   char **ret_backing, struct err *err)
+{
+    const struct disk_options options = {
+        .read_only = true, .alone = true, .unlocked = true, .key = key};
+    struct disk *disk;
+    struct disk_info info = {0};
+    int r = disk_open(path, &options, &disk, err);
+    if (r < 0)
+        return r;
+    r = disk_info(disk, &info);
+    *ret_qcow2 = !strcmp(disk_format_name(disk), "qcow2");
+    *ret_backing = take_ptr(info.backing);
+    disk_info_free(&info);
+    disk_close(disk);
+    return r < 0 ? err_errno(err, -r, "disk '%s'", path) : 0;
+}
+
+int duplicate_backing(const char *copied, const char *backing, char **ret_path, struct err *err)
+{
+    _cleanup_free_ char *joined = NULL;
+    const char *slash = strrchr(copied, '/');
+    if (*backing != '/' && slash &&
+        asprintf(&joined, "%.*s/%s", (int)(slash - copied), copied, backing) < 0) {
+        joined = NULL;
+        return err_set(err, -ENOMEM, "no memory");
+    }
+    *ret_path = realpath(joined ? joined : backing, NULL);
+    return *ret_path ? 0
+                     : err_errno(err, errno, "'%s', which disk '%s' stands on", backing, copied);
 }

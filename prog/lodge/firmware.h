@@ -11,7 +11,8 @@
 #include "conf/guest.h"
 
 /* Opens what conf->firmware and conf->nvram say, and sets conf->nvram where it says nothing and the
- * guest has a name. `ret_nvram` is -1 where the firmware's image has no store. A guest that is
- * `restored` has its variables from the snapshot: it gets a store in memory, whatever they say. */
+ * guest has a name. *ret_nvram is left alone where the firmware's image has no store. A guest that
+ * is `restored` has its variables from the snapshot: it gets a store in memory, of the size that
+ * they say. */
 int firmware_open(struct guest_conf *conf, bool restored, int *ret_firmware, int *ret_nvram,
                   struct err *err);

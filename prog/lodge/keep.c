@@ -99,39 +99,6 @@ static int take_in(struct keep *keep, unsigned index, int fd, bool only_clone, s
 
 /* ---- what copies stand on, once the guest has gone on ---- */
 
-static int read_copy(const char *path, const struct disk_key *key, bool *ret_qcow2,
-                     char **ret_backing, struct err *err)
-{
-    const struct disk_options options = {
-        .read_only = true, .alone = true, .unlocked = true, .key = key};
-    struct disk *disk;
-    struct disk_info info = {0};
-    int r = disk_open(path, &options, &disk, err);
-    if (r < 0)
-        return r;
-    r = disk_info(disk, &info);
-    *ret_qcow2 = !strcmp(disk_format_name(disk), "qcow2");
-    *ret_backing = take_ptr(info.backing);
-    disk_info_free(&info);
-    disk_close(disk);
-    return r < 0 ? err_errno(err, -r, "disk '%s'", path) : 0;
-}
-
-/* The file, as seen from the disk that was copied. */
-static int find_backing(const char *copied, const char *backing, char **ret_path, struct err *err)
-{
-    _cleanup_free_ char *joined = NULL;
-    const char *slash = strrchr(copied, '/');
-    if (*backing != '/' && slash &&
-        asprintf(&joined, "%.*s/%s", (int)(slash - copied), copied, backing) < 0) {
-        joined = NULL;
-        return err_set(err, -ENOMEM, "no memory");
-    }
-    *ret_path = realpath(joined ? joined : backing, NULL);
-    return *ret_path ? 0
-                     : err_errno(err, errno, "'%s', which disk '%s' stands on", backing, copied);
-}
-
 /* A copy names what it stands on as seen from its new place. What lodge made to go with a run
  * stands on what lodge said, whatever the VMM may have written there. */
 static int fix_backing(const struct keep *keep, unsigned index, const struct disk_key *key,
@@ -141,7 +108,7 @@ static int fix_backing(const struct keep *keep, unsigned index, const struct dis
     const char *expected = keep->about->temporary[index].backing;
     _cleanup_free_ char *old = NULL, *whole = NULL, *name = NULL;
     bool qcow2;
-    int r = read_copy(kept->copy_path, key, &qcow2, &old, err);
+    int r = duplicate_read(kept->copy_path, key, &qcow2, &old, err);
     if (r < 0 || !qcow2)
         return r;
     if (keep->about->temporary[index].is &&
@@ -149,7 +116,7 @@ static int fix_backing(const struct keep *keep, unsigned index, const struct dis
         return err_set(err, -EBADMSG, "disk '%s' does not stand on what it did", kept->copied);
     if (!old)
         return 0;
-    r = find_backing(kept->copied, old, &whole, err);
+    r = duplicate_backing(kept->copied, old, &whole, err);
     /* A restore copies a container to another folder. */
     if (r >= 0 && !key)
         r = name_from(keep->path, whole, &name, err);
@@ -190,12 +157,12 @@ static bool is_left_over(const char *path)
     return itself;
 }
 
-/* It is to belong to whom the other did, and to be read by whom the other was. */
-static void set_owner(int fd, const struct stat *like)
+/* It is to belong to whom the other did, and to be read by whom the other was; where that cannot
+ * be, by nobody else. */
+static int set_owner(int fd, const struct stat *like)
 {
-    if (fchown(fd, like->st_uid, like->st_gid) < 0)
-        return;
-    (void)fchmod(fd, like->st_mode & 0777);
+    mode_t mode = fchown(fd, like->st_uid, like->st_gid) < 0 ? 0600 : 0777;
+    return fchmod(fd, like->st_mode & mode) < 0 ? -errno : 0;
 }
 
 static int open_new(const struct guest_disk *disk, const char *path, const struct stat *like,
@@ -206,11 +173,12 @@ static int open_new(const struct guest_disk *disk, const char *path, const struc
     if (fd < 0)
         fd = open(path, flags);
     int r = fd < 0 ? -errno : disk_lock(fd, true);
+    if (r >= 0)
+        r = set_owner(fd, like);
     if (r < 0) {
         own_close(&fd);
         return err_errno(err, -r, "disk '%s'", path);
     }
-    set_owner(fd, like);
     return fd;
 }
 
@@ -370,7 +338,7 @@ void keep_undo(struct keep *keep)
         struct kept *kept = &keep->disks[i];
         if (kept->old < 0)
             continue;
-        /* The new one is empty. Where the names cannot be exchanged, it shows what the other has.
+        /* The new one is empty: where the names cannot be exchanged, it shows what the other has.
          */
         if (renameat2(AT_FDCWD, kept->old_path, AT_FDCWD, kept->live_path, RENAME_EXCHANGE) == 0)
             unlink(kept->old_path);

@@ -11,7 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { BACKLOG = 16 };
+enum { BACKLOG = 64 };
 
 static int address_of(const char *path, struct sockaddr_un *ret_address)
 {
@@ -55,10 +55,18 @@ static int listen_at(int fd, const char *path)
     /* Before it has a name, so that there is no moment at which others may connect. */
     if (fchmod(fd, 0600) < 0)
         return -errno;
-    r = bind(fd, (struct sockaddr *)&address, sizeof address);
-    if (r < 0 && errno == EADDRINUSE && remove_stale(path))
-        r = bind(fd, (struct sockaddr *)&address, sizeof address);
-    return r < 0 || listen(fd, BACKLOG) < 0 ? -errno : 0;
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        r = -errno;
+        if (r != -EADDRINUSE || !remove_stale(path))
+            return r;
+        if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+            return -errno;
+    }
+    if (listen(fd, BACKLOG) == 0)
+        return 0;
+    r = -errno;
+    unlink(path);
+    return r;
 }
 
 int listener_open(struct listener *listener, const char *what, const char *path, struct err *err)

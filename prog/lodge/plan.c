@@ -89,14 +89,22 @@ static const struct {
     {"on-reset", set_on_reset},
 };
 
-int plan_set_options(struct plan *plan, struct err *err)
+static bool is_among(const char *option, const char *const *options)
+{
+    while (options && *options && strcmp(*options, option) != 0)
+        options++;
+    return options && *options;
+}
+
+int plan_set_options(struct plan *plan, const char *const *but, struct err *err)
 {
     const struct arguments *arguments = plan->arguments;
     int r = 0;
     plan->conf.on_reset = GUEST_ON_RESET_EXIT;
     for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
         for (size_t k = 0; r >= 0 && k < ARRAY_LEN(setters); k++)
-            if (!strcmp(arguments->given[i].row->name, setters[k].option))
+            if (!strcmp(arguments->given[i].row->name, setters[k].option) &&
+                !is_among(setters[k].option, but))
                 r = setters[k].set(&plan->conf, arguments->given[i].value, err);
     return r;
 }
@@ -311,9 +319,11 @@ static int open_endpoint(struct plan *plan, struct err *err)
         guest_disk_forget_descriptors(&plain.disks[i]);
     /* Addresses come from the name, and a restored guest may have another one. */
     static const uint8_t none[sizeof plain.nics[0].mac];
-    for (unsigned i = 0; i < plain.nic_count; i++)
+    for (unsigned i = 0; i < plain.nic_count; i++) {
+        plain.nics[i].unplugged = false; /* it is a clone's, until it has an identity */
         if (!memcmp(plain.nics[i].mac, none, sizeof none))
             guest_nic_mac(conf->name, i, plain.nics[i].mac);
+    }
     _cleanup_free_ char *text =
         make_paths_absolute(&plain) ? folder_describe(&plain, conf, plan->agent) : NULL;
     guest_conf_free(&plain);

@@ -19,8 +19,7 @@ static void open_if_there(const char *path, int *ret_fd)
     *ret_fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
 }
 
-/* Ports that are given are instead of those that were saved: the first guest may still have them.
- */
+/* Ports that are given replace those that were saved: the first guest may still have them. */
 static int set_forwards(struct plan *plan, struct err *err)
 {
     const char *first = arguments_value(plan->arguments, "publish");
@@ -35,13 +34,25 @@ static int set_forwards(struct plan *plan, struct err *err)
                : err_set(err, -EINVAL, "the guest has no network; leave --publish out");
 }
 
+int restore_set_vsock(struct guest_conf *conf, const char *text, struct err *err)
+{
+    uint32_t cid = conf->vsock.cid;
+    if (!text)
+        return 0;
+    if (!conf->vsock.path)
+        return err_set(err, -EINVAL, "the guest has no vsock; leave --vsock out");
+    int r = guest_conf_set_vsock(conf, text, err);
+    return r < 0 || conf->vsock.cid == cid
+               ? r
+               : err_set(err, -EINVAL, "the guest's CID is %u, and stays so", cid);
+}
+
 /* Options may change how a device is joined to this host, not which devices there are. */
 static int set_options(struct plan *plan, struct err *err)
 {
-    bool has_vsock = plan->conf.vsock.path;
-    int r = plan_set_options(plan, err);
-    if (r >= 0 && plan->conf.vsock.path && !has_vsock)
-        r = err_set(err, -EINVAL, "the guest has no vsock; leave --vsock out");
+    int r = plan_set_options(plan, (const char *const[]){"vsock", NULL}, err);
+    if (r >= 0)
+        r = restore_set_vsock(&plan->conf, arguments_value(plan->arguments, "vsock"), err);
     return r < 0 ? r : set_forwards(plan, err);
 }
 

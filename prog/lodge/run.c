@@ -31,14 +31,15 @@ static const struct option_row options[] = {
     {"firmware", 0, "[=FILE]",
      "begin with UEFI firmware (OVMF, or an image of one's own), which boots\n"
      "                               from the disks (docs/firmware.md)"},
-    {"nvram", 0, "FILE", "where the firmware keeps its variables; made if it is not there"},
+    {"nvram", 0, "FILE",
+     "where the firmware keeps its variables; OVMF's is made if it is not there"},
     {"vsock", 0, "PATH[,cid=N]",
      "sockets between guest and host, at PATH and PATH_PORT (see docs/vsock.md)"},
     {"append", 'a', "WORDS", "more words for the kernel's command line"},
     {"disk", 'd', "PATH[,...]",
      "a disk: PATH,ro,format=raw|qcow2,cache=writeback|none|unsafe,\n"
-     "                               serial=X,iops=N,bps=SIZE,on_full=pause|error,\n"
-     "                               key_file=FILE,cacert=FILE;\n"
+     "                               serial=X,iops=N,bps=SIZE,iops_burst=N,bps_burst=SIZE,\n"
+     "                               on_full=pause|error,key_file=FILE,cacert=FILE;\n"
      "                               PATH may be an http or https URL; may be repeated"},
     {"share", 's', "PATH[,...]",
      "a folder that the guest sees: PATH,tag=TAG,at=FOLDER,ro (share, /mnt/TAG);\n"
@@ -92,7 +93,7 @@ static int read_options(struct plan *plan, struct err *err)
     if (arguments_value(plan->arguments, "net"))
         plan->conf.nic_count = 0;
     if (r >= 0)
-        r = plan_set_options(plan, err);
+        r = plan_set_options(plan, NULL, err);
     return r < 0 ? r : plan_set_forwards(plan, err);
 }
 

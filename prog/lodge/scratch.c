@@ -54,6 +54,26 @@ int scratch_overlay(struct scratch *scratch, const char *backing, enum disk_form
     return r;
 }
 
+/* A relative name in it would be looked for from where the copy is: it becomes a whole one. */
+static int fix_backing(const struct guest_disk *disk, const char *path, struct err *err)
+{
+    _cleanup_free_ char *old = NULL, *whole = NULL;
+    struct disk_key *key = NULL;
+    bool qcow2;
+    if (!strcmp(disk->key_file, "-")) /* it can be read once */
+        return 0;
+    int r = disk_key_read(disk->key_file, &key, err);
+    if (r >= 0)
+        r = duplicate_read(path, key, &qcow2, &old, err);
+    if (r >= 0 && qcow2 && old && *old != '/') {
+        r = duplicate_backing(disk->path, old, &whole, err);
+        if (r >= 0)
+            r = disk_rename_backing(path, key, whole, err);
+    }
+    disk_key_free(key);
+    return r;
+}
+
 int scratch_copy(struct scratch *scratch, const struct guest_disk *disk, char **ret_path,
                  struct err *err)
 {
@@ -75,7 +95,15 @@ int scratch_copy(struct scratch *scratch, const struct guest_disk *disk, char **
     r = duplicate(from, to, "copying the encrypted disk", NULL, err);
     if (r < 0)
         return err_prefix(err, r, "disk '%s'", disk->path);
-    return asprintf(ret_path, "/proc/self/fd/%d", to) < 0 ? err_set(err, -ENOMEM, "no memory") : 0;
+    _cleanup_free_ char *copy = NULL;
+    if (asprintf(&copy, "/proc/self/fd/%d", to) < 0) {
+        copy = NULL;
+        return err_set(err, -ENOMEM, "no memory");
+    }
+    r = fix_backing(disk, copy, err);
+    if (r >= 0)
+        *ret_path = take_ptr(copy);
+    return r;
 }
 
 void scratch_forget(struct scratch *scratch)

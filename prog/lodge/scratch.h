@@ -1,6 +1,7 @@
 /*
  * scratch.h: images that go with one run of a guest. They lie in a folder below $TMPDIR, else
- * /var/tmp, and lose their names as soon as they are open: nothing is left behind, however we end.
+ * /var/tmp, and lose their names as soon as they are open: nothing is left behind by one that
+ * was killed, but where that was before it had opened them.
  */
 #pragma once
 

@@ -261,8 +261,8 @@ static const struct option_row snapshot_options[] = {
      "write only what has changed since that snapshot, which must be the\n"
      "                               last one of this guest, or the one it came from"},
     {"stop", 's', NULL,
-     "end the guest with it; its disks are named only, and whoever writes to them\n"
-     "                               later spoils the snapshot"},
+     "end the guest with it; disks that outlive it are named only, and whoever\n"
+     "                               writes to them later spoils the snapshot"},
     {0},
 };
 

@@ -40,5 +40,5 @@ void space_describe(const struct guest_disk *disk, int number, char *ret_text, s
                  "the guest stands still: %s its disk '%.256s'%s%s%s; it goes on by itself when "
                  "there is some",
                  number == EDQUOT ? "no quota is left for" : "there is no space for", disk->path,
-                 known ? " on '" : "", place, known ? "'" : "");
+                 known ? " on '" : "", known ? place : "", known ? "'" : "");
 }

@@ -8,6 +8,5 @@
 
 #include <stddef.h>
 
-/* One phrase. `number`: ENOSPC, EDQUOT, or 0 when there is space again. The disk's files are open.
- */
+/* One phrase. `number`: ENOSPC, EDQUOT, or 0: there is space again. The disk's files are open. */
 void space_describe(const struct guest_disk *disk, int number, char *ret_text, size_t size);

@@ -1,5 +1,6 @@
 /*
- * steer.h: a Unix socket by which other programs steer a guest that `lodge run` holds.
+ * steer.h: a Unix socket by which other programs steer a guest that `lodge run`, `restore` and
+ * `clone` hold.
  *
  * JSON, one object a line, one verb in it; each line gets one line back, in order:
  *

@@ -192,8 +192,8 @@ struct board_save {
     struct board_layer to;     /* empty files, opened for reading and writing */
     int pagemap_fd;            /* /proc/self/pagemap, or -1: slower */
     uint8_t id[BOARD_ID_SIZE]; /* random: the snapshot's name for those that stand on it */
-    bool changes; /* only what has changed since `parent`: the last snapshot, or the one it came
-                     from */
+    /* Only what has changed since `parent`: the last snapshot, or the one it came from. */
+    bool changes;
     uint8_t parent[BOARD_ID_SIZE];
 };
 
@@ -260,8 +260,7 @@ int board_save(struct board *board, const struct board_save *save, struct board_
  * where it runs, -EBUSY where it has ended, or what the flush of a disk said. */
 int board_hold(struct board *board, struct err *err);
 void board_let_go(struct board *board);
-/* While it is held: another disk in place of one, of the same size and as writable; borrowed too.
- */
+/* While it is held: another disk in place of one, as large and as writable; borrowed, too. */
 void board_exchange_disk(struct board *board, unsigned index, struct disk *disk);
 
 /* Readable while there are events. */
@@ -283,6 +282,7 @@ bool board_drain_consoles(struct board *board, int timeout_ms);
 
 /* How many queues a disk has: one for each vCPU, up to a point. */
 unsigned board_disk_queues(unsigned cpus);
+
 /* A network card's cable, by the card's place in the configuration. -ENODEV: there is no such card.
  * It stays so over a reset. */
 int board_set_link(struct board *board, unsigned nic, bool up);
@@ -292,6 +292,7 @@ int board_nic_stats(struct board *board, unsigned nic, struct virtio_net_stats *
 
 /* What waits for space on a full disk is tried now. */
 void board_retry_disks(struct board *board);
+
 /* Takes the disks from the machine, which gets no answers from them any more, and waits until
  * nothing of it touches them: they may be closed then, before board_free(). What the firmware's
  * variable store holds is in its file then, too. */

@@ -36,10 +36,10 @@ static int settle_disks(struct board *board, struct err *err)
 {
     for (unsigned i = 0; i < board->disk_count; i++) {
         if (!virtio_blk_settled(board->disks[i]))
-            return err_set(err, -EBUSY, "the guest waits for space for its disk %u", i + 1);
+            return err_set(err, -EBUSY, "the guest waits for space for its disk %u", i);
         int r = virtio_blk_flush(board->disks[i]);
         if (r < 0)
-            return err_errno(err, -r, "the guest's disk %u cannot be flushed", i + 1);
+            return err_errno(err, -r, "the guest's disk %u cannot be flushed", i);
     }
     return 0;
 }

@@ -65,6 +65,9 @@ int board_clock_run(struct board *board, struct err *err)
 {
     if (board->lockstep)
         return 0;
+    int r = board->engine->clock_run ? board->engine->clock_run(board->vm, err) : 0;
+    if (r < 0)
+        return r;
     if (!atomic_load(&board->tsc_runs)) {
         atomic_store(&board->tsc_began, board->tsc_frozen);
         atomic_store(&board->tsc_base,
@@ -72,7 +75,7 @@ int board_clock_run(struct board *board, struct err *err)
         atomic_store(&board->tsc_runs, true);
     }
     timers_resume(board->timers);
-    return board->engine->clock_run ? board->engine->clock_run(board->vm, err) : 0;
+    return 0;
 }
 
 void board_clock_zero(struct board *board)

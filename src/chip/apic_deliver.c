@@ -151,9 +151,8 @@ void local_error(struct local *local, uint32_t bit)
     local->beyond.esr_new |= bit;
     if ((local->lvt[LVT_ERROR] & 0xff) >= VECTOR_FIRST)
         local_interrupt(local, LVT_ERROR);
-    else if (!(local->lvt[LVT_ERROR] & LVT_MASKED))
-        local->beyond.esr_new |=
-            ESR_RECEIVE_ILLEGAL; /* of the error interrupt itself, which ends here */
+    else if (!(local->lvt[LVT_ERROR] & LVT_MASKED)) /* the error interrupt itself ends here */
+        local->beyond.esr_new |= ESR_RECEIVE_ILLEGAL;
 }
 
 int local_eoi(struct local *local)

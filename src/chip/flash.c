@@ -309,7 +309,7 @@ static void flash_state(void *opaque, struct record *record)
     if (!range_fits(flash->buffer_at, flash->buffer_count, flash->config.size))
         record_fail(record, "has a flash that is written to behind its end");
     record_bytes(record, flash->bytes, flash->config.size);
-    if (record->loading) {
+    if (record->loading && !record->failed) {
         changed(flash, 0, flash->config.size);
         show(flash);
     }

@@ -262,6 +262,8 @@ static void a_saved_one_goes_on_with_its_contents(void **state)
     record_load(&loaded, saved.bytes, saved.size, saved.version);
     flash_device.state(g.flash, &loaded);
     assert_false(record_ended(&loaded));
+    flash_flush(g.flash); /* nothing of it reaches the file */
+    assert_int_equal(in_file(&g, 10), 'y');
     record_free(&saved);
     stop(&f);
     stop(&g);

@@ -57,12 +57,18 @@ static struct item *find(struct fw_cfg *fw_cfg, uint16_t number)
     return NULL;
 }
 
+static void prepare_selected(struct fw_cfg *fw_cfg)
+{
+    uint16_t number = fw_cfg->selected;
+    if (number >= FW_CFG_FILE_FIRST && fw_cfg->config.prepare && find(fw_cfg, number))
+        fw_cfg->config.prepare(fw_cfg->config.opaque, number);
+}
+
 static void select_item(struct fw_cfg *fw_cfg, uint16_t number)
 {
     fw_cfg->selected = number;
     fw_cfg->at = 0;
-    if (number >= FW_CFG_FILE_FIRST && fw_cfg->config.prepare && find(fw_cfg, number))
-        fw_cfg->config.prepare(fw_cfg->config.opaque, number);
+    prepare_selected(fw_cfg);
 }
 
 /* The next bytes of the selected item; zeros where it has ended. */
@@ -176,8 +182,8 @@ static void dma_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
 const struct bus_ops fw_cfg_ops = {.name = "fw_cfg", .read = port_read, .write = port_write};
 const struct bus_ops fw_cfg_dma_ops = {.name = "fw_cfg-dma", .read = dma_read, .write = dma_write};
 
-/* The items are the machine's, not the guest's: what it has chosen of them is all that it could
- * tell. */
+/* The items are the machine's, and not saved. Those that depend on what the guest has done to it
+ * are made once more: the machine may have been saved while it read one. */
 static void fw_cfg_state(void *opaque, struct record *record)
 {
     struct fw_cfg *fw_cfg = opaque;
@@ -185,6 +191,8 @@ static void fw_cfg_state(void *opaque, struct record *record)
     record_u16(record, &fw_cfg->selected);
     record_u32(record, &fw_cfg->at);
     record_u32(record, &fw_cfg->dma_high);
+    if (record->loading && !record->failed)
+        prepare_selected(fw_cfg);
     pthread_mutex_unlock(&fw_cfg->lock);
 }
 

@@ -86,7 +86,7 @@ int disk_host_fd(const struct disk *disk)
 static int write_name(struct file *file, const struct qcow2_header *header, const char *name,
                       struct err *err)
 {
-    uint8_t place[12], length[4];
+    uint8_t place[8], length[4];
     size_t size = strlen(name), old = strlen(header->backing);
     int r = file_read_bytes(file, 8, place, sizeof place);
     if (r < 0)
@@ -122,6 +122,8 @@ int disk_rename_backing(const char *path, const struct disk_key *key, const char
         r = err_set(err, -EINVAL, "it stands on nothing");
     if (r >= 0)
         r = write_name(file, &header, name, err);
+    if (r >= 0 && (r = file_flush(file)) < 0)
+        err_errno(err, -r, "cannot write");
     qcow2_header_free(&header);
     file_free(file);
     return r < 0 ? err_prefix(err, r, "disk '%s'", path) : 0;

@@ -149,8 +149,10 @@ static int discard_reported(struct virtio_balloon *balloon, uint64_t gpa, uint64
         return -EFAULT;
     if (mem_holds_file(region, gpa - region->start, size))
         return 0;
-    balloon->reported += size >> MEM_PAGE_SHIFT;
-    return mem_discard(mem, gpa, size);
+    int r = mem_discard(mem, gpa, size);
+    if (r >= 0)
+        balloon->reported += size >> MEM_PAGE_SHIFT;
+    return r;
 }
 
 /* The chain's buffers are themselves the free blocks. Each page once is all that there is to

@@ -111,6 +111,7 @@ struct blk_queue {
     struct blk_list calls;
     bool full;         /* the first call found no space; nothing is popped */
     uint64_t retry_at; /* CLOCK_MONOTONIC ns; then it is made again */
+    bool retry_asked;  /* since the last call began */
     struct blk_request *requests, *free_requests;
     unsigned requests_used; /* those from here on were never used */
     struct blk_part parts[BLK_RING_ENTRIES], *free_parts;

@@ -102,7 +102,7 @@ static void full_begin(struct blk_queue *queue, struct blk_request *request, int
 {
     struct virtio_blk *blk = queue->blk;
     list_add_first(&queue->calls, request);
-    queue->retry_at = clock_ns() + SPACE_NS;
+    queue->retry_at = queue->retry_asked ? 0 : clock_ns() + SPACE_NS;
     blk->full_number = -r;
     if (!queue->full)
         blk->full_queues++;
@@ -201,6 +201,7 @@ static bool do_call(struct blk_queue *queue)
         return false;
     if (queue->live) {
         uint32_t type = request->type;
+        queue->retry_asked = false;
         pthread_mutex_unlock(&queue->mutex);
         r = blk_request_call(queue->blk, request);
         pthread_mutex_lock(&queue->mutex);
@@ -415,6 +416,7 @@ void blk_queue_retry(struct blk_queue *queue)
 {
     pthread_mutex_lock(&queue->mutex);
     queue->retry_at = 0;
+    queue->retry_asked = true; /* it may be in the middle of a call */
     pthread_mutex_unlock(&queue->mutex);
     worker_wake(&queue->worker);
 }

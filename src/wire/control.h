@@ -1,5 +1,5 @@
 /*
- * control.h: the messages between lodge-vmm and whoever owns it (lodge, later lodged).
+ * control.h: the messages between lodge-vmm and whoever owns it (lodge).
  *
  * One connected Unix socket, SEQPACKET or STREAM. A message is a header of eight bytes (payload
  * length, 32 bits; type, 16 bits; zero, 16 bits; all little-endian) and at most CONTROL_PAYLOAD_MAX

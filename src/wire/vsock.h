@@ -1,6 +1,6 @@
 /*
  * vsock.h: the messages between lodge-vmm's socket device and whoever owns the sockets of the host
- * (lodge, later lodged): the VMM opens and connects nothing itself.
+ * (lodge): the VMM opens and connects nothing itself.
  *
  * One connected Unix socket, SEQPACKET: a packet is a message of 16 bytes (type, 32 bits; id; port;
  * zero; all little-endian), with the descriptor of a connected stream socket beside it where its

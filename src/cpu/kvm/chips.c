@@ -1,6 +1,7 @@
 #include "cpu/kvm/chips.h"
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "cpu/kvm/kvm.h"
 
 #include <errno.h>
@@ -259,13 +260,6 @@ uint32_t kvm_chips_lines(const struct chip_states *states)
 
 /* ---- the VM's ---- */
 
-static int64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
 static int chip_get(struct engine_vm *vm, uint32_t id, struct kvm_irqchip *chip, struct err *err)
 {
     *chip = (struct kvm_irqchip){.chip_id = id};
@@ -322,7 +316,7 @@ int kvm_chips_set(struct engine_vm *vm, uint64_t now, const struct chip_states *
         return r;
     atomic_store(&vm->lines, kvm_chips_lines(states));
     kvm_pit_from(&states->pit, ticks_of((int64_t)now), &vm->held.pit);
-    vm->held.monotonic_ns = monotonic_ns();
+    vm->held.monotonic_ns = (int64_t)clock_ns();
     for (unsigned i = 0; i < PIT_CHANNELS; i++)
         vm->held.pit.channels[i].count_load_time = vm->held.monotonic_ns;
     return 0;
@@ -333,7 +327,7 @@ int kvm_pit_stop(struct engine_vm *vm, struct err *err)
     int r = kvm_ioctl(vm->fd, KVM_GET_PIT2, &vm->held.pit);
     if (r < 0)
         return err_errno(err, -r, "KVM_GET_PIT2");
-    vm->held.monotonic_ns = monotonic_ns();
+    vm->held.monotonic_ns = (int64_t)clock_ns();
     struct kvm_pit_state2 still = vm->held.pit;
     still.channels[0].mode = PIT_MODE_IDLE;
     r = kvm_ioctl(vm->fd, KVM_SET_PIT2, &still);

@@ -9,13 +9,18 @@
  *   TSC        one counter less each vCPU's TSC_ADJUST. It is moved by its offset
  *              (KVM_VCPU_TSC_OFFSET): the same for all, so that they stay together to the tick.
  *              Without it (before Linux 5.16) by writing the counter, which KVM takes for an
- * attempt to join the vCPUs where it is within a second of what they have; after a shorter stop
- * they then run on as if there had been none. deadline   read, set to 0, set again once the TSC is
- * right. What expired and was not delivered yet is still in the register, and expires again. APIC
- * timer in its other modes: through the register page, by an initial count of 0 and then the right
- * one, with the current count. Messages that arrive in the meantime change the page under us, so
- * whoever sends one holds `messages`. A one-shot count that is at 0 has ended, or is about to be
- * delivered: it is left alone. PIT        chips.c
+ *              attempt to join the vCPUs where it is within a second of what they have; after a
+ *              shorter stop they then run on as if there had been none.
+ *
+ *   deadline   read, set to 0, set again once the TSC is right. What expired and was not delivered
+ *              yet is still in the register, and expires again.
+ *
+ *   APIC       the timer in its other modes: through the register page, by an initial count of 0
+ *              and then the right one, with the current count. Messages that arrive in the meantime
+ *              change the page under us, so whoever sends one holds `messages`. A one-shot count
+ *              that is at 0 has ended, or is about to be delivered: it is left alone.
+ *
+ *   PIT        chips.c
  */
 #include "cpu/kvm/kvm.h"
 
@@ -129,6 +134,27 @@ static int tsc_run(struct engine_vm *vm, struct err *err)
 
 /* ---- all ---- */
 
+/* All of them, or none: those that stand already go on where another cannot be stopped. */
+static int timers_stop(struct engine_vm *vm, struct err *err)
+{
+    unsigned stopped = 0;
+    int r = 0;
+    pthread_rwlock_wrlock(&vm->messages);
+    while (r >= 0 && stopped < vm->vcpus && vm->vcpu[stopped])
+        if ((r = timer_stop(vm->vcpu[stopped], err)) >= 0)
+            stopped++;
+    pthread_rwlock_unlock(&vm->messages);
+    if (r >= 0)
+        r = kvm_pit_stop(vm, err);
+    if (r >= 0)
+        return 0;
+    pthread_rwlock_wrlock(&vm->messages);
+    while (stopped > 0)
+        timer_run(vm->vcpu[--stopped], NULL);
+    pthread_rwlock_unlock(&vm->messages);
+    return r;
+}
+
 int kvm_clock_stop(struct engine_vm *vm, uint64_t *ret_tsc, struct err *err)
 {
     struct kvm_clock_data clock = {0};
@@ -140,12 +166,8 @@ int kvm_clock_stop(struct engine_vm *vm, uint64_t *ret_tsc, struct err *err)
         if (r >= 0 && (r = kvm_ioctl(vm->fd, KVM_GET_CLOCK, &clock)) < 0)
             err_errno(err, -r, "KVM_GET_CLOCK");
         vm->held.kvmclock = clock.clock;
-        pthread_rwlock_wrlock(&vm->messages);
-        for (unsigned i = 0; r >= 0 && i < vm->vcpus && vm->vcpu[i]; i++)
-            r = timer_stop(vm->vcpu[i], err);
-        pthread_rwlock_unlock(&vm->messages);
         if (r >= 0)
-            r = kvm_pit_stop(vm, err);
+            r = timers_stop(vm, err);
         vm->stands = r >= 0;
     }
     if (r < 0)

@@ -195,6 +195,7 @@ static int make_vm(struct engine_vm *vm, int kvm, const struct engine_config *co
         return r;
     if (config->cpuid) {
         vm->cpuid = *config->cpuid;
+        cpuid_limit_physical(&vm->cpuid, vm->physical_bits);
         vm->cpuid_known = true;
         return 0;
     }
