@@ -9,8 +9,10 @@ TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def pytest_configure(config):
-    # A shell starts what it puts in the background with SIGINT ignored, and so would be our programs.
+    # A shell starts what it puts in the background with SIGINT ignored, nohup with SIGHUP; and our
+    # programs leave alone what they find ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line("markers", "plain_only: the same under any build; run once")
     config.addinivalue_line("markers", "torture: long; run by `make torture`")
 
