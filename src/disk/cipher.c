@@ -1,13 +1,11 @@
 #include "disk/crypt.h"
 
 #include "base/bytes.h"
+#include "base/openssl.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-
-#include <openssl/crypto.h>
-#include <openssl/evp.h>
 
 /*
  * OpenSSL's contexts belong to one thread at a time, and to set up a key costs more than a sector.
@@ -33,11 +31,12 @@ struct cipher {
 
 static EVP_CIPHER_CTX *keyed(const struct cipher *cipher, const uint8_t *key, int encrypt)
 {
-    EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
-    if (context && EVP_CipherInit_ex2(context, cipher->algorithm, key, NULL, encrypt, NULL) == 1 &&
-        EVP_CIPHER_CTX_set_padding(context, 0) == 1)
+    EVP_CIPHER_CTX *context = sym_EVP_CIPHER_CTX_new();
+    if (context &&
+        sym_EVP_CipherInit_ex2(context, cipher->algorithm, key, NULL, encrypt, NULL) == 1 &&
+        sym_EVP_CIPHER_CTX_set_padding(context, 0) == 1)
         return context;
-    EVP_CIPHER_CTX_free(context);
+    sym_EVP_CIPHER_CTX_free(context);
     return NULL;
 }
 
@@ -45,16 +44,19 @@ int cipher_new(const uint8_t *key, size_t key_size, struct cipher **ret_cipher)
 {
     if (key_size != 32 && key_size != 64)
         return -EINVAL;
-    OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
+    int r = crypto_load(NULL);
+    if (r < 0)
+        return r;
+    sym_OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
     struct cipher *cipher = calloc(1, sizeof *cipher);
     if (!cipher)
         return -ENOMEM;
     pthread_mutex_init(&cipher->lock, NULL);
-    cipher->library = OSSL_LIB_CTX_new();
+    cipher->library = sym_OSSL_LIB_CTX_new();
     if (cipher->library)
-        cipher->algorithm = EVP_CIPHER_fetch(
+        cipher->algorithm = sym_EVP_CIPHER_fetch(
             cipher->library, key_size == 64 ? "AES-256-XTS" : "AES-128-XTS", "provider=default");
-    int r = cipher->algorithm ? 0 : -ENOMEM;
+    r = cipher->algorithm ? 0 : -ENOMEM;
     for (int encrypt = 0; r >= 0 && encrypt < 2; encrypt++) {
         cipher->stocks[encrypt].first = keyed(cipher, key, encrypt);
         if (!cipher->stocks[encrypt].first)
@@ -75,12 +77,12 @@ void cipher_free(struct cipher *cipher)
         return;
     for (int encrypt = 0; encrypt < 2; encrypt++) {
         struct stock *stock = &cipher->stocks[encrypt];
-        EVP_CIPHER_CTX_free(stock->first);
+        sym_EVP_CIPHER_CTX_free(stock->first);
         while (stock->count)
-            EVP_CIPHER_CTX_free(stock->spare[--stock->count]);
+            sym_EVP_CIPHER_CTX_free(stock->spare[--stock->count]);
     }
-    EVP_CIPHER_free(cipher->algorithm);
-    OSSL_LIB_CTX_free(cipher->library);
+    sym_EVP_CIPHER_free(cipher->algorithm);
+    sym_OSSL_LIB_CTX_free(cipher->library);
     pthread_mutex_destroy(&cipher->lock);
     free(cipher);
 }
@@ -88,10 +90,11 @@ void cipher_free(struct cipher *cipher)
 static EVP_CIPHER_CTX *take(struct cipher *cipher, struct stock *stock)
 {
     pthread_mutex_lock(&cipher->lock);
-    EVP_CIPHER_CTX *context = stock->count ? stock->spare[--stock->count] : EVP_CIPHER_CTX_new();
-    bool fresh = context && !EVP_CIPHER_CTX_get0_cipher(context);
-    if (fresh && EVP_CIPHER_CTX_copy(context, stock->first) != 1) {
-        EVP_CIPHER_CTX_free(context);
+    EVP_CIPHER_CTX *context =
+        stock->count ? stock->spare[--stock->count] : sym_EVP_CIPHER_CTX_new();
+    bool fresh = context && !sym_EVP_CIPHER_CTX_get0_cipher(context);
+    if (fresh && sym_EVP_CIPHER_CTX_copy(context, stock->first) != 1) {
+        sym_EVP_CIPHER_CTX_free(context);
         context = NULL;
     }
     pthread_mutex_unlock(&cipher->lock);
@@ -106,7 +109,7 @@ static void give(struct cipher *cipher, struct stock *stock, EVP_CIPHER_CTX *con
         context = NULL;
     }
     pthread_mutex_unlock(&cipher->lock);
-    EVP_CIPHER_CTX_free(context);
+    sym_EVP_CIPHER_CTX_free(context);
 }
 
 int cipher_run(struct cipher *cipher, bool encrypt, uint64_t tweak, uint32_t sector_size,
@@ -121,8 +124,8 @@ int cipher_run(struct cipher *cipher, bool encrypt, uint64_t tweak, uint32_t sec
         uint8_t iv[16] = {0};
         le64_write(iv, tweak);
         tweak += sector_size / CRYPT_UNIT;
-        if (EVP_CipherInit_ex2(context, NULL, NULL, iv, -1, NULL) != 1 ||
-            EVP_CipherUpdate(context, bytes + at, &done, bytes + at, (int)sector_size) != 1 ||
+        if (sym_EVP_CipherInit_ex2(context, NULL, NULL, iv, -1, NULL) != 1 ||
+            sym_EVP_CipherUpdate(context, bytes + at, &done, bytes + at, (int)sector_size) != 1 ||
             done != (int)sector_size)
             r = -EIO;
     }

@@ -6,8 +6,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-
-#include <openssl/crypto.h>
+#include <string.h>
 
 enum { CHUNK = 64 * 1024, BLOCK = 4096 };
 
@@ -26,7 +25,7 @@ static void layer_free(void *opaque)
     file_free(layer->below);
     cipher_free(layer->cipher);
     pthread_rwlock_destroy(&layer->sectors);
-    OPENSSL_cleanse(&layer->crypt, sizeof layer->crypt);
+    explicit_bzero(&layer->crypt, sizeof layer->crypt);
     free(layer);
 }
 
@@ -267,7 +266,7 @@ int crypt_open(struct file *below, const struct crypt *crypt, struct file **ret_
     if (layer)
         cipher_free(layer->cipher);
     if (layer)
-        OPENSSL_cleanse(&layer->crypt, sizeof layer->crypt);
+        explicit_bzero(&layer->crypt, sizeof layer->crypt);
     free(layer);
     return err_set(err, r, "%s", r == -EINVAL ? "its key is none for AES-XTS" : "no memory");
 }

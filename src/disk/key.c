@@ -1,6 +1,7 @@
 #include "disk/luks.h"
 
 #include "base/bytes.h"
+#include "base/openssl.h"
 #include "base/own.h"
 
 #include <errno.h>
@@ -9,8 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#include <openssl/crypto.h>
 
 enum { PASSPHRASE_MAX = 64 << 10 };
 
@@ -28,7 +27,7 @@ void secret_free(void *secret, size_t size)
 {
     if (!secret)
         return;
-    OPENSSL_cleanse(secret, size);
+    explicit_bzero(secret, size);
     munmap(secret, size);
 }
 
@@ -102,6 +101,10 @@ int disk_key_unlocked(const struct disk *disk)
 
 int disk_key_receive(int fd, struct disk_key **ret_key, struct err *err)
 {
+    /* Later, in a confinement, it may be too late. */
+    int r = crypto_load(err);
+    if (r < 0)
+        return r;
     struct disk_key *key = key_new(sizeof(struct crypt));
     if (!key)
         return err_set(err, -ENOMEM, "no memory for a disk's key");

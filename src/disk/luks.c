@@ -1,13 +1,12 @@
 #include "disk/luks.h"
 
 #include "base/bytes.h"
+#include "base/openssl.h"
 #include "base/own.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <openssl/crypto.h>
 
 bool luks_magic(const uint8_t bytes[8])
 {
@@ -101,7 +100,7 @@ static int try_slot(struct file *file, const struct luks *luks, const struct luk
     if (r >= 0)
         r = luks_derive_key(&digest->derive, trial->volume_key, key_size, trial->digest,
                             digest->length);
-    return r < 0 ? r : !CRYPTO_memcmp(trial->digest, digest->bytes, digest->length);
+    return r < 0 ? r : !sym_CRYPTO_memcmp(trial->digest, digest->bytes, digest->length);
 }
 
 static int try_slots(struct file *file, const struct luks *luks, const struct disk_key *key,
@@ -161,10 +160,13 @@ int luks_open(struct file *file, const struct disk_key *key, struct file **ret_f
     /* Nothing is looked at here: whoever unlocked it has done that. */
     if (key->unlocked)
         return crypt_open(file, (const struct crypt *)(const void *)key->bytes, ret_file, err);
+    int r = crypto_load(err);
+    if (r < 0)
+        return r;
     struct crypt *crypt = secret_new(sizeof *crypt);
     if (!crypt)
         return err_set(err, -ENOMEM, "no memory");
-    int r = unlock_file(file, key, crypt, err);
+    r = unlock_file(file, key, crypt, err);
     if (r >= 0)
         r = crypt_open(file, crypt, ret_file, err);
     secret_free(crypt, sizeof *crypt);

@@ -2,13 +2,12 @@
 #include "disk/luks.h"
 
 #include "base/bytes.h"
+#include "base/openssl.h"
 #include "base/own.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <openssl/evp.h>
 
 /* LUKS2 On-Disk Format 1.1.2, 2.2: where a header's copy may begin, which is how long one is. */
 static const uint64_t sizes[] = {KIB(16),  KIB(32), KIB(64), KIB(128), KIB(256),
@@ -26,21 +25,24 @@ int luks2_checksum(const char *algorithm, const uint8_t *header, size_t length,
                    uint8_t ret_sum[LUKS2_SUM_BYTES])
 {
     static const uint8_t none[LUKS2_SUM_BYTES];
-    const EVP_MD *hash = !strcmp(algorithm, "sha256")   ? EVP_sha256()
-                         : !strcmp(algorithm, "sha512") ? EVP_sha512()
-                         : !strcmp(algorithm, "sha1")   ? EVP_sha1()
+    int r = crypto_load(NULL);
+    if (r < 0)
+        return r;
+    const EVP_MD *hash = !strcmp(algorithm, "sha256")   ? sym_EVP_sha256()
+                         : !strcmp(algorithm, "sha512") ? sym_EVP_sha512()
+                         : !strcmp(algorithm, "sha1")   ? sym_EVP_sha1()
                                                         : NULL;
     if (!hash)
         return -EINVAL;
-    EVP_MD_CTX *context = EVP_MD_CTX_new();
+    EVP_MD_CTX *context = sym_EVP_MD_CTX_new();
     const size_t behind = LUKS2_AT_SUM + LUKS2_SUM_BYTES;
-    bool done = context && EVP_DigestInit_ex(context, hash, NULL) == 1 &&
-                EVP_DigestUpdate(context, header, LUKS2_AT_SUM) == 1 &&
-                EVP_DigestUpdate(context, none, sizeof none) == 1 &&
-                EVP_DigestUpdate(context, header + behind, length - behind) == 1 &&
-                EVP_DigestFinal_ex(context, ret_sum, NULL) == 1;
-    EVP_MD_CTX_free(context);
-    return done ? EVP_MD_get_size(hash) : -ENOMEM;
+    bool done = context && sym_EVP_DigestInit_ex(context, hash, NULL) == 1 &&
+                sym_EVP_DigestUpdate(context, header, LUKS2_AT_SUM) == 1 &&
+                sym_EVP_DigestUpdate(context, none, sizeof none) == 1 &&
+                sym_EVP_DigestUpdate(context, header + behind, length - behind) == 1 &&
+                sym_EVP_DigestFinal_ex(context, ret_sum, NULL) == 1;
+    sym_EVP_MD_CTX_free(context);
+    return done ? sym_EVP_MD_get_size(hash) : -ENOMEM;
 }
 
 /* One of the two headers: *ret_header is NULL if it is none that can be believed. */

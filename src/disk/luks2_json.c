@@ -5,6 +5,7 @@
 #include "disk/luks.h"
 
 #include "base/bytes.h"
+#include "base/openssl.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -12,7 +13,6 @@
 #include <string.h>
 
 #include <jansson.h>
-#include <openssl/evp.h>
 
 static void own_json(json_t **json)
 {
@@ -75,7 +75,9 @@ static int bytes_at(const json_t *object, const char *name, uint8_t ret_bytes[LU
         return -EINVAL;
     while (pad < 2 && text[length - 1 - pad] == '=')
         pad++;
-    int n = EVP_DecodeBlock(bytes, (const uint8_t *)text, (int)length);
+    if (crypto_load(NULL) < 0)
+        return -EINVAL;
+    int n = sym_EVP_DecodeBlock(bytes, (const uint8_t *)text, (int)length);
     if (n != (int)(length / 4 * 3) || n - (int)pad > LUKS_SALT_MAX)
         return -EINVAL;
     *ret_length = (uint32_t)n - (uint32_t)pad;

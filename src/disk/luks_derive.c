@@ -1,22 +1,28 @@
 #include "disk/luks.h"
 
 #include "base/bytes.h"
+#include "base/openssl.h"
 
 #include <argon2.h>
 #include <errno.h>
 #include <string.h>
 
-#include <openssl/evp.h>
-#include <openssl/rand.h>
+#define SYMBOLS(X) X(argon2i_hash_raw) X(argon2id_hash_raw)
+SYMBOLS(LIBRARY_STATIC)
+static const struct library_symbol symbols[] = {SYMBOLS(LIBRARY_ROW)};
+static struct library argon2_library = {.file = "libargon2.so.1",
+                                        .symbols = symbols,
+                                        .count = ARRAY_LEN(symbols),
+                                        .lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* What cryptsetup writes, and OpenSSL has without its legacy provider. */
 static const struct hash {
     const char *name;
-    const EVP_MD *(*get)(void);
+    const EVP_MD *(**get)(void);
     int size;
 } hashes[] = {
-    {"sha256", EVP_sha256, 32}, {"sha512", EVP_sha512, 64}, {"sha1", EVP_sha1, 20},
-    {"sha224", EVP_sha224, 28}, {"sha384", EVP_sha384, 48},
+    {"sha256", &sym_EVP_sha256, 32}, {"sha512", &sym_EVP_sha512, 64}, {"sha1", &sym_EVP_sha1, 20},
+    {"sha224", &sym_EVP_sha224, 28}, {"sha384", &sym_EVP_sha384, 48},
 };
 
 static const struct hash *find(const char *name)
@@ -46,23 +52,25 @@ int luks_derive_key(const struct luks_derive *derive, const uint8_t *passphrase,
                     uint8_t *ret_key, size_t key_size)
 {
     const struct hash *hash = find(derive->hash);
-    int r;
+    int r = derive->kdf == LUKS_PBKDF2 ? crypto_load(NULL) : library_load(&argon2_library, NULL);
+    if (r < 0)
+        return r;
     switch (derive->kdf) {
     case LUKS_PBKDF2:
         if (!hash || derive->iterations > INT32_MAX || !derive->iterations)
             return -EINVAL;
-        return PKCS5_PBKDF2_HMAC((const char *)passphrase, (int)length, derive->salt,
-                                 (int)derive->salt_length, (int)derive->iterations, hash->get(),
-                                 (int)key_size, ret_key) == 1
+        return sym_PKCS5_PBKDF2_HMAC((const char *)passphrase, (int)length, derive->salt,
+                                     (int)derive->salt_length, (int)derive->iterations,
+                                     (*hash->get)(), (int)key_size, ret_key) == 1
                    ? 0
                    : -ENOMEM;
     case LUKS_ARGON2I:
-        r = argon2i_hash_raw(derive->iterations, derive->kib, derive->lanes, passphrase, length,
-                             derive->salt, derive->salt_length, ret_key, key_size);
+        r = sym_argon2i_hash_raw(derive->iterations, derive->kib, derive->lanes, passphrase, length,
+                                 derive->salt, derive->salt_length, ret_key, key_size);
         break;
     default:
-        r = argon2id_hash_raw(derive->iterations, derive->kib, derive->lanes, passphrase, length,
-                              derive->salt, derive->salt_length, ret_key, key_size);
+        r = sym_argon2id_hash_raw(derive->iterations, derive->kib, derive->lanes, passphrase,
+                                  length, derive->salt, derive->salt_length, ret_key, key_size);
         break;
     }
     return r == ARGON2_OK                        ? 0
@@ -81,12 +89,12 @@ static int diffuse(const struct hash *hash, uint8_t *block, size_t size)
         size_t part = min(size - at, (size_t)hash->size);
         be32_write(input, number++);
         memcpy(input + 4, block + at, part);
-        if (EVP_Digest(input, 4 + part, digest, NULL, hash->get(), NULL) != 1)
+        if (sym_EVP_Digest(input, 4 + part, digest, NULL, (*hash->get)(), NULL) != 1)
             return -ENOMEM;
         memcpy(block + at, digest, part);
     }
-    OPENSSL_cleanse(digest, sizeof digest);
-    OPENSSL_cleanse(input, sizeof input);
+    explicit_bzero(digest, sizeof digest);
+    explicit_bzero(input, sizeof input);
     return 0;
 }
 
@@ -106,7 +114,9 @@ static int fold(const struct hash *hash, const uint8_t *stripes, size_t key_size
 int luks_merge(const char *name, const uint8_t *stripes, size_t key_size, uint8_t *ret_key)
 {
     const struct hash *hash = find(name);
-    int r = hash ? fold(hash, stripes, key_size, ret_key) : -EINVAL;
+    int r = hash ? crypto_load(NULL) : -EINVAL;
+    if (r >= 0)
+        r = fold(hash, stripes, key_size, ret_key);
     for (size_t at = 0; r >= 0 && at < key_size; at++)
         ret_key[at] ^= stripes[(LUKS_STRIPES - 1) * key_size + at];
     return r;
@@ -116,11 +126,12 @@ int luks_split(const char *name, const uint8_t *key, size_t key_size, uint8_t *r
 {
     const struct hash *hash = find(name);
     uint8_t *last = ret_stripes + (LUKS_STRIPES - 1) * key_size;
-    if (!hash)
-        return -EINVAL;
-    if (RAND_priv_bytes(ret_stripes, (int)((LUKS_STRIPES - 1) * key_size)) != 1)
+    int r = hash ? crypto_load(NULL) : -EINVAL;
+    if (r < 0)
+        return r;
+    if (sym_RAND_priv_bytes(ret_stripes, (int)((LUKS_STRIPES - 1) * key_size)) != 1)
         return -EIO;
-    int r = fold(hash, ret_stripes, key_size, last);
+    r = fold(hash, ret_stripes, key_size, last);
     for (size_t at = 0; r >= 0 && at < key_size; at++)
         last[at] ^= key[at];
     return r;

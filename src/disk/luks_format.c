@@ -3,6 +3,7 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "base/openssl.h"
 #include "base/own.h"
 
 #include <assert.h>
@@ -13,8 +14,6 @@
 #include <sys/sysinfo.h>
 
 #include <jansson.h>
-#include <openssl/evp.h>
-#include <openssl/rand.h>
 
 /*
  * A new container, laid out as cryptsetup does it, so that there is room for its other slots and
@@ -115,7 +114,7 @@ static int choose_work(const struct disk_create *create, struct luks_derive *slo
 static json_t *base64(const uint8_t *bytes, size_t length)
 {
     uint8_t text[4 * ((LUKS_SALT_MAX + 2) / 3) + 1];
-    EVP_EncodeBlock(text, bytes, (int)length);
+    sym_EVP_EncodeBlock(text, bytes, (int)length);
     return json_string((const char *)text);
 }
 
@@ -185,7 +184,7 @@ static int write_header(struct file *file, uint64_t offset, const char *uuid, co
     strcpy((char *)header + LUKS2_AT_ALGORITHM, "sha256");
     strcpy((char *)header + LUKS2_AT_UUID, uuid);
     strcpy((char *)header + LUKS2_BINARY_BYTES, text);
-    if (RAND_bytes(header + LUKS2_AT_SALT, LUKS2_SALT_BYTES) != 1)
+    if (sym_RAND_bytes(header + LUKS2_AT_SALT, LUKS2_SALT_BYTES) != 1)
         return -EIO;
     int r = luks2_checksum("sha256", header, HEADER_SIZE, header + LUKS2_AT_SUM);
     return r < 0 ? r : file_write_bytes(file, offset, header, HEADER_SIZE);
@@ -194,7 +193,7 @@ static int write_header(struct file *file, uint64_t offset, const char *uuid, co
 static int make_uuid(char ret_text[40])
 {
     uint8_t b[16];
-    if (RAND_bytes(b, sizeof b) != 1)
+    if (sym_RAND_bytes(b, sizeof b) != 1)
         return -EIO;
     b[6] = (uint8_t)((b[6] & 0x0f) | 0x40); /* RFC 4122, 4.4 */
     b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
@@ -233,9 +232,9 @@ static int fill(struct luks *luks, const struct disk_create *create, struct cryp
     strcpy(slot->hash, "sha256");
     slot->derive.salt_length = digest->derive.salt_length = SALT_SIZE;
     digest->length = DIGEST_SIZE;
-    if (RAND_priv_bytes(crypt->key, KEY_SIZE) != 1 ||
-        RAND_bytes(slot->derive.salt, SALT_SIZE) != 1 ||
-        RAND_bytes(digest->derive.salt, SALT_SIZE) != 1)
+    if (sym_RAND_priv_bytes(crypt->key, KEY_SIZE) != 1 ||
+        sym_RAND_bytes(slot->derive.salt, SALT_SIZE) != 1 ||
+        sym_RAND_bytes(digest->derive.salt, SALT_SIZE) != 1)
         return -EIO;
     int r = choose_work(create, &slot->derive, &digest->derive);
     return r < 0
@@ -280,7 +279,10 @@ int luks_format(struct file *file, const struct disk_create *create, struct cryp
         .sector_size = create->crypt_sector ? create->crypt_sector : CRYPT_UNIT,
         .key_size = KEY_SIZE,
     };
-    int r = fill(luks, create, ret_crypt);
+    int r = crypto_load(err);
+    if (r < 0)
+        return r;
+    r = fill(luks, create, ret_crypt);
     if (r >= 0)
         r = write_all(file, luks, ret_crypt, create->key);
     return r < 0 ? err_errno(err, -r, "cannot make a LUKS header") : 0;

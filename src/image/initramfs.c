@@ -1,4 +1,5 @@
 #include "image/initramfs.h"
+#include "image/libarchive.h"
 
 #include "base/bytes.h"
 #include "base/own.h"
@@ -7,9 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-
-#include <archive.h>
-#include <archive_entry.h>
 
 struct entry {
     char *path;
@@ -127,57 +125,60 @@ static int by_path(const void *a, const void *b)
 
 static int write_entry(struct archive *archive, const struct entry *from, size_t number)
 {
-    struct archive_entry *entry = archive_entry_new();
+    struct archive_entry *entry = sym_archive_entry_new();
     if (!entry)
         return ARCHIVE_FATAL;
-    archive_entry_set_pathname(entry, from->path);
-    archive_entry_set_mode(entry, from->mode);
-    archive_entry_set_mtime(entry, 0, 0);
-    archive_entry_set_uid(entry, 0);
-    archive_entry_set_gid(entry, 0);
-    archive_entry_set_ino(entry, (la_int64_t)number);
-    archive_entry_set_nlink(entry, S_ISDIR(from->mode) ? 2 : 1);
+    sym_archive_entry_set_pathname(entry, from->path);
+    sym_archive_entry_set_mode(entry, from->mode);
+    sym_archive_entry_set_mtime(entry, 0, 0);
+    sym_archive_entry_set_uid(entry, 0);
+    sym_archive_entry_set_gid(entry, 0);
+    sym_archive_entry_set_ino(entry, (la_int64_t)number);
+    sym_archive_entry_set_nlink(entry, S_ISDIR(from->mode) ? 2 : 1);
     if (S_ISLNK(from->mode)) {
         char target[4096];
         snprintf(target, sizeof target, "%.*s", (int)from->size, (const char *)from->bytes);
-        archive_entry_set_symlink(entry, target);
+        sym_archive_entry_set_symlink(entry, target);
     }
-    archive_entry_set_size(entry, S_ISREG(from->mode) ? (la_int64_t)from->size : 0);
-    int r = archive_write_header(archive, entry);
+    sym_archive_entry_set_size(entry, S_ISREG(from->mode) ? (la_int64_t)from->size : 0);
+    int r = sym_archive_write_header(archive, entry);
     if (r == ARCHIVE_OK && S_ISREG(from->mode) && from->size &&
-        archive_write_data(archive, from->bytes, from->size) != (la_ssize_t)from->size)
+        sym_archive_write_data(archive, from->bytes, from->size) != (la_ssize_t)from->size)
         r = ARCHIVE_FATAL;
-    archive_entry_free(entry);
+    sym_archive_entry_free(entry);
     return r;
 }
 
-static int write_all(struct initramfs *initramfs, int (*set_format)(struct archive *archive),
+static int write_all(struct initramfs *initramfs, int (**set_format)(struct archive *archive),
                      int alignment, int fd, struct err *err)
 {
-    struct archive *archive = archive_write_new();
+    int r = archive_load(err);
+    if (r < 0)
+        return r;
+    struct archive *archive = sym_archive_write_new();
     if (!archive)
         return err_set(err, -ENOMEM, "no memory");
     qsort(initramfs->entries, initramfs->count, sizeof *initramfs->entries, by_path);
-    set_format(archive);
-    archive_write_set_bytes_in_last_block(archive, alignment);
-    int r = archive_write_open_fd(archive, fd);
+    (*set_format)(archive);
+    sym_archive_write_set_bytes_in_last_block(archive, alignment);
+    r = sym_archive_write_open_fd(archive, fd);
     for (size_t i = 0; r == ARCHIVE_OK && i < initramfs->count; i++)
         r = write_entry(archive, &initramfs->entries[i], i + 1);
     if (r == ARCHIVE_OK)
-        r = archive_write_close(archive);
+        r = sym_archive_write_close(archive);
     int code = 0;
     if (r != ARCHIVE_OK)
-        code = err_set(err, -EIO, "archive: %s", archive_error_string(archive));
-    archive_write_free(archive);
+        code = err_set(err, -EIO, "archive: %s", sym_archive_error_string(archive));
+    sym_archive_write_free(archive);
     return code;
 }
 
 int initramfs_write(struct initramfs *initramfs, int fd, struct err *err)
 {
-    return write_all(initramfs, archive_write_set_format_cpio_newc, 4, fd, err);
+    return write_all(initramfs, &sym_archive_write_set_format_cpio_newc, 4, fd, err);
 }
 
 int initramfs_write_tar(struct initramfs *initramfs, int fd, struct err *err)
 {
-    return write_all(initramfs, archive_write_set_format_ustar, 512, fd, err);
+    return write_all(initramfs, &sym_archive_write_set_format_ustar, 512, fd, err);
 }

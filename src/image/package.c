@@ -3,6 +3,7 @@
 #include "base/bytes.h"
 #include "base/own.h"
 #include "image/digest.h"
+#include "image/libarchive.h"
 #include "image/process.h"
 
 #include <errno.h>
@@ -10,9 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-
-#include <archive.h>
-#include <archive_entry.h>
 
 enum {
     ARGUMENTS_MAX = 32,
@@ -258,7 +256,7 @@ int package_download(const struct package_source *source, const struct package *
 static int read_entry(struct archive *archive, struct archive_entry *entry, uint8_t **ret_bytes,
                       size_t *ret_size)
 {
-    la_int64_t size = archive_entry_size(entry);
+    la_int64_t size = sym_archive_entry_size(entry);
     if (size < 0 || size > FILE_SIZE_MAX)
         return -EFBIG;
     _cleanup_free_ uint8_t *bytes = malloc((size_t)size + 1);
@@ -266,7 +264,7 @@ static int read_entry(struct archive *archive, struct archive_entry *entry, uint
         return -ENOMEM;
     size_t length = 0;
     while (length < (size_t)size) {
-        la_ssize_t n = archive_read_data(archive, bytes + length, (size_t)size - length);
+        la_ssize_t n = sym_archive_read_data(archive, bytes + length, (size_t)size - length);
         if (n <= 0)
             return -EIO;
         length += (size_t)n;
@@ -282,12 +280,12 @@ static int walk(struct archive *archive, bool (*wants)(const char *path),
 {
     struct archive_entry *entry;
     int r;
-    while ((r = archive_read_next_header(archive, &entry)) == ARCHIVE_OK) {
-        const char *path = archive_entry_pathname(entry);
+    while ((r = sym_archive_read_next_header(archive, &entry)) == ARCHIVE_OK) {
+        const char *path = sym_archive_entry_pathname(entry);
         if (!path)
             continue;
         path += !strncmp(path, "./", 2) ? 2 : 0;
-        if (archive_entry_filetype(entry) != AE_IFREG || !wants(path))
+        if (sym_archive_entry_filetype(entry) != AE_IFREG || !wants(path))
             continue;
         _cleanup_free_ uint8_t *bytes = NULL;
         size_t size;
@@ -298,7 +296,7 @@ static int walk(struct archive *archive, bool (*wants)(const char *path),
         if (code < 0)
             return err_prefix(err, code, "'%s'", path);
     }
-    return r == ARCHIVE_EOF ? 0 : err_set(err, -EIO, "%s", archive_error_string(archive));
+    return r == ARCHIVE_EOF ? 0 : err_set(err, -EIO, "%s", sym_archive_error_string(archive));
 }
 
 int package_walk(const struct package_source *source, const struct package *package,
@@ -308,20 +306,22 @@ int package_walk(const struct package_source *source, const struct package *pack
 {
     const char *const argv[] = {"dpkg-deb", "--fsys-tarfile", package->file, NULL};
     struct process process;
-    int r = process_start(&process, argv, source->cache, NULL, 0, err);
+    int r = archive_load(err);
+    if (r >= 0)
+        r = process_start(&process, argv, source->cache, NULL, 0, err);
     if (r < 0)
         return r;
-    struct archive *archive = archive_read_new();
+    struct archive *archive = sym_archive_read_new();
     if (!archive) {
         r = err_set(err, -ENOMEM, "no memory");
     } else {
-        archive_read_support_format_tar(archive);
-        if (archive_read_open_fd(archive, process.out, 1 << 16) == ARCHIVE_OK)
+        sym_archive_read_support_format_tar(archive);
+        if (sym_archive_read_open_fd(archive, process.out, 1 << 16) == ARCHIVE_OK)
             r = walk(archive, wants, visit, opaque, err);
         else
-            r = err_set(err, -EIO, "%s", archive_error_string(archive));
+            r = err_set(err, -EIO, "%s", sym_archive_error_string(archive));
     }
-    archive_read_free(archive);
+    sym_archive_read_free(archive);
     /* What dpkg-deb says explains an archive that ended too early. */
     struct err cause = {0};
     int ended = process_wait(&process, &cause);
@@ -335,7 +335,7 @@ static int read_raw(struct archive *archive, uint8_t **ret_bytes, size_t *ret_si
     struct archive_entry *entry;
     _cleanup_free_ uint8_t *bytes = NULL;
     size_t length = 0, capacity = 0;
-    if (archive_read_next_header(archive, &entry) != ARCHIVE_OK)
+    if (sym_archive_read_next_header(archive, &entry) != ARCHIVE_OK)
         return -EBADMSG;
     for (;;) {
         if (length == capacity) {
@@ -345,7 +345,7 @@ static int read_raw(struct archive *archive, uint8_t **ret_bytes, size_t *ret_si
                 return -ENOMEM;
             bytes = more;
         }
-        la_ssize_t n = archive_read_data(archive, bytes + length, capacity - length);
+        la_ssize_t n = sym_archive_read_data(archive, bytes + length, capacity - length);
         if (n < 0)
             return -EBADMSG;
         if (n == 0)
@@ -359,16 +359,19 @@ static int read_raw(struct archive *archive, uint8_t **ret_bytes, size_t *ret_si
 
 int package_decompress(const uint8_t *bytes, size_t size, uint8_t **ret_bytes, size_t *ret_size)
 {
-    struct archive *archive = archive_read_new();
+    int r = archive_load(NULL);
+    if (r < 0)
+        return r;
+    struct archive *archive = sym_archive_read_new();
     if (!archive)
         return -ENOMEM;
-    archive_read_support_filter_xz(archive);
-    archive_read_support_filter_zstd(archive);
-    archive_read_support_filter_gzip(archive);
-    archive_read_support_format_raw(archive);
-    int r = -EBADMSG;
-    if (archive_read_open_memory(archive, bytes, size) == ARCHIVE_OK)
+    sym_archive_read_support_filter_xz(archive);
+    sym_archive_read_support_filter_zstd(archive);
+    sym_archive_read_support_filter_gzip(archive);
+    sym_archive_read_support_format_raw(archive);
+    r = -EBADMSG;
+    if (sym_archive_read_open_memory(archive, bytes, size) == ARCHIVE_OK)
         r = read_raw(archive, ret_bytes, ret_size);
-    archive_read_free(archive);
+    sym_archive_read_free(archive);
     return r;
 }

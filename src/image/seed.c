@@ -1,4 +1,5 @@
 #include "image/seed.h"
+#include "image/libarchive.h"
 
 #include "base/bytes.h"
 #include "base/own.h"
@@ -12,8 +13,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <jansson.h>
 
 static const char empty_user_data[] = "#cloud-config\n";
@@ -116,40 +115,43 @@ static char *meta_data(const struct seed *seed)
 
 static int add_file(struct archive *archive, const char *name, const char *bytes, size_t size)
 {
-    struct archive_entry *entry = archive_entry_new();
+    struct archive_entry *entry = sym_archive_entry_new();
     if (!entry)
         return ARCHIVE_FATAL;
-    archive_entry_set_pathname(entry, name);
-    archive_entry_set_mode(entry, S_IFREG | 0644);
-    archive_entry_set_size(entry, (la_int64_t)size);
-    int r = archive_write_header(archive, entry);
-    if (r == ARCHIVE_OK && archive_write_data(archive, bytes, size) != (la_ssize_t)size)
+    sym_archive_entry_set_pathname(entry, name);
+    sym_archive_entry_set_mode(entry, S_IFREG | 0644);
+    sym_archive_entry_set_size(entry, (la_int64_t)size);
+    int r = sym_archive_write_header(archive, entry);
+    if (r == ARCHIVE_OK && sym_archive_write_data(archive, bytes, size) != (la_ssize_t)size)
         r = ARCHIVE_FATAL;
-    archive_entry_free(entry);
+    sym_archive_entry_free(entry);
     return r;
 }
 
 static int write_iso(const struct seed *seed, const char *meta, int fd, struct err *err)
 {
-    struct archive *archive = archive_write_new();
+    int r = archive_load(err);
+    if (r < 0)
+        return r;
+    struct archive *archive = sym_archive_write_new();
     if (!archive)
         return err_set(err, -ENOMEM, "no memory");
     const char *user = seed->user_data ? seed->user_data : empty_user_data;
     size_t user_size = seed->user_data ? seed->user_data_size : strlen(empty_user_data);
-    archive_write_set_format_iso9660(archive);
-    int r = archive_write_set_format_option(archive, "iso9660", "volume-id", "cidata");
+    sym_archive_write_set_format_iso9660(archive);
+    r = sym_archive_write_set_format_option(archive, "iso9660", "volume-id", "cidata");
     if (r == ARCHIVE_OK)
-        r = archive_write_open_fd(archive, fd);
+        r = sym_archive_write_open_fd(archive, fd);
     if (r == ARCHIVE_OK)
         r = add_file(archive, "meta-data", meta, strlen(meta));
     if (r == ARCHIVE_OK)
         r = add_file(archive, "user-data", user, user_size);
     if (r == ARCHIVE_OK)
-        r = archive_write_close(archive);
+        r = sym_archive_write_close(archive);
     int code = 0;
     if (r != ARCHIVE_OK)
-        code = err_set(err, -EIO, "seed: %s", archive_error_string(archive));
-    archive_write_free(archive);
+        code = err_set(err, -EIO, "seed: %s", sym_archive_error_string(archive));
+    sym_archive_write_free(archive);
     return code;
 }
 
