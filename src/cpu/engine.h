@@ -137,7 +137,8 @@ struct engine_config {
      * makes; 0 = all. */
     unsigned tlb_entries;
     /* For tests of the translator: each hit of the TLB is held against the guest's memory, and the
-     * process aborts where it leads out of it. Slow. */
+     * process aborts where it leads out of it. Slow. And the first blocks are translated as soon as
+     * those that follow. */
     bool check_tlb;
     const char *kvm_path; /* NULL = /dev/kvm */
     int kvm_fd;           /* an open /dev/kvm, or -1 to open kvm_path; borrowed */

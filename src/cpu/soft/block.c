@@ -187,9 +187,11 @@ int block_cache_new(struct soft_vcpu *v, struct err *err)
     cache->nowhere.generation = 1;
     cache->tables = decode_tables_new(v);
     cache->chunk_limit = v->vm->config.vcpus == 1 ? BLOCK_CHUNKS_MAX : BLOCK_CHUNKS_SHARED;
-    cache->heat_limit = !v->jit                                              ? INT32_MAX
-                        : v->vm->config.translate == ENGINE_TRANSLATE_ALWAYS ? 1
-                                                                             : JIT_HEAT;
+    const struct engine_config *config = &v->vm->config;
+    cache->heat_limit = !v->jit                                        ? INT32_MAX
+                        : config->translate == ENGINE_TRANSLATE_ALWAYS ? 1
+                        : config->check_tlb                            ? JIT_HEAT
+                                                                       : JIT_HEAT_FIRST;
     cache->single =
         calloc(1, sizeof *cache->single + 2 * sizeof(struct insn) + ZYDIS_MAX_INSTRUCTION_LENGTH);
     if (!cache->tables || !cache->single)

@@ -32,7 +32,13 @@
 
 struct soft_block;
 
-enum { JIT_HEAT = 24 /* entries of a block by the interpreter until it is translated */ };
+enum {
+    JIT_HEAT = 24, /* entries of a block by the interpreter until it is translated */
+    /* The first units need more of them: a guest that wakes for some milliseconds only, as a clone
+     * that takes its new name, would pay for each unit and run few of them often enough. */
+    JIT_HEAT_FIRST = 200,
+    JIT_UNITS_FIRST = 256,
+};
 
 /* Makes v->jit, or leaves it NULL where the configuration asks for no translator, or the host
  * cannot have one (no memory below 2 GiB, none that may be executed): then the interpreter does

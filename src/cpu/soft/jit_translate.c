@@ -348,6 +348,8 @@ bool jit_translate(struct soft_vcpu *v, struct soft_block *block)
     }
     unit->vectors = jit->vectors;
     jit_unit_add(cache, number);
+    if (number == JIT_UNITS_FIRST && v->cache->heat_limit == JIT_HEAT_FIRST)
+        v->cache->heat_limit = JIT_HEAT;
     cache->used = (size_t)(jit->a.at - cache->write_alias);
     block->heat = INT32_MAX; /* whoever enters it goes to the loop, which runs the unit */
     return true;

@@ -24,11 +24,18 @@ struct place {
 
 /* ---- tables ---- */
 
+/* Zero tags say "the page at address 0". Who is asked for that one is slot 0, and the last slot (of
+ * those in use) by an access that wraps round from the end of the address space: the rest of the
+ * tables, half a MiB, may stay the untouched memory that it is. */
 static void tables_prepare(struct soft_vcpu *v)
 {
+    unsigned used = min(v->vm->config.tlb_entries, (unsigned)SOFT_TLB_SIZE);
+    const unsigned slots[] = {0, SOFT_TLB_SIZE - 1, used ? used - 1 : 0};
     for (unsigned kind = 0; kind < TLB_MAX; kind++)
-        for (unsigned i = 0; i < SOFT_TLB_SIZE; i++)
-            v->tlbs[kind][i].read = v->tlbs[kind][i].write = TLB_NONE;
+        for (unsigned i = 0; i < ARRAY_LEN(slots); i++) {
+            struct soft_tlb_entry *entry = &v->tlbs[kind][slots[i]];
+            entry->read = entry->write = TLB_NONE;
+        }
     for (unsigned i = 0; i < SOFT_FETCH_SIZE; i++)
         v->system.fetch[i].tag = UINT64_MAX;
     v->system.tables_ready = true;

@@ -66,7 +66,9 @@ void populate(struct soft_vm *vm, unsigned index, uint64_t offset, bool writing)
         return;
     uint64_t start = stretch << STRETCH_SHIFT;
     uint64_t size = min((uint64_t)STRETCH, region->size - start);
-    if (!writing && mem_holds_file(region, start, size))
+    /* Of a snapshot's page the guest's own copy is made when it writes to that one, not to a
+     * neighbour: most of them it never does. */
+    if (mem_holds_file(region, start, size))
         return;
     if (__atomic_fetch_or(word, bit, __ATOMIC_RELAXED) & bit)
         return;

@@ -115,7 +115,6 @@ static struct soft_vcpu *vcpu_alloc(void)
 #ifdef __SANITIZE_ADDRESS__
     __lsan_register_root_region(at, size); /* what it points to is no leak */
 #endif
-    populate_own(at, size, true); /* all of its TLBs are written to at once */
     return at;
 }
 
