@@ -120,6 +120,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (r >= 0)
         r = virtio_pci_new(t->machine.host, SLOT, virtio_balloon_device(t->balloon), &t->transport,
                            NULL);
+    if (r >= 0)
+        r = virtio_begin(virtio_balloon_device(t->balloon), NULL);
     assert(r >= 0);
     (void)r;
     driver_machine_place(&t->machine);

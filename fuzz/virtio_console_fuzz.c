@@ -52,6 +52,8 @@ static void table_init(struct table *t)
     if (r >= 0)
         r = virtio_pci_new(t->machine.host, SLOT, virtio_console_device(t->console), &t->transport,
                            NULL);
+    if (r >= 0)
+        r = virtio_begin(virtio_console_device(t->console), NULL);
     assert(r >= 0);
     (void)r;
     driver_machine_place(&t->machine);

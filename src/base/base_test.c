@@ -152,6 +152,51 @@ static void a_paused_clock_stands_still(void **state)
     timers_free(timers);
 }
 
+static void without_its_thread_nothing_fires(void **state)
+{
+    (void)state;
+    struct timers *timers = timers_new_paused();
+    struct fired fired = {.timers = timers};
+    struct timer timer;
+    timer_init(&timer, timers, note_fired, &fired);
+    assert_int_equal(timers_now(timers), 0);
+    timer_arm(&timer, 1000000);
+    timers_resume(timers);
+    nap(20);
+    assert_true(timers_now(timers) >= 20000000);
+    assert_int_equal(fired.count, 0);
+    assert_int_equal(timers_begin(timers), 0);
+    assert_int_equal(timers_begin(timers), 0); /* it has begun */
+    wait_for(&fired, 1);
+    timers_free(timers);
+    timers_free(timers_new_paused());
+}
+
+/* The thread sleeps until the first time it was told, and sees then that there is a later one; and
+ * an earlier one wakes it. */
+static void a_timer_is_put_off_and_pulled_forward(void **state)
+{
+    (void)state;
+    struct timers *timers = timers_new();
+    struct fired fired = {.timers = timers};
+    struct timer timer;
+    timer_init(&timer, timers, note_fired, &fired);
+    uint64_t now = timers_now(timers);
+    timer_arm(&timer, now + 20000000);
+    nap(5);
+    timer_arm(&timer, now + 80000000);
+    nap(40);
+    assert_int_equal(fired.count, 0);
+    wait_for(&fired, 1);
+    assert_true(timers_now(timers) >= now + 80000000);
+    timer_arm(&timer, timers_now(timers) + UINT64_C(3600) * NSEC_PER_SEC);
+    nap(5);
+    timer_arm(&timer, timers_now(timers) + 1000000);
+    wait_for(&fired, 2);
+    assert_int_equal(fired.count, 2);
+    timers_free(timers);
+}
+
 static uint64_t hand(void *opaque)
 {
     return *(uint64_t *)opaque;
@@ -375,6 +420,8 @@ int main(void)
         cmocka_unit_test(timers_fire_once_in_order),
         cmocka_unit_test(a_deadline_already_past_fires_at_once),
         cmocka_unit_test(a_paused_clock_stands_still),
+        cmocka_unit_test(without_its_thread_nothing_fires),
+        cmocka_unit_test(a_timer_is_put_off_and_pulled_forward),
         cmocka_unit_test(a_driven_clock_fires_when_told),
         cmocka_unit_test(settling_waits_for_a_callback_under_way),
         cmocka_unit_test(settling_runs_what_was_due),

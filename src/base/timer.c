@@ -16,8 +16,9 @@ struct timers {
     struct timer **heap;
     size_t count, room;
     uint64_t base; /* host ns minus guest ns while running; guest ns while paused */
-    bool paused, stop;
-    bool firing;                     /* the thread is inside a callback */
+    bool paused, stop, has_thread;
+    bool firing;          /* the thread is inside a callback */
+    uint64_t looks_again; /* the thread, by itself; a guest that puts a timer off wakes nobody */
     uint64_t (*clock)(void *opaque); /* driven: no thread, no `base` */
     void *clock_opaque;
 };
@@ -93,6 +94,7 @@ static void *timers_thread(void *opaque)
     pthread_setname_np(pthread_self(), "timers");
     pthread_mutex_lock(&timers->lock);
     while (!timers->stop) {
+        timers->looks_again = UINT64_MAX;
         if (timers->paused || timers->count == 0) {
             pthread_cond_wait(&timers->changed, &timers->lock);
             continue;
@@ -106,9 +108,11 @@ static void *timers_thread(void *opaque)
             wake = left < UINT64_MAX - wake ? wake + left : UINT64_MAX;
             struct timespec until = {.tv_sec = (time_t)(wake / NSEC_PER_SEC),
                                      .tv_nsec = (long)(wake % NSEC_PER_SEC)};
+            timers->looks_again = next->at;
             pthread_cond_clockwait(&timers->changed, &timers->lock, CLOCK_MONOTONIC, &until);
             continue;
         }
+        timers->looks_again = 0;
         timers->firing = true;
         fire_first(timers);
         timers->firing = false;
@@ -140,16 +144,30 @@ struct timers *timers_new_driven(uint64_t (*clock)(void *opaque), void *opaque)
     return timers;
 }
 
-struct timers *timers_new(void)
+struct timers *timers_new_paused(void)
 {
     struct timers *timers = timers_make();
     if (!timers)
         return NULL;
-    if (pthread_create(&timers->thread, NULL, timers_thread, timers) != 0) {
-        pthread_cond_destroy(&timers->idle);
-        pthread_cond_destroy(&timers->changed);
-        pthread_mutex_destroy(&timers->lock);
-        free(timers);
+    timers->base = 0;
+    timers->paused = true;
+    return timers;
+}
+
+int timers_begin(struct timers *timers)
+{
+    if (timers->clock || timers->has_thread)
+        return 0;
+    int number = pthread_create(&timers->thread, NULL, timers_thread, timers);
+    timers->has_thread = number == 0;
+    return -number;
+}
+
+struct timers *timers_new(void)
+{
+    struct timers *timers = timers_make();
+    if (timers && timers_begin(timers) < 0) {
+        timers_free(timers);
         return NULL;
     }
     return timers;
@@ -163,7 +181,7 @@ void timers_free(struct timers *timers)
     timers->stop = true;
     pthread_cond_signal(&timers->changed);
     pthread_mutex_unlock(&timers->lock);
-    if (!timers->clock)
+    if (timers->has_thread)
         pthread_join(timers->thread, NULL);
     pthread_cond_destroy(&timers->idle);
     pthread_cond_destroy(&timers->changed);
@@ -257,7 +275,7 @@ void timer_arm(struct timer *timer, uint64_t at)
     timer->at = at;
     timers->heap[timers->count] = timer;
     heap_up(timers, timers->count++);
-    if (timer->heap_slot == 0)
+    if (at < timers->looks_again)
         pthread_cond_signal(&timers->changed);
     pthread_mutex_unlock(&timers->lock);
 }

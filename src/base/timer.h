@@ -14,7 +14,7 @@
  * wait: a callback that is already on its way may still run once, so a device looks at its own
  * state under its own lock when called. timers_free() joins the thread; after it no callback runs.
  *
- * Errors: timers_new() returns NULL when no memory or thread is to be had.
+ * Errors: timers_new*() return NULL when no memory or thread is to be had.
  */
 #pragma once
 
@@ -35,6 +35,10 @@ struct timer {
 };
 
 struct timers *timers_new(void);
+/* One whose clock stands at 0, without its thread: nothing fires until timers_begin(), which may
+ * come after timers_resume(). 0 or -errno. */
+struct timers *timers_new_paused(void);
+int timers_begin(struct timers *timers);
 /* `clock` is called with the timers' lock held. Pausing and setting the time mean nothing here. */
 struct timers *timers_new_driven(uint64_t (*clock)(void *opaque), void *opaque);
 void timers_free(struct timers *timers);

@@ -119,7 +119,7 @@ static int memory_make(struct board *board, const struct board_config *config, s
     return r < 0 ? r : board_firmware_map(board, config, err);
 }
 
-static int engine_make(struct board *board, struct err *err)
+static int vm_make(struct board *board, struct err *err)
 {
     bool chips = board->engine->irqchip == ENGINE_IRQCHIP_BOARD;
     struct cpuid cpuid;
@@ -144,13 +144,14 @@ static int engine_make(struct board *board, struct err *err)
                                          .count = board->lockstep != NULL,
                                          .tlb_entries = board->tlb_entries,
                                          .kvm_fd = board->kvm_fd};
-    int r = board->engine->vm_new(&engine, &board->vm, err);
-    for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
-        r = board->engine->vcpu_new(board->vm, i, &board->vcpus[i].vcpu, err);
+    return board->engine->vm_new(&engine, &board->vm, err);
+}
+
+/* Until the machine starts. */
+static int vm_clock_stop(struct board *board, struct err *err)
+{
     uint64_t tsc;
-    if (r >= 0 && board->engine->clock_stop) /* until the machine starts */
-        r = board->engine->clock_stop(board->vm, &tsc, err);
-    return r;
+    return board->engine->clock_stop ? board->engine->clock_stop(board->vm, &tsc, err) : 0;
 }
 
 static void engine_free(struct board *board)
@@ -182,6 +183,19 @@ static int memory_fill_measuring(struct board *board, struct load_entry *ret_ent
     return r;
 }
 
+/* Each makes its vCPU, and parks. */
+static int threads_make(struct board *board, struct err *err)
+{
+    for (unsigned i = 0; i < board->cpus; i++) {
+        struct board_vcpu *vcpu = &board->vcpus[i];
+        int number = pthread_create(&vcpu->thread, NULL, board_vcpu_main, vcpu);
+        if (number)
+            return err_errno(err, number, "cannot start the thread of vCPU %u", i);
+        vcpu->has_thread = true;
+    }
+    return 0;
+}
+
 /* A host without random numbers does not get as far as here. */
 static void generation_random(struct board *board)
 {
@@ -204,9 +218,9 @@ static int board_fill(struct board *board, const struct board_config *config, st
             return r;
     }
     board->timers =
-        board->lockstep ? timers_new_driven(lockstep_clock, board->lockstep) : timers_new();
+        board->lockstep ? timers_new_driven(lockstep_clock, board->lockstep) : timers_new_paused();
     if (!board->command_line || !board->final || !board->bus || !board->timers)
-        return err_set(err, -ENOMEM, "no memory or no thread for a machine");
+        return err_set(err, -ENOMEM, "no memory for a machine");
     board_clock_stop(board, NULL); /* there is no engine yet that could refuse */
     if (!board->lockstep)          /* nobody can repeat it */
         generation_random(board);
@@ -221,9 +235,17 @@ static int board_fill(struct board *board, const struct board_config *config, st
     if (r >= 0)
         r = board_devices_make(board, config, true, err);
     if (r >= 0)
-        r = engine_make(board, err);
+        r = vm_make(board, err);
+    if (r >= 0)
+        r = threads_make(board, err);
+    if (r >= 0 && config->restore)
+        r = board_restore_map(board, err);
     if (r >= 0)
         r = board_devices_make(board, config, false, err);
+    if (r >= 0)
+        r = board_vcpus_wait(board, err);
+    if (r >= 0)
+        r = vm_clock_stop(board, err);
     if (r < 0)
         return r;
     board_devices_reset(board);
@@ -302,20 +324,15 @@ void board_free(struct board *board)
 
 int board_start(struct board *board, struct err *err)
 {
-    for (unsigned i = 0; i < board->cpus; i++) {
-        struct board_vcpu *vcpu = &board->vcpus[i];
-        int number = pthread_create(&vcpu->thread, NULL, board_vcpu_main, vcpu);
-        if (number)
-            return err_errno(err, number, "cannot start the thread of vCPU %u", i);
-        vcpu->has_thread = true;
-    }
     int r = board->lockstep ? lockstep_start(board->lockstep, err) : 0;
     if (r < 0)
         return r;
     board->started = true;
     board_resume(board);
-    board_verify_start(board);
-    return 0;
+    r = board_devices_begin(board, err);
+    if (r >= 0)
+        board_verify_start(board);
+    return r;
 }
 
 void board_pause(struct board *board)
@@ -363,7 +380,11 @@ int board_reset(struct board *board, struct err *err)
         /* The interrupt controllers inside the engine have no reset of their own: a new VM is one.
          * Nobody raises a line meanwhile, for all devices are reset and the vCPUs parked. */
         engine_free(board);
-        r = engine_make(board, err);
+        r = vm_make(board, err);
+        for (unsigned i = 0; r >= 0 && i < board->cpus; i++)
+            r = board->engine->vcpu_new(board->vm, i, &board->vcpus[i].vcpu, err);
+        if (r >= 0)
+            r = vm_clock_stop(board, err);
     }
     if (r >= 0)
         r = machine_boot(board, &entry, err);

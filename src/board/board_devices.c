@@ -147,7 +147,7 @@ static int make_serial(struct board *board, const struct board_config *config, s
     r = board_device_add(board, &serial_device, board->com1, err);
     if (r >= 0)
         r = claim(board, MAP_COM1_PORT, SERIAL_PORTS, &serial_ops, board->com1, err);
-    return r < 0 ? r : board_serial_start(board->serial, board->com1, err);
+    return r;
 }
 
 static int make_power(struct board *board, const struct board_config *config, struct err *err)
@@ -543,6 +543,19 @@ int board_devices_make(struct board *board, const struct board_config *config, b
             return err_prefix(err, r, "cannot make the machine's %s", rows[i].name);
     }
     return 0;
+}
+
+int board_devices_begin(struct board *board, struct err *err)
+{
+    int r = timers_begin(board->timers);
+    if (r < 0)
+        return err_errno(err, -r, "cannot start the timers' thread");
+    r = board_serial_start(board->serial, board->com1, err);
+    for (unsigned i = 0; r >= 0 && i < board->virtio_count; i++)
+        r = virtio_begin(board->virtio[i], err);
+    for (unsigned i = 0; r >= 0 && i < board->virtio_count; i++)
+        virtio_release(board->virtio[i]);
+    return r;
 }
 
 int board_pci_assign(struct board *board, struct err *err)

@@ -61,6 +61,9 @@ struct board_vcpu {
     struct engine_vcpu *vcpu;
     pthread_t thread;
     bool has_thread;
+    bool made; /* under the board's lock: the thread has tried to make `vcpu` */
+    int r;     /* and what came of it */
+    struct err err;
 };
 
 struct board_device {
@@ -164,6 +167,8 @@ uint8_t board_s5_type(const struct board *board);
 /* `irqchip`: those that the engine's VM is made with, if they are ours; else all the others. */
 int board_devices_make(struct board *board, const struct board_config *config, bool irqchip,
                        struct err *err);
+/* Once the vCPUs run: the devices' threads, which take long to start, and what was held. */
+int board_devices_begin(struct board *board, struct err *err);
 /* Puts the device on the list; -ENOMEM where its constructor gave NULL. */
 int board_device_add(struct board *board, const struct device_ops *ops, void *device,
                      struct err *err);
@@ -186,9 +191,10 @@ void board_clock_zero(struct board *board); /* while stopped: the TSC as after p
 void board_clock_set(struct board *board, uint64_t tsc, uint64_t tsc_khz, uint64_t now);
 
 /* board_snapshot.c */
-/* Instead of loading a kernel: reads the state, maps the memory, and says what the engine must be
- * made with. */
+/* Instead of loading a kernel: reads the state, which says what the engine must be made with; then,
+ * beside the vCPUs' making, maps the memory. */
 int board_restore_begin(struct board *board, const struct board_restore *restore, struct err *err);
+int board_restore_map(struct board *board, struct err *err);
 const struct cpuid *board_restore_cpuid(const struct board *board); /* NULL: the engine's own */
 /* Once devices and vCPUs are there. */
 int board_restore_end(struct board *board, struct err *err);
@@ -203,6 +209,8 @@ int board_chips_load(struct board *board, struct snapshot_reader *reader, struct
 /* board_vcpu.c */
 void board_io_init(struct board *board);
 void *board_vcpu_main(void *vcpu);
+/* Until all have made theirs: the first error of one. */
+int board_vcpus_wait(struct board *board, struct err *err);
 /* Asks all vCPUs to park; any thread, with `lock` held. */
 void board_stop_locked(struct board *board);
 

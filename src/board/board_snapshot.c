@@ -423,7 +423,7 @@ static int read_layers(struct board *board, const struct board_restore *restore,
                : 0;
 }
 
-static int map_layers(struct board *board, struct err *err)
+int board_restore_map(struct board *board, struct err *err)
 {
     const struct board_history *history = board->history;
     int r = 0;
@@ -453,8 +453,6 @@ int board_restore_begin(struct board *board, const struct board_restore *restore
     r = only ? 0
              : check_processor(board->engine, board->kvm_fd, &history->machine, &history->cpuid,
                                err);
-    if (r >= 0 && !only)
-        r = map_layers(board, err);
     bool now = only || restore->verify == BOARD_VERIFY_BEFORE;
     for (unsigned i = 0; r >= 0 && now && i < history->layers; i++)
         r = pages_verify(history->memory_fds[i], &history->maps[i], NULL, err);
@@ -529,9 +527,7 @@ int board_restore_end(struct board *board, struct err *err)
         return r;
     /* It may not be the only one that goes on from there. */
     board_new_generation(board, NULL);
-    for (unsigned i = 0; i < board->virtio_count; i++)
-        virtio_release(board->virtio[i]);
-    return 0;
+    return 0; /* its virtio devices are held until it runs: board_devices_begin() */
 }
 
 /* ---- verifying, beside the running guest ---- */

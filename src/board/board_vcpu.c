@@ -107,6 +107,33 @@ static void exit_handle(struct board_vcpu *vcpu, const struct engine_exit *exit)
     }
 }
 
+/* Each makes its own: they take a millisecond, in which the others make theirs and the main thread
+ * the devices. */
+static void make(struct board_vcpu *vcpu)
+{
+    struct board *board = vcpu->board;
+    int r = board->engine->vcpu_new(board->vm, vcpu->index, &vcpu->vcpu, &vcpu->err);
+    pthread_mutex_lock(&board->lock);
+    vcpu->r = r;
+    vcpu->made = true;
+    pthread_cond_signal(&board->parked);
+    pthread_mutex_unlock(&board->lock);
+}
+
+int board_vcpus_wait(struct board *board, struct err *err)
+{
+    int r = 0;
+    pthread_mutex_lock(&board->lock);
+    for (unsigned i = 0; i < board->cpus; i++) {
+        while (!board->vcpus[i].made)
+            pthread_cond_wait(&board->parked, &board->lock);
+        if (r >= 0 && board->vcpus[i].r < 0)
+            r = err_set(err, board->vcpus[i].r, "%s", board->vcpus[i].err.text);
+    }
+    pthread_mutex_unlock(&board->lock);
+    return r;
+}
+
 static void tell_first_instruction(struct board *board)
 {
     board_tell_ready(board, clock_ns());
@@ -120,6 +147,7 @@ void *board_vcpu_main(void *opaque)
     snprintf(name, sizeof name, "vcpu%u", vcpu->index);
     pthread_setname_np(pthread_self(), name);
 
+    make(vcpu);
     bool first = vcpu->index == 0;
     while (park(board)) {
         if (first)

@@ -307,6 +307,11 @@ static void balloon_config_write(struct virtio_device *device, uint32_t offset, 
         balloon->poison = le32_read(from);
 }
 
+static int balloon_begin(struct virtio_device *device, struct err *err)
+{
+    return worker_begin(&of(device)->worker, err);
+}
+
 static void balloon_settle(struct virtio_device *device)
 {
     /* Chains are served whole under the mutex; a buffer of statistics that is held is state. */
@@ -363,6 +368,7 @@ static const struct virtio_device_ops balloon_ops = {
     .config_size = CONFIG_SIZE,
     .config_read = balloon_config_read,
     .config_write = balloon_config_write,
+    .begin = balloon_begin,
     .start = balloon_start,
     .reset = balloon_reset,
     .queue_notified = balloon_queue_notified,
@@ -388,7 +394,7 @@ int virtio_balloon_new(struct mem *mem, const struct virtio_balloon_config *conf
                                F_STATS_VQ | F_DEFLATE_ON_OOM | F_PAGE_POISON | F_REPORTING, sizes,
                                QUEUES, err);
     if (r >= 0)
-        r = worker_start(&balloon->worker, "virtio-balloon", run, balloon, err);
+        r = worker_init(&balloon->worker, "virtio-balloon", run, balloon, err);
     if (r < 0) {
         balloon_free(&balloon->device);
         return r;

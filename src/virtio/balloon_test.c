@@ -65,6 +65,7 @@ static int set_up(void **state)
     assert_int_equal(virtio_pci_new(f->machine.host, PCI_SLOT_ANY,
                                     virtio_balloon_device(f->balloon), &f->transport, NULL),
                      0);
+    assert_int_equal(virtio_begin(virtio_balloon_device(f->balloon), NULL), 0);
     driver_machine_place(&f->machine);
     driver_init(&f->driver, &f->machine, pci_device_slot(virtio_pci_device(f->transport)));
     live(COMMON | F_STATS | F_OOM | F_REPORTING);

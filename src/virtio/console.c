@@ -189,6 +189,11 @@ static int console_notify_fd(struct virtio_device *device, unsigned queue)
     return of(device)->worker.wake_fd;
 }
 
+static int console_begin(struct virtio_device *device, struct err *err)
+{
+    return worker_begin(&of(device)->worker, err);
+}
+
 static void console_settle(struct virtio_device *device)
 {
     /* A pass is over when the mutex is free. What is held then waits for the host's socket, and is
@@ -227,6 +232,7 @@ static const struct virtio_device_ops console_ops = {
     .config_size = CONFIG_SIZE,
     .config_read = console_config_read,
     .config_write = console_config_write,
+    .begin = console_begin,
     .start = console_start,
     .reset = console_reset,
     .queue_notified = console_queue_notified,
@@ -310,7 +316,7 @@ int virtio_console_new(struct mem *mem, const struct virtio_console_config *conf
             strcpy(port->name, config->ports[i].name); /* check_port() measured it */
     }
     if (r >= 0)
-        r = worker_start(&console->worker, "virtio-console", run, console, err);
+        r = worker_init(&console->worker, "virtio-console", run, console, err);
     if (r < 0) {
         give_back(console);
         return r;

@@ -93,7 +93,8 @@ static inline int setup(void **state)
     };
     if (virtio_console_new(f->machine.mem, &config, &f->console, NULL) < 0 ||
         virtio_pci_new(f->machine.host, SLOT, virtio_console_device(f->console), &f->transport,
-                       NULL) < 0)
+                       NULL) < 0 ||
+        virtio_begin(virtio_console_device(f->console), NULL) < 0)
         return -1;
     driver_machine_place(&f->machine);
     driver_init(&f->driver, &f->machine, SLOT);

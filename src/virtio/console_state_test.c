@@ -67,6 +67,7 @@ static struct fixture *make(unsigned count)
         .ports = ports, .port_count = count, .guest_opened = note_opened, .opaque = f};
     assert_int_equal(virtio_console_new(f->side.machine.mem, &config, &f->console, NULL), 0);
     assert_int_equal(side_init(&f->side, virtio_console_device(f->console), SLOT), 0);
+    assert_int_equal(virtio_begin(virtio_console_device(f->console), NULL), 0);
     return f;
 }
 

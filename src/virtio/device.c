@@ -151,6 +151,11 @@ void virtio_queue_notified(struct virtio_device *device, unsigned queue)
         device->ops->queue_notified(device, queue);
 }
 
+int virtio_begin(struct virtio_device *device, struct err *err)
+{
+    return device->ops->begin ? device->ops->begin(device, err) : 0;
+}
+
 /* ---- snapshots ---- */
 
 void virtio_hold(struct virtio_device *device)

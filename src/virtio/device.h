@@ -70,6 +70,9 @@ struct virtio_device_ops {
     void (*config_read)(struct virtio_device *device, uint32_t offset, void *to, unsigned size);
     void (*config_write)(struct virtio_device *device, uint32_t offset, const void *from,
                          unsigned size);
+    /* Starts its threads, once, when the vCPUs run already: what they ask for meanwhile waits.
+     * NULL: a device without, or whose threads have been there since it was made. */
+    int (*begin)(struct virtio_device *device, struct err *err);
     void (*start)(struct virtio_device *device); /* the driver said DRIVER_OK */
     void (*reset)(struct virtio_device *device);
     void (*queue_notified)(struct virtio_device *device, unsigned queue);
@@ -134,6 +137,9 @@ void virtio_fail(struct virtio_device *device);
 
 /* True while chains may be popped: the device is live, held by nobody and let into memory. */
 bool virtio_may_pop(const struct virtio_device *device);
+
+/* The machine runs: see `begin` above. -errno with a phrase. */
+int virtio_begin(struct virtio_device *device, struct err *err);
 
 /* While the machine's state is saved or loaded, with its vCPUs stopped: virtio_hold() returns when
  * the device stands still with nothing under way, virtio_release() lets it go on. */

@@ -92,6 +92,11 @@ static int rng_notify_fd(struct virtio_device *device, unsigned queue)
     return of(device)->worker.wake_fd;
 }
 
+static int rng_begin(struct virtio_device *device, struct err *err)
+{
+    return worker_begin(&of(device)->worker, err);
+}
+
 static void rng_settle(struct virtio_device *device)
 {
     /* Chains are served whole under the mutex. */
@@ -112,6 +117,7 @@ static const struct virtio_device_ops rng_ops = {
     .name = "virtio-rng",
     .id = DEVICE_ID,
     .class_code = 0xff0000, /* no class fits */
+    .begin = rng_begin,
     .start = rng_start,
     .reset = rng_reset,
     .queue_notified = rng_queue_notified,
@@ -130,7 +136,7 @@ int virtio_rng_new(struct mem *mem, struct virtio_device **ret_device, struct er
     pthread_mutex_init(&rng->mutex, NULL);
     int r = virtio_device_init(&rng->device, &rng_ops, mem, 0, sizes, 1, err);
     if (r >= 0)
-        r = worker_start(&rng->worker, "virtio-rng", run, rng, err);
+        r = worker_init(&rng->worker, "virtio-rng", run, rng, err);
     if (r < 0) {
         rng_free(&rng->device);
         return r;

@@ -420,6 +420,7 @@ static void entropy_comes(void **state)
     driver_machine_init(&machine);
     assert_int_equal(virtio_rng_new(machine.mem, &rng, NULL), 0);
     assert_int_equal(virtio_pci_new(machine.host, PCI_SLOT_ANY, rng, &transport, NULL), 0);
+    assert_int_equal(virtio_begin(rng, NULL), 0);
     driver_machine_place(&machine);
     driver_init(d, &machine, pci_device_slot(virtio_pci_device(transport)));
     assert_int_equal(driver_config(d, 0, 4), 0x10441af4);

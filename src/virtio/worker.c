@@ -32,8 +32,8 @@ static int thread_start(struct worker *worker)
     return number;
 }
 
-int worker_start(struct worker *worker, const char *name, void (*run)(void *opaque), void *opaque,
-                 struct err *err)
+int worker_init(struct worker *worker, const char *name, void (*run)(void *opaque), void *opaque,
+                struct err *err)
 {
     worker->name = name;
     worker->run = run;
@@ -43,25 +43,40 @@ int worker_start(struct worker *worker, const char *name, void (*run)(void *opaq
     worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (worker->wake_fd < 0)
         return err_errno(err, errno, "cannot make an eventfd for '%s'", name);
+    worker->made = true;
+    return 0;
+}
+
+int worker_begin(struct worker *worker, struct err *err)
+{
     int number = thread_start(worker);
-    if (number) {
-        close(worker->wake_fd);
-        worker->wake_fd = -1;
-        return err_errno(err, number, "cannot start thread '%s'", name);
-    }
+    if (number)
+        return err_errno(err, number, "cannot start thread '%s'", worker->name);
     worker->started = true;
     return 0;
 }
 
+int worker_start(struct worker *worker, const char *name, void (*run)(void *opaque), void *opaque,
+                 struct err *err)
+{
+    int r = worker_init(worker, name, run, opaque, err);
+    if (r >= 0)
+        r = worker_begin(worker, err);
+    if (r < 0)
+        worker_stop(worker);
+    return r;
+}
+
 void worker_stop(struct worker *worker)
 {
-    if (!worker->started)
-        return;
     worker->stopping = true;
-    worker_wake(worker);
-    pthread_join(worker->thread, NULL);
-    worker->started = false;
-    close(worker->wake_fd);
+    if (worker->started) {
+        worker_wake(worker);
+        pthread_join(worker->thread, NULL);
+    }
+    if (worker->made)
+        close(worker->wake_fd);
+    worker->started = worker->made = false;
     worker->wake_fd = -1;
 }
 

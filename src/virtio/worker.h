@@ -5,7 +5,8 @@
  * The thread blocks all signals: those are for the program's main thread. A wake that comes while
  * the thread works is not lost: the eventfd stays readable until worker_wait() or worker_drained().
  *
- * Threads: worker_wake() from any. worker_stop() joins; a worker that never started is fine.
+ * Threads: worker_wake() from any. worker_stop() joins; one that never started, or was never made
+ * (all zeros), is fine.
  * Errors: -errno of eventfd or pthread_create, with a phrase.
  */
 #pragma once
@@ -19,14 +20,18 @@
 struct worker {
     const char *name; /* borrowed */
     pthread_t thread;
-    bool started;
+    bool made, started;
     int wake_fd; /* an eventfd, non-blocking */
     _Atomic bool stopping;
     void (*run)(void *opaque);
     void *opaque;
 };
 
-/* `name` is what ps and top show, at most 15 bytes. */
+/* `name` is what ps and top show, at most 15 bytes. worker_init() makes what can be woken,
+ * worker_begin() its thread, which takes a third of a millisecond; worker_start() does both. */
+int worker_init(struct worker *worker, const char *name, void (*run)(void *opaque), void *opaque,
+                struct err *err);
+int worker_begin(struct worker *worker, struct err *err);
 int worker_start(struct worker *worker, const char *name, void (*run)(void *opaque), void *opaque,
                  struct err *err);
 void worker_stop(struct worker *worker);
