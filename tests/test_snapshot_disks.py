@@ -66,9 +66,12 @@ def check_look(text, disks):
 
 
 def vmm_of(guest):
-    children = subprocess.run(["pgrep", "-P", str(guest.pid), "lodge-vmm"], capture_output=True,
-                              check=True).stdout
-    return int(children.split()[0])
+    with open(f"/proc/{guest.pid}/task/{guest.pid}/children", encoding="ascii") as children:
+        for child in children.read().split():
+            with open(f"/proc/{child}/comm", encoding="ascii") as name:
+                if name.read() == "lodge-vmm\n":
+                    return int(child)
+    raise AssertionError("no lodge-vmm among its children")
 
 
 def end(guest):
