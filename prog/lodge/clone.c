@@ -18,7 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+
+enum { GUARD_NICE = 19, GUARD_WAIT_MS = 1000 };
 
 struct clones;
 
@@ -37,6 +40,7 @@ struct clones {
     struct clone *one;
     struct crowd_member *members;
     unsigned count;
+    const struct crowd *crowd;
 };
 
 /* ---- what each has of its own ---- */
@@ -321,9 +325,14 @@ static int verify(const char *folder, struct err *err)
     return r < 0 ? err_prefix(err, r, "snapshot '%s'", folder) : 0;
 }
 
-static int run_guard(const struct clones *clones)
+static int run_guard(const struct clones *clones, int others_ready)
 {
     struct err err = {0};
+    if (others_ready >= 0) {
+        struct pollfd wait = {.fd = others_ready, .events = POLLIN};
+        poll(&wait, 1, GUARD_WAIT_MS);
+        setpriority(PRIO_PROCESS, 0, GUARD_NICE);
+    }
     if (verify(clones->folder, &err) >= 0)
         return 0;
     fprintf(stderr, "lodge: %s\n", err.text);
@@ -334,7 +343,7 @@ static int run_one(struct crowd_member *member, int report, void *opaque)
 {
     struct clones *clones = opaque;
     if (member == &clones->members[clones->count])
-        return run_guard(clones);
+        return run_guard(clones, clones->crowd->others_ready);
     struct clone *clone = &clones->one[member - clones->members];
     clone->report = report;
     return plan_run(clones->arguments, make, clone);
@@ -469,6 +478,7 @@ static int clone_run(const struct arguments *arguments)
         crowd.says |= crowd.json;
         crowd.mute &= !arguments_flag(arguments, "verbose");
         clones.members[clones.count].name = "verify";
+        clones.crowd = &crowd;
         crowd.members = clones.members;
         crowd.count = clones.count + 1;
         crowd.guarded = true;

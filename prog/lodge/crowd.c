@@ -27,6 +27,7 @@ struct running {
     bool broken;  /* nobody reads what we write */
     bool interrupted;
     bool alarmed; /* the guard has failed */
+    int hold;     /* the other end of `others_ready`, until they are; -1 */
     uint64_t began;
 };
 
@@ -252,9 +253,10 @@ static void take_report(struct running *running, struct crowd_member *member)
 
 /* ---- starting them ---- */
 
-static void become_member(struct crowd *crowd, struct crowd_member *member,
+static void become_member(struct running *running, struct crowd_member *member,
                           const int pipes[PIPES][2], pid_t parent)
 {
+    struct crowd *crowd = running->crowd;
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(RELAY_FAILED);
@@ -265,6 +267,7 @@ static void become_member(struct crowd *crowd, struct crowd_member *member,
         shut(other->errors);
         shut(other->report);
     }
+    shut(running->hold);
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(pipes[0][1], STDOUT_FILENO) < 0 ||
         dup2(pipes[1][1], STDERR_FILENO) < 0)
@@ -279,7 +282,7 @@ static void become_member(struct crowd *crowd, struct crowd_member *member,
     _exit(status);
 }
 
-static int start(struct crowd *crowd, struct crowd_member *member)
+static int start(struct running *running, struct crowd_member *member)
 {
     int pipes[PIPES][2], r = 0;
     for (unsigned i = 0; i < PIPES; i++)
@@ -289,7 +292,7 @@ static int start(struct crowd *crowd, struct crowd_member *member)
     pid_t parent = getpid();
     pid_t pid = r < 0 ? -1 : fork();
     if (pid == 0)
-        become_member(crowd, member, pipes, parent);
+        become_member(running, member, pipes, parent);
     r = pid < 0 ? -errno : 0;
     for (unsigned i = 0; i < PIPES; i++) {
         shut(pipes[i][1]);
@@ -309,7 +312,7 @@ static int start(struct crowd *crowd, struct crowd_member *member)
 
 static void start_or_say(struct running *running, struct crowd_member *member)
 {
-    int r = start(running->crowd, member);
+    int r = start(running, member);
     if (r >= 0)
         return;
     fprintf(stderr, "lodge: cannot start '%s': %s\n", member->name, strerror(-r));
@@ -318,6 +321,20 @@ static void start_or_say(struct running *running, struct crowd_member *member)
 }
 
 /* ---- all of them ---- */
+
+static void release_guard(struct running *running)
+{
+    const struct crowd *crowd = running->crowd;
+    if (running->hold < 0)
+        return;
+    for (unsigned i = 0; i < crowd->count; i++) {
+        const struct crowd_member *member = &crowd->members[i];
+        if (member->pid > 0 && !member->ready && !is_guard(crowd, member))
+            return;
+    }
+    close(running->hold);
+    running->hold = -1;
+}
 
 /* False when all have ended. */
 static bool step(struct running *running)
@@ -346,6 +363,7 @@ static bool step(struct running *running)
         if (of[2].revents)
             take_report(running, &crowd->members[i]);
     }
+    release_guard(running);
     return true;
 }
 
@@ -356,8 +374,15 @@ static void start_all(struct running *running)
     unsigned count = crowd->count - crowd->guarded;
     for (unsigned i = 0; i < crowd->count; i++)
         crowd->members[i].out = crowd->members[i].errors = crowd->members[i].report = -1;
+    crowd->others_ready = -1;
+    int pair[2];
+    if (crowd->guarded && !crowd->guard_first && pipe2(pair, O_CLOEXEC) == 0) {
+        crowd->others_ready = pair[0];
+        running->hold = pair[1];
+    }
     if (crowd->guarded)
         start_or_say(running, &crowd->members[count]);
+    shut(crowd->others_ready);
     while (crowd->guard_first && step(running))
         ;
     for (unsigned i = 0; i < count && !running->alarmed; i++)
@@ -366,7 +391,7 @@ static void start_all(struct running *running)
 
 int crowd_run(struct crowd *crowd)
 {
-    struct running running = {.crowd = crowd, .signals = -1, .began = clock_ns()};
+    struct running running = {.crowd = crowd, .signals = -1, .hold = -1, .began = clock_ns()};
     struct err err = {0};
     int worst = 0;
     /* Before our own signal handlers: a child must not inherit them, for they write to our pipe. */
@@ -379,6 +404,7 @@ int crowd_run(struct crowd *crowd)
     while (step(&running))
         ;
     shut(running.signals);
+    shut(running.hold);
     for (unsigned i = 0; i < crowd->count; i++)
         worst = max(worst, crowd->members[i].status);
     if (running.alarmed)

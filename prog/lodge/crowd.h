@@ -45,6 +45,9 @@ struct crowd {
     /* The last member is a guard, whose failing ends all, and who says nothing else. */
     bool guarded;
     bool guard_first; /* the others begin when it has ended well */
+    /* Else what the guard does best begins when the others are ready, for somebody waits for them:
+     * this descriptor is at its end then. */
+    int others_ready;
     /* In the child: its exit status. `report` is for one line, "PID NANOSECONDS": its guest runs
      * in that process, since that long after its start. */
     int (*run)(struct crowd_member *member, int report, void *opaque);
