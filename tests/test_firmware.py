@@ -72,7 +72,7 @@ def test_a_cd_boots(bin_folder, tmp_path, state):
     os.mkdir(folder)
     uefi_disk.grub(grub, MODULES, SERIAL + "search --file --set=root /medium\n"
                                            "echo from $root\nhalt\n")
-    uefi_disk.make_fat(f"{folder}/efi.img", {"EFI/BOOT/BOOTX64.EFI": grub}, 4)
+    uefi_disk.make_fat(f"{folder}/efi.img", {"EFI/BOOT/BOOTX64.EFI": grub}, 4 << 10)
     with open(f"{folder}/medium", "w", encoding="ascii") as file:
         file.write("a CD")
     subprocess.run(["xorriso", "-as", "mkisofs", "-quiet", "-o", disc, "-e", "efi.img",

@@ -8,6 +8,7 @@ import uuid
 SECTOR = 512
 FIRST = 2048  # of the partition
 ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+LINUX = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 
 
 def header(at, other, entries_at, entries, sectors):
@@ -21,12 +22,20 @@ def header(at, other, entries_at, entries, sectors):
     return pack(binascii.crc32(pack(0))).ljust(SECTOR, b"\0")
 
 
-def partition(path, megabytes):
-    """An empty disk with a partition table."""
-    sectors = megabytes << 11
-    last = sectors - 34
-    entry = struct.pack("<16s16sQQQ", ESP.bytes_le, uuid.UUID(int=2).bytes_le, FIRST, last, 0)
-    entries = (entry + "ESP".encode("utf-16-le").ljust(72, b"\0")).ljust(128 * 128, b"\0")
+def entry(kind, number, first, last, name):
+    return struct.pack("<16s16sQQQ72s", kind.bytes_le, uuid.UUID(int=number).bytes_le, first, last,
+                       0, name.encode("utf-16-le"))
+
+
+def partition(path, megabytes, root=None):
+    """An empty disk with a partition table; behind its ESP a partition with what `root` holds."""
+    more = os.path.getsize(root) // SECTOR if root else 0
+    sectors = (megabytes << 11) + more
+    last = sectors - 34 - more
+    entries = entry(ESP, 2, FIRST, last, "ESP")
+    if root:
+        entries += entry(LINUX, 3, last + 1, last + more, "root")
+    entries = entries.ljust(128 * 128, b"\0")
     protective = bytes(446) + struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xee, b"\xff\xff\xff", 1,
                                           sectors - 1)
     with open(path, "wb") as disk:
@@ -35,28 +44,36 @@ def partition(path, megabytes):
         disk.write(header(1, sectors - 1, 2, entries, sectors) + entries)
         disk.seek((sectors - 33) * SECTOR)
         disk.write(entries + header(sectors - 1, 1, sectors - 33, entries, sectors))
+    if root:
+        put(path, root, last + 1)
     return (last - FIRST + 1) // 2  # KiB
 
 
-def make(path, files, megabytes=64):
+def put(path, image, first):
+    subprocess.run(["dd", f"if={image}", f"of={path}", "bs=64K", "conv=notrunc,sparse",
+                    "oflag=seek_bytes", f"seek={first * SECTOR}", "status=none"], check=True)
+
+
+def make(path, files, megabytes=64, root=None):
     """`files`: names in the ESP and what they hold, as paths here or as bytes."""
-    kibibytes = partition(path, megabytes)
-    subprocess.run(["/usr/sbin/mkfs.vfat", f"--offset={FIRST}", path, str(kibibytes)], check=True,
-                   capture_output=True)
-    fill(f"{path}@@{FIRST * SECTOR}", files)
+    kibibytes = partition(path, megabytes, root)
+    make_fat(f"{path}.esp", files, kibibytes)
+    put(path, f"{path}.esp", FIRST)
+    os.unlink(f"{path}.esp")
 
 
-def make_fat(path, files, megabytes):
+def make_fat(path, files, kibibytes):
     """The file system alone."""
     with open(path, "wb") as disk:
-        disk.truncate(megabytes << 20)
+        disk.truncate(kibibytes << 10)
     subprocess.run(["/usr/sbin/mkfs.vfat", path], check=True, capture_output=True)
     fill(path, files)
 
 
 def fill(image, files):
     env = {**os.environ, "MTOOLSRC": "/dev/null", "MTOOLS_SKIP_CHECK": "1"}
-    subprocess.run(["mmd", "-i", image, "::EFI", "::EFI/BOOT"], check=True, env=env)
+    folders = {f"::{part[0]}" for name in files if (part := name.rpartition("/"))[1]}
+    subprocess.run(["mmd", "-i", image, "::EFI", *sorted(folders)], check=True, env=env)
     for name, source in files.items():
         text = source if isinstance(source, bytes) else None
         subprocess.run(["mcopy", "-i", image, "-" if text is not None else source, f"::{name}"],

@@ -268,7 +268,6 @@ static void heap_for_making(void)
 static void heap_for_running(void)
 {
     mallopt(M_TOP_PAD, KIB(128));
-    mallopt(M_MMAP_THRESHOLD, MIB(4));
 }
 
 static int run(int definition_fd)

@@ -3,8 +3,10 @@
 #include "base/bytes.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +15,8 @@
 static const struct sock_filter compiled[] = {
 #include "syscalls_program.inc"
 };
+
+enum { MMAP_THRESHOLD = 256 << 10 };
 
 /* The one process whose threads may be signalled is this. */
 static void put_pid(struct sock_filter *insns, size_t count)
@@ -24,6 +28,10 @@ static void put_pid(struct sock_filter *insns, size_t count)
 
 int syscalls_confine(struct err *err)
 {
+    /* Before glibc gives a part of a thread's heap back it looks into /proc, for which the filter
+     * would kill: so it never does. Large blocks are mappings of their own, and go back whole. */
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+    mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD);
     struct sock_filter insns[ARRAY_LEN(compiled)];
     memcpy(insns, compiled, sizeof insns);
     put_pid(insns, ARRAY_LEN(insns));

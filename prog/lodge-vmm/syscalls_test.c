@@ -317,11 +317,34 @@ static void ignore(int number)
 {
 }
 
+/* Blocks that a thread's heap takes in and lets go of, small and large. */
+static void *allocating_thread(void *opaque)
+{
+    enum { BLOCKS = 64 };
+    static const size_t sizes[] = {100, 4096, 65536, 200 << 10, 1 << 20, 64, 260 << 10};
+    void *blocks[BLOCKS];
+    for (unsigned round = 0; round < 8; round++) {
+        for (unsigned i = 0; i < BLOCKS; i++) {
+            size_t size = sizes[(i + round) % (sizeof sizes / sizeof sizes[0])];
+            blocks[i] = malloc(size);
+            if (blocks[i])
+                memset(blocks[i], 1, size);
+        }
+        for (unsigned i = BLOCKS; i-- > 0;)
+            free(blocks[i]);
+    }
+    *(int *)opaque = 1;
+    return NULL;
+}
+
 static void machine_life(void)
 {
     int ran = 0;
     pthread_t id;
     need(pthread_create(&id, NULL, thread, &ran) == 0);
+    need(pthread_join(id, NULL) == 0 && ran == 1);
+    ran = 0;
+    need(pthread_create(&id, NULL, allocating_thread, &ran) == 0);
     need(pthread_join(id, NULL) == 0 && ran == 1);
 
     int event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
