@@ -92,6 +92,7 @@ menuentry Debian {{
 }}
 END
 echo cloud >etc/hostname
+echo "UUID={uuid} / ext4 defaults 0 1" >etc/fstab
 : >etc/machine-id
 rm -rf var/lib/apt/lists/*
 exec unshare --mount sh -euc 'mount --bind . mnt

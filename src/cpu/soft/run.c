@@ -13,10 +13,13 @@
  * Handlers leave v->link behind when they found no link to their successor; the look-up makes it.
  * Anything else that changes RIP in between forgets it.
  */
+#include "base/clock.h"
 #include "cpu/soft/block.h"
 #include "cpu/soft/jit.h"
 #include "cpu/soft/native.h"
 #include "cpu/soft/system.h"
+
+#include <immintrin.h>
 
 enum { RAISED_NOTHING = 0xff }; /* in raised.vector, as soft_unwind() leaves it */
 
@@ -94,13 +97,36 @@ static void recover(struct soft_vcpu *v, int how)
     soft_deliver_raised(v);
 }
 
+static bool look_for(const struct soft_vcpu *v, uint64_t ns)
+{
+    uint64_t until = clock_ns() + ns;
+    while (clock_ns() < until) {
+        for (unsigned i = 0; i < 16; i++) {
+            if (atomic_load_explicit(&v->attention, memory_order_acquire))
+                return true;
+            _mm_pause();
+        }
+    }
+    return false;
+}
+
+/* To sleep and to be woken takes longer than a disk's answer from the host's cache. So a vCPU whose
+ * last pause was short stays awake for a while, as KVM's do (halt polling): the while grows with
+ * short pauses, and after a long one it is nothing. */
 static void sleep_until_attention(struct soft_vcpu *v)
 {
+    enum { AWAKE_MIN_NS = 10000, AWAKE_MAX_NS = 100000 };
     exclusive_leave(v);
-    pthread_mutex_lock(&v->sleep_lock);
-    while (atomic_load(&v->attention) == 0)
-        pthread_cond_wait(&v->sleep_wake, &v->sleep_lock);
-    pthread_mutex_unlock(&v->sleep_lock);
+    uint64_t began = clock_ns();
+    if (v->awake_ns == 0 || !look_for(v, v->awake_ns)) {
+        pthread_mutex_lock(&v->sleep_lock);
+        while (atomic_load(&v->attention) == 0)
+            pthread_cond_wait(&v->sleep_wake, &v->sleep_lock);
+        pthread_mutex_unlock(&v->sleep_lock);
+        bool was_short = clock_ns() - began < AWAKE_MAX_NS;
+        unsigned grown = max(2 * v->awake_ns, (unsigned)AWAKE_MIN_NS);
+        v->awake_ns = was_short ? min(grown, (unsigned)AWAKE_MAX_NS) : 0;
+    }
     exclusive_enter(v);
 }
 

@@ -323,7 +323,8 @@ struct soft_vcpu {
     /* exclusive.c and sleeping */
     pthread_mutex_t sleep_lock;
     pthread_cond_t sleep_wake;
-    bool running; /* counted in exclusive_running */
+    unsigned awake_ns; /* that it stays awake for when there is nothing to do (run.c) */
+    bool running;      /* counted in exclusive_running */
 
     struct soft_system system; /* the privileged half's own (system_state.h) */
 };
