@@ -36,7 +36,7 @@ enum {
     JIT_HEAT = 24, /* entries of a block by the interpreter until it is translated */
     /* The first units need more of them: a guest that wakes for some milliseconds only, as a clone
      * that takes its new name, would pay for each unit and run few of them often enough. */
-    JIT_HEAT_FIRST = 200,
+    JIT_HEAT_FIRST = 1000,
     JIT_UNITS_FIRST = 256,
 };
 
