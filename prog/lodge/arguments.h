@@ -67,6 +67,8 @@ const char *arguments_value(const struct arguments *arguments, const char *name)
 bool arguments_flag(const struct arguments *arguments, const char *name);
 
 void arguments_help(const struct verb *verb, const char *path, FILE *to);
+/* The same and more as a manual page (manual.c). */
+void arguments_manual(const struct verb *verb, const char *path, const char *version, FILE *to);
 
 /* The verb that `words` name below `root`, and its path; NULL when there is none. */
 const struct verb *arguments_find(const struct verb *root, const char *const *words,

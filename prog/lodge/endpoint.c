@@ -5,8 +5,10 @@
 #include "base/packet.h"
 #include "image/store.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/file.h>
@@ -135,6 +137,24 @@ void endpoint_close(struct endpoint *endpoint)
     own_close(&endpoint->lock);
     own_close(&endpoint->folder);
     free(take_ptr(endpoint->name));
+}
+
+void endpoint_each(void (*each)(void *opaque, const char *name), void *opaque)
+{
+    _cleanup_fd_ int fd = open_folder(false, NULL);
+    DIR *folder = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!folder)
+        return;
+    take_fd(&fd);
+    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
+        char name[NAME_MAX + 1];
+        size_t length = strlen(entry->d_name);
+        if (length <= 5 || strcmp(entry->d_name + length - 5, ".sock") != 0)
+            continue;
+        snprintf(name, sizeof name, "%.*s", (int)(length - 5), entry->d_name);
+        each(opaque, name);
+    }
+    closedir(folder);
 }
 
 int endpoint_connect(const char *name, struct err *err)

@@ -24,6 +24,9 @@ int endpoint_open(struct endpoint *endpoint, const char *name, const char *defin
 /* Gives the name back. One that was never opened is fine, if it is all zeros. */
 void endpoint_close(struct endpoint *endpoint);
 
+/* The names of all that run (or ran, and were killed). What cannot be read has none. */
+void endpoint_each(void (*each)(void *opaque, const char *name), void *opaque);
+
 /* A socket to the guest's VMM. */
 int endpoint_connect(const char *name, struct err *err);
 /* The definition of a running guest, malloc'd. */

@@ -17,15 +17,24 @@ static int help(const struct arguments *arguments)
                 arguments->words[arguments->word_count - 1]);
         return STATUS_MISTAKE;
     }
-    arguments_help(verb, path, stdout);
+    if (arguments_flag(arguments, "man"))
+        arguments_manual(verb, path, LODGE_VERSION, stdout);
+    else
+        arguments_help(verb, path, stdout);
     return 0;
 }
+
+static const struct option_row help_options[] = {
+    {"man", 0, NULL, "as a manual page, for man -l -"},
+    {0},
+};
 
 const struct verb verb_help = {
     .name = "help",
     .summary = "Explain a command",
     .usage = "[COMMAND...]",
     .example = "lodge help run",
+    .options = help_options,
     .words_max = 3,
     .mistake_status = STATUS_MISTAKE,
     .run = help,
@@ -46,8 +55,9 @@ const struct verb verb_version = {
 };
 
 static const struct verb *const children[] = {
-    &verb_run,  &verb_pause, &verb_resume, &verb_snapshot, &verb_restore, &verb_clone, &verb_link,
-    &verb_host, &verb_image, &verb_disk,   &verb_help,     &verb_version, NULL};
+    &verb_run,     &verb_pause, &verb_resume, &verb_snapshot, &verb_restore,    &verb_clone,
+    &verb_link,    &verb_host,  &verb_image,  &verb_disk,     &verb_completion, &verb_help,
+    &verb_version, NULL};
 
 const struct verb verb_root = {
     .name = "lodge",
