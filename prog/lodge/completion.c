@@ -57,7 +57,8 @@ static const char zsh[] =
     "    (( ${#found} )) && _describe lodge found\n"
     "    [[ -n $files ]] && _files\n"
     "}\n"
-    "compdef _lodge lodge\n";
+    /* Loaded by its name it is run as that function, sourced it is not. */
+    "if [[ $funcstack[1] == _lodge ]]; then _lodge \"$@\"; else compdef _lodge lodge; fi\n";
 
 static const char fish[] =
     "# Completion of lodge for fish: put it as lodge.fish into a folder of completions.\n"
