@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 enum { TEXT_MAX = 1 << 20 };
 
@@ -137,6 +138,19 @@ void endpoint_close(struct endpoint *endpoint)
     own_close(&endpoint->lock);
     own_close(&endpoint->folder);
     free(take_ptr(endpoint->name));
+}
+
+int endpoint_check(struct err *err)
+{
+    _cleanup_free_ char *path = NULL;
+    if (folder_path(&path) < 0)
+        return err_set(err, -ENOMEM, "no memory");
+    if (access(path, F_OK) < 0 && errno == ENOENT) { /* it would be made */
+        *strrchr(path, '/') = '\0';
+        return access(path, W_OK) == 0 ? 0 : err_errno(err, errno, "folder '%s'", path);
+    }
+    _cleanup_fd_ int fd = open_folder(false, err);
+    return fd < 0 ? fd : 0;
 }
 
 void endpoint_each(void (*each)(void *opaque, const char *name), void *opaque)

@@ -24,6 +24,8 @@ int endpoint_open(struct endpoint *endpoint, const char *name, const char *defin
 /* Gives the name back. One that was never opened is fine, if it is all zeros. */
 void endpoint_close(struct endpoint *endpoint);
 
+/* Whether guests can have names here: 0, or why not. */
+int endpoint_check(struct err *err);
 /* The names of all that run (or ran, and were killed). What cannot be read has none. */
 void endpoint_each(void (*each)(void *opaque, const char *name), void *opaque);
 

@@ -41,6 +41,12 @@ static int find_build(const struct build **ret_build, struct err *err)
                    "image with --firmware=FILE");
 }
 
+int firmware_check(struct err *err)
+{
+    const struct build *build;
+    return find_build(&build, err);
+}
+
 /* All of a store, which is small. */
 static int read_store(const char *path, char **ret_bytes, size_t *ret_size, struct err *err)
 {

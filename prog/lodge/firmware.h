@@ -10,6 +10,9 @@
 #include "base/err.h"
 #include "conf/guest.h"
 
+/* Whether there is a UEFI firmware here: 0, or why not and what to do. */
+int firmware_check(struct err *err);
+
 /* Opens what conf->firmware and conf->nvram say, and sets conf->nvram where it says nothing and the
  * guest has a name. *ret_nvram is left alone where the firmware's image has no store. A guest that
  * is `restored` has its variables from the snapshot: it gets a store in memory, of the size that
