@@ -24,6 +24,7 @@ head -c 3000000 /dev/urandom >/tmp/noise
 sha256sum </tmp/noise >/tmp/sum
 head -c 16 /dev/urandom | hexdump -e '16/1 "%02x"' >/tmp/secret
 i=0
+echo 0 >/tmp/count
 echo ready
 while :; do i=$((i + 1)); echo $i >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.02; done
 """
