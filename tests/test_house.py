@@ -28,7 +28,8 @@ MAY_INCLUDE = {
     "board": ["base", "conf", "wire", "mem", "cpu", "cpu/kvm", "cpu/soft", "bus", "chip", "chip/state",
               "disk", "nic", "virtio"],
     "image": ["base"],
-    "host": ["conf", "wire", "image", "base"],
+    "place": ["base"],
+    "host": ["conf", "wire", "image", "place", "base"],
 }
 LIBRARIES = {  # what one folder may use that no other may
     "Zydis/": ["cpu/soft"],
