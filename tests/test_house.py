@@ -36,6 +36,7 @@ LIBRARIES = {  # what one folder may use that no other may
     "linux/kvm.h": ["cpu/kvm"],
     "liburing.h": ["virtio"],
     "linux/fuse.h": ["share"],
+    "sqlite3.h": ["host"],
     "jansson.h": ["conf", "disk", "image", "host"],
 }
 
