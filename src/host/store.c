@@ -3,7 +3,7 @@
  * as it is open (locking_mode=EXCLUSIVE), which also keeps SQLite's shared memory file away.
  *
  * SQLite's locks are those of fcntl(2): they are the process's, and are lost when it closes any
- * descriptor of the file. So nothing here opens the database but SQLite itself.
+ * descriptor of the file. So the one that is open here is closed last.
  */
 #include "host/store_private.h"
 
@@ -14,11 +14,13 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 
 enum {
     BUSY_WAIT = 1000,        /* ms: the process before is on its way out */
+    BUSY_STEP = 20,          /* ms */
     WAL_SIZE_KEPT = 4 << 20, /* bytes that a WAL is cut back to */
     VALUE_MAX = 2 << 20,     /* beyond all that store.h lets in */
     CHECK_FINDINGS = 1,      /* the first says enough */
@@ -75,9 +77,9 @@ static int damaged(struct store *store, const char *how, struct err *err)
                        store->path, how);
     return err_set(
         err, -EBADMSG,
-        "'%s' is damaged (%s); its last backup is '%s' of %s: move '%s' and '%s-wal' away, "
-        "then copy the backup to '%s'",
-        store->path, how, store->backup, made, store->path, store->path, store->path);
+        "'%s' is damaged (%s); its last backup is '%s' of %s: move the database and its -wal "
+        "file away, then copy the backup to its place",
+        store->path, how, store->backup, made);
 }
 
 /* The system's own error where it is one of room or permission. */
@@ -88,6 +90,11 @@ static int system_fault(struct store *store, int fallback)
                    number == EPERM || number == ENOENT || number == EMFILE || number == ENFILE
                ? number
                : fallback;
+}
+
+static int in_use(struct store *store, struct err *err)
+{
+    return err_set(err, -EBUSY, "'%s' is in use: another lodged has it", store->path);
 }
 
 int store_fault(struct store *store, struct err *err)
@@ -101,8 +108,7 @@ int store_fault(struct store *store, struct err *err)
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB: return damaged(store, sqlite3_errmsg(store->database), err);
     case SQLITE_BUSY:
-    case SQLITE_LOCKED:
-        return err_set(err, -EBUSY, "'%s' is in use: another lodged has it", store->path);
+    case SQLITE_LOCKED: return in_use(store, err);
     case SQLITE_NOMEM: return err_errno(err, ENOMEM, "'%s'", store->path);
     case SQLITE_TOOBIG: return err_errno(err, E2BIG, "'%s'", store->path);
     default: return err_set(err, -EIO, "'%s': %s", store->path, sqlite3_errmsg(store->database));
@@ -220,31 +226,50 @@ static int sync_folder(const char *path, struct err *err)
     return 0;
 }
 
+/* flock(2) is another lock than SQLite's, and comes before them: of two processes that make the
+ * database, each would wait for the other's. */
+static int lock_file(struct store *store, struct err *err)
+{
+    struct timespec pause = {.tv_nsec = BUSY_STEP * 1000000};
+    for (int waited = 0; flock(store->lock, LOCK_EX | LOCK_NB) < 0; waited += BUSY_STEP) {
+        if (errno != EWOULDBLOCK)
+            return err_errno(err, errno, "'%s'", store->path);
+        if (waited >= BUSY_WAIT)
+            return in_use(store, err);
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 /* The file as SQLite shall find it: ours, for us alone, writable, and not missing where it should
  * be. */
-static int look_at_file(struct store *store, struct err *err)
+static int take_file(struct store *store, struct err *err)
 {
     struct stat status;
     bool there = lstat(store->path, &status) == 0;
     if (!there && errno != ENOENT)
         return err_errno(err, errno, "'%s'", store->path);
-    if ((!there || (S_ISREG(status.st_mode) && status.st_size == 0)) &&
-        access(store->backup, F_OK) == 0)
-        return damaged(store, there ? "it is empty" : "it is gone", err);
-    if (!there) {
-        _cleanup_fd_ int fd = open(store->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        return fd < 0 ? err_errno(err, errno, "'%s'", store->path) : sync_folder(store->path, err);
-    }
-    if (!S_ISREG(status.st_mode))
+    if (!there && access(store->backup, F_OK) == 0)
+        return damaged(store, "it is gone", err);
+    if (there && !S_ISREG(status.st_mode))
         return err_set(err, -EINVAL, "'%s' is not a file", store->path);
+    store->lock = open(store->path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (store->lock < 0 || fstat(store->lock, &status) < 0)
+        return err_errno(err, errno, "'%s'", store->path);
     if (status.st_uid != geteuid())
         return err_set(err, -EPERM, "'%s' belongs to user %u: run as that one", store->path,
                        status.st_uid);
-    if ((status.st_mode & 077) && chmod(store->path, 0600) < 0)
+    if ((status.st_mode & 077) && fchmod(store->lock, 0600) < 0)
         return err_errno(err, errno, "'%s'", store->path);
-    if (faccessat(AT_FDCWD, store->path, R_OK | W_OK, AT_EACCESS) < 0)
+    int r = lock_file(store, err);
+    if (r < 0)
+        return r;
+    /* Whoever had it until now may have filled it. */
+    if (fstat(store->lock, &status) < 0)
         return err_errno(err, errno, "'%s'", store->path);
-    return 0;
+    if (there && status.st_size == 0 && access(store->backup, F_OK) == 0)
+        return damaged(store, "it is empty", err);
+    return there ? 0 : sync_folder(store->path, err);
 }
 
 static int run(struct store *store, const char *text, struct err *err)
@@ -328,7 +353,7 @@ static int open_database(struct store *store, struct err *err)
 static int open_checked(struct store *store, struct err *err)
 {
     int version = 0;
-    int r = look_at_file(store, err);
+    int r = take_file(store, err);
     if (r >= 0)
         r = open_database(store, err);
     /* Before anything is written: a newer Lodge's is left as it is. */
@@ -359,7 +384,10 @@ int store_open(const char *path, struct store **ret_store, struct err *err)
 {
     _cleanup_(store_closep)
     struct store *store = calloc(1, sizeof *store);
-    if (!store || !(store->path = strdup(path)) || !(store->backup = beside(path, ".backup")))
+    if (!store)
+        return err_errno(err, ENOMEM, "'%s'", path);
+    store->lock = -1;
+    if (!(store->path = strdup(path)) || !(store->backup = beside(path, ".backup")))
         return err_errno(err, ENOMEM, "'%s'", path);
     int r = open_checked(store, err);
     if (r < 0)
@@ -375,6 +403,7 @@ void store_close(struct store *store)
     for (unsigned i = 0; i < STORE_STATEMENT_MAX; i++)
         sqlite3_finalize(store->statements[i]);
     sqlite3_close(store->database);
+    own_close(&store->lock);
     free(store->backup);
     free(store->path);
     free(store);

@@ -53,8 +53,8 @@ enum {
     STORE_HISTORY_MAX = 100000,     /* of all guests, those that are gone included */
 };
 
-/* `path` in a folder that exists. Where neither the database nor a backup of it is there, it is
- * made. */
+/* `path` is absolute, in a folder that exists. Where neither the database nor a backup of it is
+ * there, it is made. */
 int store_open(const char *path, struct store **ret_store, struct err *err);
 void store_close(struct store *store);
 static inline void store_closep(struct store **store)

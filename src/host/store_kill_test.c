@@ -115,11 +115,11 @@ static uint32_t kill_once(const char *path, struct progress *progress, uint32_t 
     close(ends[1]);
     /* From before it has opened the store to anywhere in what comes after some calls. */
     struct note note;
-    for (int acks = rand_r(seed) % 12; acks > 0; acks--) {
+    for (int acks = rand_r(seed) % 10; acks > 0; acks--) {
         assert_int_equal(read(ends[0], &note, sizeof note), sizeof note);
         take_note(progress, &note);
     }
-    struct timespec wait = {.tv_nsec = rand_r(seed) % 8000000};
+    struct timespec wait = {.tv_nsec = rand_r(seed) % 5000000};
     nanosleep(&wait, NULL);
     assert_int_equal(kill(child, SIGKILL), 0);
     int status;

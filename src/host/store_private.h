@@ -44,6 +44,7 @@ enum store_statement {
 
 struct store {
     sqlite3 *database;
+    int lock; /* a descriptor of the database */
     char *path, *backup;
     sqlite3_stmt *statements[STORE_STATEMENT_MAX];
 };

@@ -326,6 +326,40 @@ static void one_process_at_a_time(void **state)
     }
 }
 
+/* Several make the database at once: each gets its turn, and all are in the same one. */
+static void the_first_of_many_makes_it(void **state)
+{
+    enum { PROCESSES = 4, TRIES = 50 };
+    struct fixture *fixture = *state;
+    pid_t children[PROCESSES];
+    for (unsigned i = 0; i < PROCESSES; i++) {
+        children[i] = fork();
+        assert_true(children[i] >= 0);
+        if (children[i] == 0) {
+            char name[16];
+            struct store *store = NULL;
+            int r = -EBUSY;
+            for (int try = 0; try < TRIES && r == -EBUSY; try++)
+                r = store_open(fixture->path, &store, NULL);
+            snprintf(name, sizeof name, "g%u", i);
+            _exit(r < 0 || add_guest(store, name, i, "{}", NULL) < 0);
+        }
+    }
+    for (unsigned i = 0; i < PROCESSES; i++) {
+        int status;
+        assert_int_equal(waitpid(children[i], &status, 0), children[i]);
+        assert_int_equal(status, 0);
+    }
+    fixture->store = must_open(fixture->path);
+    for (unsigned i = 0; i < PROCESSES; i++) {
+        _cleanup_(store_guest_freep)
+        struct store_guest *guest = NULL;
+        char name[16];
+        snprintf(name, sizeof name, "g%u", i);
+        assert_int_equal(store_guest_find(fixture->store, name, &guest, NULL), 0);
+    }
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_store, remove_folder)
@@ -342,6 +376,7 @@ int main(void)
         TEST(guests_are_walked_in_order),
         TEST(settings_are_kept),
         TEST(one_process_at_a_time),
+        cmocka_unit_test_setup_teardown(the_first_of_many_makes_it, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -164,7 +164,7 @@ static void check_invariants(uint64_t capacity, const struct balance_guest *gues
 
 static void random_hosts_settle(void **state)
 {
-    enum { HOSTS = 2000, ROUNDS = 400, STILL_ROUNDS = 5 };
+    enum { HOSTS = 600, ROUNDS = 400, STILL_ROUNDS = 5 };
     uint64_t seed = 0xba1a9ce;
     unsigned moved = 0;
     for (int host = 0; host < HOSTS; host++) {
