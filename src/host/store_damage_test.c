@@ -154,6 +154,11 @@ static void values_of_no_version_are_damage(void **state)
             "UPDATE guest SET state = 'stopped', name = '../x' WHERE name = 'guest7'");
     fixture->store = must_open(fixture->path);
     assert_int_equal(store_guest_each(fixture->store, count_guest, &count, NULL), -EBADMSG);
+    store_close(take_ptr(fixture->store));
+    /* What can be copied without a complaint, but is wrong. */
+    run_sql(fixture->path, "PRAGMA ignore_check_constraints = ON;"
+                           "UPDATE guest SET name = 'x', revision = 0 WHERE name = '../x'");
+    MUST_NOT_OPEN(fixture->path, -EBADMSG, "damaged", "guest", fixture->backup);
 }
 
 static void newer_versions_are_left_alone(void **state)
