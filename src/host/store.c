@@ -30,6 +30,8 @@ enum {
     "name, uuid, kind, definition, revision, restart, autostart, protect, start_order, state, "    \
     "wanted, restart_tries, pid, pid_start, pid_boot, created, since"
 
+#define HISTORY_COLUMNS "at, name, uuid, state_from, state_to, why"
+
 static const char *const sql[STORE_STATEMENT_MAX] = {
     [STORE_BEGIN] = "BEGIN IMMEDIATE",
     [STORE_COMMIT] = "COMMIT",
@@ -52,8 +54,9 @@ static const char *const sql[STORE_STATEMENT_MAX] = {
         "DELETE FROM history WHERE uuid = ?1 AND id <= (SELECT id FROM history "
         "WHERE uuid = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
     [STORE_HISTORY_TRIM_ALL] = "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
-    [STORE_HISTORY_EACH] = "SELECT at, name, uuid, state_from, state_to, why FROM history "
-                           "WHERE ?1 IS NULL OR uuid = ?1 ORDER BY id DESC LIMIT ?2",
+    [STORE_HISTORY_EACH] = "SELECT " HISTORY_COLUMNS " FROM history ORDER BY id DESC LIMIT ?2",
+    [STORE_HISTORY_OF] =
+        "SELECT " HISTORY_COLUMNS " FROM history WHERE uuid = ?1 ORDER BY id DESC LIMIT ?2",
     [STORE_SETTING_SET] = "INSERT INTO setting (name, value) VALUES (?1, ?2) "
                           "ON CONFLICT (name) DO UPDATE SET value = ?2",
     [STORE_SETTING_REMOVE] = "DELETE FROM setting WHERE name = ?1",

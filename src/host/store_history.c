@@ -11,12 +11,13 @@ int store_history_each(struct store *store, const char *uuid, unsigned limit,
                        struct err *err)
 {
     sqlite3_stmt *found;
-    int r = store_prepare(store, STORE_HISTORY_EACH, &found, err);
+    int r = store_prepare(store, uuid ? STORE_HISTORY_OF : STORE_HISTORY_EACH, &found, err);
     if (r < 0)
         return r;
     _cleanup_(store_release)
     sqlite3_stmt *statement = found;
-    store_bind_text(statement, 1, uuid);
+    if (uuid)
+        store_bind_text(statement, 1, uuid);
     sqlite3_bind_int64(statement, 2, limit);
     while ((r = store_step(store, statement, err)) > 0) {
         r = each(opaque, &(struct store_history){.at = sqlite3_column_int64(statement, 0),
