@@ -73,7 +73,8 @@ int store_name_check(const char *name, struct err *err);
  * Guests
  */
 
-/* Which process runs a guest, so that another one that got its number is not taken for it. */
+/* Which process runs a guest, so that another one that got its number is not taken for it
+ * (identity.h). */
 struct store_process {
     int64_t pid;                      /* 0: none */
     uint64_t start;                   /* ticks after boot: field 22 of /proc/PID/stat (proc(5)) */
