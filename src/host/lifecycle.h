@@ -2,32 +2,30 @@
  * lifecycle.h: what a guest does next: one state machine for virtual machines and containers, and
  * the decisions that hang on it. Pure functions over tables: no I/O, no clock; any thread.
  *
- *                    start                                 runs
- *   ┌─────────┐  ┌──────────────────▶ ┌──────────┐ ─────────────────────▶ ┌─────────┐
- *   │ defined ├──┘                    │ starting │   stands ┌────────┐    │ running │
- *   └────┬────┘  ┌──────────────────▶ └─┬──┬───┬─┘ ────────▶│ paused │◀──▶│         │
- *        │       │ start      ended     │  │   │            └─┬──┬───┘    └┬───┬──┬─┘
- *        │   ┌───┴─────┐ ◀──────────────┘  │   │ stop         │  │ stop    │   │  │
- *        │   │ stopped │                   │   └──────┐       │  └────┐    │   │  │
- *        │   └──┬──────┘  ended, failed    │          ▼       │       ▼    │   │  │
- *        │      │  ▲  ▲ ◀──────────────────┼───── ┌───────────┴──────────┐ │   │  │
- *        │      │  │  │                   │      │       stopping       │◀┘   │  │
- *        │      │  │  └───────────────────┼───── └──────────────────────┘     │  │
- *        │      │  │ stop      ┌─────────┐│ failed                            │  │
- *        │      │  └───────────┤ crashed │◀──────── starting, running, ◀───────┘  │
- *        │      │              └────┬────┘          paused, migrating             │
- *        │      │                   │ start: starting                             │
- *        │      │ migrate           │ migrate ┌───────────┐    migrate            │
- *        └──────┴───────────────────┴────────▶│ migrating │◀──────────────────────┘
- *                  (it comes to this host)    └───────────┘  (it leaves; from paused, too)
- *                    runs: running   stands: paused   ended: stopped   stop: stopping
+ *                     ┌─ alive ─────────────────────────────────────────────────────┐
+ *   ┌─────────┐ start │ ┌──────────┐   runs   ┌─────────┐   stands   ┌────────┐     │
+ *   │ defined ├───────┼▶│ starting ├─────────▶│ running ├───────────▶│ paused │     │
+ *   └────┬────┘       │ └────┬─────┘          │         │◀───────────┤        │     │
+ *        │            │      └─▶ paused        └─┬─────▲─┘    runs    └─┬────▲─┘     │
+ *        │            │        stands    migrate │     │ runs   migrate │    │stands │
+ *        │            │                        ┌─▼─────┴────────────────▼────┴─┐     │
+ *        └────────────┼───────────────────────▶│           migrating           │     │
+ *          migrate    │                        └───────────────────────────────┘     │
+ *                     └──┬──────────────────────┬───────────────────────┬────────────┘
+ *                 failed │                ended │                  stop │
+ *                   ┌────▼────┐   stop     ┌────▼────┐   ended,    ┌────▼─────┐
+ *                   │ crashed ├───────────▶│ stopped │◀────────────┤ stopping │
+ *                   └─────────┘            └─────────┘   failed    └──────────┘
+ *
+ * Crashed and stopped guests start and migrate as defined ones do (such a migration comes to this
+ * host). Stopping stays stopping where late news (runs, stands) or another stop comes.
  *
  * An event is a wish that was granted (start, stop, migrate) or news of the guest (runs, stands,
  * ended, failed). `pause` and `resume` change the state by their news: a guest also stands because
  * its disk is full. News may come late or twice; where that is no fault the state stays.
  *
- * - "ended" in running, paused: the guest switched itself off, or was killed on request; the state
- * is then stopped. What dies while it is stopping has done what it should: stopped, never crashed.
+ * - "ended" of a guest that is alive: it switched itself off.
+ * - What dies while it is stopping has done what it should: it is stopped, never crashed.
  * - "stop" of a crashed guest is "leave it": no restart is due any more.
  * - A guest that migrates away ends here (ended) when it runs there; where that fails it goes on.
  *
