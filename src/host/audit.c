@@ -52,22 +52,6 @@ static int hash_row(const uint8_t before[AUDIT_HASH_SIZE], const struct audit_ro
     return 0;
 }
 
-/* Cut at a whole UTF-8 character. */
-static const char *bounded(const char *text, char *buffer, size_t most)
-{
-    static const char more[] = "...";
-    if (!text)
-        return "";
-    if (strnlen(text, most + 1) <= most)
-        return text;
-    size_t length = most - strlen(more);
-    while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80)
-        length--;
-    memcpy(buffer, text, length);
-    memcpy(buffer + length, more, sizeof more);
-    return buffer;
-}
-
 static int read_head(struct store *store, struct audit_head *ret_head, struct err *err)
 {
     sqlite3_stmt *found;
@@ -127,11 +111,11 @@ int audit_write(struct store *store, const struct audit_row *row, struct err *er
 {
     char who[AUDIT_WHO_MAX + 1], verb[AUDIT_VERB_MAX + 1], what[AUDIT_WHAT_MAX + 1],
         outcome[AUDIT_OUTCOME_MAX + 1], detail[AUDIT_DETAIL_MAX + 1];
-    struct audit_row written = {.who = bounded(row->who, who, AUDIT_WHO_MAX),
-                                .verb = bounded(row->verb, verb, AUDIT_VERB_MAX),
-                                .what = bounded(row->what, what, AUDIT_WHAT_MAX),
-                                .outcome = bounded(row->outcome, outcome, AUDIT_OUTCOME_MAX),
-                                .detail = bounded(row->detail, detail, AUDIT_DETAIL_MAX),
+    struct audit_row written = {.who = store_bounded(row->who, who, AUDIT_WHO_MAX),
+                                .verb = store_bounded(row->verb, verb, AUDIT_VERB_MAX),
+                                .what = store_bounded(row->what, what, AUDIT_WHAT_MAX),
+                                .outcome = store_bounded(row->outcome, outcome, AUDIT_OUTCOME_MAX),
+                                .detail = store_bounded(row->detail, detail, AUDIT_DETAIL_MAX),
                                 .at = store_now()};
     int r = crypto_load(err);
     if (r >= 0)

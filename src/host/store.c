@@ -198,6 +198,21 @@ const char *store_column_text(sqlite3_stmt *statement, int column)
     return text ? text : "";
 }
 
+const char *store_bounded(const char *text, char *buffer, size_t most)
+{
+    static const char more[] = "...";
+    if (!text)
+        return "";
+    if (strnlen(text, most + 1) <= most)
+        return text;
+    size_t length = most - strlen(more);
+    while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80)
+        length--;
+    memcpy(buffer, text, length);
+    memcpy(buffer + length, more, sizeof more);
+    return buffer;
+}
+
 int64_t store_now(void)
 {
     struct timespec now;

@@ -46,7 +46,7 @@ enum {
     STORE_UUID_LENGTH = 36,
     STORE_KIND_MAX = 31,
     STORE_DEFINITION_MAX = 1 << 20, /* bytes */
-    STORE_WHY_MAX = 1000,           /* longer reasons are cut */
+    STORE_WHY_MAX = 1000,           /* longer reasons are cut, and end with "..." */
     STORE_SETTING_NAME_MAX = 63,
     STORE_SETTING_MAX = 1 << 16,
     STORE_HISTORY_PER_GUEST = 1000, /* rows that are kept, the newest */

@@ -202,13 +202,12 @@ static int add_history(struct store *store, const struct store_guest *guest, con
     if (r < 0)
         return r;
     char reason[STORE_WHY_MAX + 1];
-    snprintf(reason, sizeof reason, "%s", why ? why : "");
     sqlite3_bind_int64(statement, 1, store_now());
     store_bind_text(statement, 2, guest->uuid);
     store_bind_text(statement, 3, guest->name);
     store_bind_text(statement, 4, from);
     store_bind_text(statement, 5, to);
-    store_bind_text(statement, 6, reason);
+    store_bind_text(statement, 6, store_bounded(why, reason, STORE_WHY_MAX));
     r = store_run(store, statement, err);
     if (r >= 0)
         r = store_prepare(store, STORE_HISTORY_TRIM_GUEST, &statement, err);

@@ -73,6 +73,10 @@ void store_bind_text(sqlite3_stmt *statement, int index, const char *text);
 /* "" for NULL. */
 const char *store_column_text(sqlite3_stmt *statement, int column);
 
+/* A text of at most `most` bytes: what is longer is cut at a whole UTF-8 character, in `buffer` of
+ * most + 1 bytes, and ends with "...". "" for NULL. */
+const char *store_bounded(const char *text, char *buffer, size_t most);
+
 int64_t store_now(void); /* ms after 1970 */
 
 /* store_schema.c: brings a new or older database to this version; -EPROTONOSUPPORT, -EBADMSG. */

@@ -220,6 +220,10 @@ static void history_is_kept(void **state)
 static int count_rows(void *opaque, const struct store_history *history)
 {
     ++*(unsigned *)opaque;
+    if (*history->why) {
+        assert_int_equal(strlen(history->why), STORE_WHY_MAX);
+        assert_string_equal(history->why + STORE_WHY_MAX - 4, "y...");
+    }
     return 0;
 }
 
