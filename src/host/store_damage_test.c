@@ -255,6 +255,26 @@ static int fill_the_disk(const char *path, const char *ballast)
 
 enum { NO_NAMESPACE = 77 };
 
+static bool write_text(const char *path, const char *text)
+{
+    _cleanup_fd_ int fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+}
+
+/* Mounts are for root alone: who is not root is so in a user namespace (user_namespaces(7)). */
+static bool enter_namespace(void)
+{
+    char users[32], groups[32];
+    uid_t user = geteuid();
+    snprintf(users, sizeof users, "0 %u 1", user);
+    snprintf(groups, sizeof groups, "0 %u 1", getegid());
+    if (unshare(CLONE_NEWNS | (user ? CLONE_NEWUSER : 0)) < 0)
+        return false;
+    return user == 0 ||
+           (write_text("/proc/self/setgroups", "deny") && write_text("/proc/self/uid_map", users) &&
+            write_text("/proc/self/gid_map", groups));
+}
+
 /* In a mount namespace of its own, as a child process. */
 static int with_disk(const char *folder, const char *options,
                      void (*use)(const char *folder, const char *path))
@@ -263,8 +283,7 @@ static int with_disk(const char *folder, const char *options,
     assert_true(child >= 0);
     if (child == 0) {
         char path[128];
-        int flags = CLONE_NEWNS | (geteuid() ? CLONE_NEWUSER : 0);
-        if (unshare(flags) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        if (!enter_namespace() || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
             mount("tmpfs", folder, "tmpfs", 0, options) < 0)
             _exit(NO_NAMESPACE);
         snprintf(path, sizeof path, "%s/lodge.db", folder);
