@@ -245,6 +245,7 @@ static int make_identity(struct plan *plan, struct clone *clone, struct err *err
 static int adapt(struct plan *plan, struct err *err)
 {
     struct clone *clone = plan->context;
+    plan->conf.on_reset = GUEST_ON_RESET_EXIT; /* unless --on-reset says otherwise */
     int r = plan_set_options(plan, (const char *const[]){"name", "vsock", NULL}, err);
     if (r >= 0)
         r = plan_replace(&plan->conf.name, clone->name, err);

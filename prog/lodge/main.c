@@ -55,9 +55,10 @@ const struct verb verb_version = {
 };
 
 static const struct verb *const children[] = {
-    &verb_run,   &verb_pause,      &verb_resume, &verb_snapshot, &verb_restore,
-    &verb_clone, &verb_link,       &verb_host,   &verb_doctor,   &verb_image,
-    &verb_disk,  &verb_completion, &verb_help,   &verb_version,  NULL};
+    &verb_run,   &verb_pause, &verb_resume,     &verb_snapshot, &verb_restore,
+    &verb_clone, &verb_link,  &verb_host,       &verb_doctor,   &verb_convert_definition,
+    &verb_image, &verb_disk,  &verb_completion, &verb_help,     &verb_version,
+    NULL};
 
 const struct verb verb_root = {
     .name = "lodge",

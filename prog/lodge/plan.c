@@ -100,7 +100,6 @@ int plan_set_options(struct plan *plan, const char *const *but, struct err *err)
 {
     const struct arguments *arguments = plan->arguments;
     int r = 0;
-    plan->conf.on_reset = GUEST_ON_RESET_EXIT;
     for (unsigned i = 0; r >= 0 && i < arguments->given_count; i++)
         for (size_t k = 0; r >= 0 && k < ARRAY_LEN(setters); k++)
             if (!strcmp(arguments->given[i].row->name, setters[k].option) &&

@@ -38,8 +38,8 @@ struct plan {
 int plan_run(const struct arguments *arguments, int (*make)(struct plan *plan, struct err *err),
              void *context);
 
-/* Sets the options that were given and are a guest's property; without --on-reset a reset ends it.
- * Not --publish: a port wants a network card that is there. */
+/* Sets the options that were given and are a guest's property. Not --publish: a port wants a
+ * network card that is there. */
 int plan_set_options(struct plan *plan, const char *const *but, struct err *err);
 
 /* --publish. */

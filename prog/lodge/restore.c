@@ -50,6 +50,7 @@ int restore_set_vsock(struct guest_conf *conf, const char *text, struct err *err
 /* Options may change how a device is joined to this host, not which devices there are. */
 static int set_options(struct plan *plan, struct err *err)
 {
+    plan->conf.on_reset = GUEST_ON_RESET_EXIT; /* unless --on-reset says otherwise */
     int r = plan_set_options(plan, (const char *const[]){"vsock", NULL}, err);
     if (r >= 0)
         r = restore_set_vsock(&plan->conf, arguments_value(plan->arguments, "vsock"), err);

@@ -3,6 +3,7 @@
  */
 #include "base/bytes.h"
 #include "base/own.h"
+#include "definition.h"
 #include "firmware.h"
 #include "input.h"
 #include "plan.h"
@@ -44,7 +45,8 @@ static const struct option_row options[] = {
     {"share", 's', "PATH[,...]",
      "a folder that the guest sees: PATH,tag=TAG,at=FOLDER,ro (share, /mnt/TAG);\n"
      "                               may be repeated"},
-    {"file", 'f', "FILE", "a guest's definition, vm.conf or JSON; options override it"},
+    {"file", 'f', "FILE",
+     "a guest's definition: vm.conf, JSON or libvirt's XML; options override it"},
     {"name", 'n', "NAME", "the guest's name, its host name too"},
     {"hostname", 0, "NAME", "its host name, where that is another"},
     {"ssh-key", 0, "FILE",
@@ -69,19 +71,23 @@ static const struct option_row options[] = {
     {0},
 };
 
+/* What a definition only assumes gives way to a kernel that somebody named. */
+static void forget_assumed_firmware(struct plan *plan)
+{
+    if (!plan->has_image && !arguments_value(plan->arguments, "kernel"))
+        return;
+    free(plan->conf.firmware);
+    plan->conf.firmware = NULL;
+}
+
 static int read_definition(struct plan *plan, const char *path, struct err *err)
 {
-    _cleanup_free_ char *text = NULL;
-    size_t length = 0;
-    int r = input_read("definition", path, GUEST_TEXT_MAX, &text, &length, err);
-    if (r < 0)
-        return r;
-    size_t blanks = 0;
-    while (blanks < length && strchr(" \t\r\n", text[blanks]))
-        blanks++;
-    bool json = blanks < length && (text[blanks] == '{' || text[blanks] == '[');
-    r = json ? guest_conf_read_json(&plan->conf, text, length, path, err)
-             : guest_conf_read_vmconf(&plan->conf, text, length, path, err);
+    struct guest_notes notes = {0};
+    int r = definition_read(&plan->conf, path, &notes, err);
+    definition_print_notes(path, &notes);
+    if (r >= 0 && notes.firmware_assumed)
+        forget_assumed_firmware(plan);
+    guest_notes_free(&notes);
     return r < 0 ? r : plan_refuse_descriptors(&plan->conf, path, err);
 }
 
@@ -89,6 +95,7 @@ static int read_definition(struct plan *plan, const char *path, struct err *err)
 static int read_options(struct plan *plan, struct err *err)
 {
     const char *file = arguments_value(plan->arguments, "file");
+    plan->conf.on_reset = GUEST_ON_RESET_EXIT; /* unless something says otherwise */
     int r = file ? read_definition(plan, file, err) : 0;
     if (arguments_value(plan->arguments, "net"))
         plan->conf.nic_count = 0;

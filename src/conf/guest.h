@@ -1,7 +1,7 @@
 /*
  * guest.h: one guest's definition, checked and plain.
  *
- * Whatever a person wrote (options, vm.conf, JSON), the rest of the house sees this struct and
+ * Whatever a person wrote (options, vm.conf, JSON, libvirt's XML), the rest of the house sees this struct and
  * nothing else. The readers check every value here, once: nothing downstream re-parses text.
  *
  * Ownership: strings belong to the struct; guest_conf_free() releases them and accepts a
@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/err.h"
 #include "conf/guest_nic.h"
+#include "conf/guest_notes.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -62,7 +63,7 @@ enum {
     GUEST_SHARES_MAX = 8,
     GUEST_TAG_MAX = 36, /* bytes of a share's tag, virtio 1.2, 5.11.4 */
     GUEST_AT_MAX = 128,
-    GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf or JSON that a reader accepts */
+    GUEST_TEXT_MAX = 1 << 20, /* bytes of vm.conf, JSON or XML that a reader accepts */
 };
 
 #define GUEST_CID_MAX UINT32_C(0xfffffffe)
@@ -250,6 +251,17 @@ int guest_conf_read_vmconf(struct guest_conf *conf, const char *text, size_t len
                            const char *origin, struct err *err);
 int guest_conf_read_json(struct guest_conf *conf, const char *text, size_t length,
                          const char *origin, struct err *err);
+/* Domain XML (docs/libvirt-xml.md). Each part of it that is not taken as it stands leaves a note,
+ * after an error too; one that is refused is an error, and the reading goes on to find the others.
+ * What it does not say is as libvirt has it: a guest that resets its machine is restarted, and one
+ * without a kernel begins with firmware. */
+int guest_conf_read_libvirt(struct guest_conf *conf, const char *text, size_t length,
+                            const char *origin, struct guest_notes *notes, struct err *err);
+/* Domain XML that libvirt's schema accepts and that guest_conf_read_libvirt() reads back to the
+ * same struct, but for what the notes name; *ret_text is malloc'd. -EINVAL: it has a character that
+ * XML cannot hold. */
+int guest_conf_write_libvirt(const struct guest_conf *conf, char **ret_text,
+                             struct guest_notes *notes, struct err *err);
 /* Compact JSON that guest_conf_read_json() reads back to the same struct; malloc'd, or NULL. */
 char *guest_conf_write_json(const struct guest_conf *conf);
 
