@@ -37,6 +37,7 @@ LIBRARIES = {  # what one folder may use that no other may
     "liburing.h": ["virtio"],
     "linux/fuse.h": ["share"],
     "sqlite3.h": ["host"],
+    "libxml/": ["conf"],
     "jansson.h": ["conf", "disk", "image", "host"],
 }
 
@@ -116,6 +117,7 @@ PROCESS_WIDE = {
     "crypto_library": "a shared library is loaded once a process, when it is needed (base/library.h)",
     "archive_library": "the same",
     "argon2_library": "the same",
+    "xml_library": "the same",
 }
 
 

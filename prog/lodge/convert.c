@@ -91,6 +91,7 @@ static int print(const char *path, enum format format, struct err *err)
     struct guest_conf conf;
     struct guest_notes notes = {0};
     guest_conf_init(&conf);
+    conf.on_reset = GUEST_ON_RESET_EXIT; /* as lodge run has it where nothing is said */
     int r = definition_read(&conf, path, &notes, err);
     definition_print_notes(path, &notes);
     guest_notes_free(&notes);

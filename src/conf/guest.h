@@ -1,8 +1,9 @@
 /*
  * guest.h: one guest's definition, checked and plain.
  *
- * Whatever a person wrote (options, vm.conf, JSON, libvirt's XML), the rest of the house sees this struct and
- * nothing else. The readers check every value here, once: nothing downstream re-parses text.
+ * Whatever a person wrote (options, vm.conf, JSON, libvirt's XML), the rest of the house sees this
+ * struct and nothing else. The readers check every value here, once: nothing downstream re-parses
+ * text.
  *
  * Ownership: strings belong to the struct; guest_conf_free() releases them and accepts a
  * half-filled or zeroed one. Pure functions, any thread.

@@ -180,7 +180,7 @@ static void put_disk(struct writer *writer, const struct guest_disk *disk, unsig
         put(writer, "      <source file='%s'/>\n", whole(writer, disk->path));
     put(writer, "      <target dev='%s' bus='virtio'/>\n", target);
     put_iotune(writer, disk);
-    if (disk->read_only)
+    if (disk->read_only || url) /* as files of web servers are */
         put(writer, "      <readonly/>\n");
     if (disk->serial)
         put(writer, "      <serial>%s</serial>\n", disk->serial);
@@ -223,7 +223,7 @@ static void put_nic(struct writer *writer, const struct guest_nic *nic)
         put(writer, "      <target dev='%s' managed='no'/>\n", nic->tap);
     put(writer, "      <model type='virtio'/>\n");
     if (nic->queues)
-        put_number(writer, "      <driver name='vhost' queues='%s'/>\n", nic->queues);
+        put_number(writer, "      <driver queues='%s'/>\n", nic->queues);
     if (!tap)
         put(writer, "      <backend type='passt'/>\n");
     for (unsigned i = 0; i < nic->forward_count; i++)
