@@ -59,7 +59,8 @@ int guest_mac_parse(const char *text, uint8_t ret_mac[6], struct err *err)
         const char *at = text + 3 * i;
         int high = hex_digit(at[0]), low = hex_digit(at[1]);
         fine = high >= 0 && low >= 0 && at[2] == (i < 5 ? ':' : '\0');
-        mac[i] = (uint8_t)(high << 4 | low);
+        if (fine)
+            mac[i] = (uint8_t)(high << 4 | low);
         any |= mac[i];
     }
     if (!fine)

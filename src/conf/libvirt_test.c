@@ -377,7 +377,7 @@ static const struct refusal {
     {DEVICES "<interface type='network'><source network='lab'/></interface>" CLOSE,
      "/domain/devices/interface/source/@network", "'default'"},
     {DEVICES "<interface type='ethernet'/>" CLOSE, "/domain/devices/interface", "tap0"},
-    {DEVICES "<interface type='user'><mac address='x'/></interface>" CLOSE,
+    {DEVICES "<interface type='user'><mac address='52:54:00:12:34:5x'/></interface>" CLOSE,
      "/domain/devices/interface/mac/@address", "52:54:00:12:34:56"},
     {DEVICES "<interface type='user'><filterref filter='clean-traffic'/></interface>" CLOSE,
      "/domain/devices/interface/filterref/@filter", "no-mac-spoofing"},
