@@ -357,6 +357,29 @@ static int read_domain(struct libvirt *reader, const xmlNode *domain, const char
 
 /* ---- the text ---- */
 
+enum { TAG_VALUES_MAX = 1000, NAMESPACES_MAX = 64 };
+
+/* libxml2 holds each attribute of a tag against all others, and each prefix against all namespaces:
+ * a mebibyte of them takes a minute. */
+static int check_crowds(const char *text, size_t length, const char *origin, struct err *err)
+{
+    static const char namespace[] = "xmlns";
+    struct text_place place = {1, 1};
+    unsigned values = 0, namespaces = 0;
+    for (size_t i = 0; i < length; i++) {
+        values = text[i] == '<' ? 0 : values + (text[i] == '=');
+        namespaces += text[i] == 'x' && length - i >= sizeof namespace - 1 &&
+                      !memcmp(text + i, namespace, sizeof namespace - 1);
+        if (values > TAG_VALUES_MAX || namespaces > NAMESPACES_MAX)
+            return guest_text_error(err, origin, place, "too many %s for a definition",
+                                    values > TAG_VALUES_MAX ? "attributes" : "namespaces");
+        place.column++;
+        if (text[i] == '\n')
+            place = (struct text_place){place.line + 1, 1};
+    }
+    return 0;
+}
+
 /* <!DOCTYPE ...>: nothing of it is looked at. */
 static void refuse_document_type(void *context, const xmlChar *name, const xmlChar *external,
                                  const xmlChar *system)
@@ -419,6 +442,8 @@ int guest_conf_read_libvirt(struct guest_conf *conf, const char *text, size_t le
     _cleanup_(own_document)
     xmlDoc *document = NULL;
     int r = guest_text_check(text, length, origin, err);
+    if (r >= 0)
+        r = check_crowds(text, length, origin, err);
     if (r >= 0)
         r = xml_load(err);
     if (r >= 0)

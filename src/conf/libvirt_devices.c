@@ -10,7 +10,6 @@
 
 /* ---- serial ports ---- */
 
-#define ADDRESS  "Lodge gives out names and addresses itself"
 #define STANDARD "the serial port is on standard input and output of lodge"
 
 static void read_target(struct libvirt *reader, const xmlNode *node, void *object)
@@ -26,8 +25,8 @@ static const struct libvirt_row serial_rows[] = {
     {.name = "source", .verdict = GUEST_NOTE_IGNORED, .why = STANDARD},
     {.name = "protocol", .verdict = GUEST_NOTE_IGNORED, .why = STANDARD},
     {.name = "log", .verdict = GUEST_NOTE_IGNORED, .why = STANDARD},
-    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
 };
 
 static void read_serial(struct libvirt *reader, const xmlNode *node, void *object)
@@ -58,8 +57,8 @@ static void read_balloon(struct libvirt *reader, const xmlNode *node, void *obje
 {
     static const struct libvirt_row rows[] = {
         {.name = "stats", .verdict = GUEST_NOTE_IGNORED, .why = "figures come as they are asked"},
-        {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-        {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+        {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+        {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
     };
     const char *model = libvirt_attribute(node, "model");
     libvirt_visit(reader, node, "model", rows, ARRAY_LEN(rows), NULL);
@@ -71,8 +70,8 @@ static void read_balloon(struct libvirt *reader, const xmlNode *node, void *obje
 static void read_watchdog(struct libvirt *reader, const xmlNode *node, void *object)
 {
     static const struct libvirt_row rows[] = {
-        {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-        {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+        {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+        {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
     };
     const char *model = libvirt_attribute(node, "model");
     const char *action = libvirt_attribute(node, "action");
@@ -111,8 +110,8 @@ static void read_vsock(struct libvirt *reader, const xmlNode *node, void *object
 {
     static const struct libvirt_row rows[] = {
         {.name = "cid", .read = read_cid},
-        {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-        {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+        {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+        {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
     };
     struct err why = {0};
     libvirt_visit(reader, node, "model", rows, ARRAY_LEN(rows), NULL);
@@ -174,8 +173,8 @@ static const struct libvirt_row share_rows[] = {
     {.name = "driver", .read = read_share_driver},
     {.name = "readonly", .read = read_share_readonly},
     {.name = "binary", .verdict = GUEST_NOTE_IGNORED, .why = "lodge-share serves folders"},
-    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
 };
 
 static void read_filesystem(struct libvirt *reader, const xmlNode *node, void *object)

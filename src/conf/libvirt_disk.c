@@ -257,8 +257,6 @@ static void read_iotune(struct libvirt *reader, const xmlNode *node, void *objec
     libvirt_visit(reader, node, "", iotune_rows, ARRAY_LEN(iotune_rows), object);
 }
 
-#define ADDRESS "Lodge gives out names and addresses itself"
-
 static const struct libvirt_row disk_rows[] = {
     {.name = "driver", .read = read_driver},
     {.name = "source", .read = read_source},
@@ -266,8 +264,8 @@ static const struct libvirt_row disk_rows[] = {
     {.name = "readonly", .read = read_readonly},
     {.name = "serial", .read = read_serial},
     {.name = "iotune", .read = read_iotune},
-    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
     {.name = "boot",
      .verdict = GUEST_NOTE_IGNORED,
      .why = "the firmware tries disks in the order in which they stand"},

@@ -253,8 +253,6 @@ static void read_forward(struct libvirt *reader, const xmlNode *node, void *obje
 
 /* ---- the whole ---- */
 
-#define ADDRESS "Lodge gives out names and addresses itself"
-
 static const struct libvirt_row nic_rows[] = {
     {.name = "source", .read = read_source},
     {.name = "target", .read = read_target},
@@ -267,8 +265,8 @@ static const struct libvirt_row nic_rows[] = {
     {.name = "filterref", .read = read_filter},
     {.name = "backend", .read = read_backend},
     {.name = "portForward", .read = read_forward, .many = true},
-    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
-    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = ADDRESS},
+    {.name = "alias", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
+    {.name = "address", .verdict = GUEST_NOTE_IGNORED, .why = LIBVIRT_ADDRESS},
     {.name = "boot", .verdict = GUEST_NOTE_IGNORED, .why = "nothing boots from networks"},
     {.name = "rom", .verdict = GUEST_NOTE_IGNORED, .why = "nothing boots from networks"},
     {.name = "ip", .verdict = GUEST_NOTE_IGNORED, .why = "a user network gives out addresses"},

@@ -493,6 +493,11 @@ static void large_texts(void **state)
     expect_error(many, length, "more than 1000");
     _cleanup_free_ char *whole = repeat(DOMAIN "<title>", "0123456789", 110000, "", &length);
     expect_error(whole, length, "longer than a definition");
+    _cleanup_free_ char *tag = repeat("<domain ", "a='' ", 100000, "/>", &length);
+    expect_error(tag, length, "too many attributes");
+    _cleanup_free_ char *spaces =
+        repeat("<domain>", "<a xmlns:b='c'/>", 60000, "</domain>", &length);
+    expect_error(spaces, length, "too many namespaces");
     /* Names and values are cut where they are shown. */
     _cleanup_free_ char *name = repeat(DOMAIN "<", "abcdefghij", 4000, "/></domain>", &length);
     read_sized(&at, name, length);

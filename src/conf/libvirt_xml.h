@@ -12,6 +12,9 @@
 #include "conf/libxml2.h"
 #include "conf/private.h"
 
+/* Of <alias> and <address>, wherever they stand. */
+#define LIBVIRT_ADDRESS "Lodge gives out names and addresses itself"
+
 struct libvirt {
     struct guest_conf *conf;
     struct guest_notes *notes;
