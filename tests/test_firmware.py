@@ -55,7 +55,7 @@ reboot
     file = tmp_path / "guest.json"
     file.write_text(json.dumps({"firmware": "uefi", "nvram": store, "on_reset": "reboot",
                                 "disks": [{"path": disk}]}), encoding="ascii")
-    result = run(f"{bin_folder}/lodge", "--file", str(file), "--on-reset", "reboot")
+    result = run(f"{bin_folder}/lodge", "--file", str(file))
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.find("first time"), result.stdout.find("second time")
     assert 0 < first < second, result.stdout

@@ -158,20 +158,14 @@ static void read_url(struct libvirt *reader, const xmlNode *node, struct disk_re
 static void read_source(struct libvirt *reader, const xmlNode *node, void *object)
 {
     struct disk_reader *at = object;
-    bool network = libvirt_is(at->type, "network");
-    const char *path = libvirt_attribute(node, network                         ? "path"
-                                               : libvirt_is(at->type, "block") ? "dev"
-                                                                               : "file");
-    libvirt_visit(reader, node,
-                  network                         ? "protocol name query path"
-                  : libvirt_is(at->type, "block") ? "dev path"
-                                                  : "file path",
-                  source_rows, ARRAY_LEN(source_rows), at);
-    if (libvirt_attribute(node, "path"))
+    bool network = libvirt_is(at->type, "network"), block = libvirt_is(at->type, "block");
+    const char *known = network ? "protocol name query path" : block ? "dev path" : "file path";
+    const char *path = libvirt_attribute(node, block ? "dev" : "file");
+    const char *sloppy = libvirt_attribute(node, "path"); /* as such files were once written */
+    libvirt_visit(reader, node, known, source_rows, ARRAY_LEN(source_rows), at);
+    if (sloppy)
         libvirt_refuse(reader, node, "path", "a source has no path; write %s",
-                       network || strstr(libvirt_attribute(node, "path"), "://")
-                           ? URL_EXAMPLE
-                           : "<source file='/PATH'/>");
+                       network || strstr(sloppy, "://") ? URL_EXAMPLE : "<source file='/PATH'/>");
     else if (network)
         read_url(reader, node, at);
     else if (path && *path)
