@@ -1,5 +1,6 @@
 // needs: base conf
-// flags: -max_len=8192 ../../fuzz/seeds/libvirt
+// flags: -max_len=8192
+// -seed_inputs=../../fuzz/seeds/libvirt/centos,../../fuzz/seeds/libvirt/most,../../fuzz/seeds/libvirt/written
 /*
  * A definition as libvirt writes it. What is accepted is written as XML and read back to the same,
  * but for what the notes say is lost.

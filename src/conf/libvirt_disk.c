@@ -135,9 +135,12 @@ static void read_url(struct libvirt *reader, const xmlNode *node, struct disk_re
         libvirt_refuse(reader, node, NULL, "'%.64s' on '%.64s' makes no URL", name, host);
         return;
     }
-    if (port &&
-        (!libvirt_number(reader, at->host, "port", port, 65535, "1 to 65535", &number) || !number))
+    if (port && !libvirt_number(reader, at->host, "port", port, 65535, "1 to 65535", &number))
         return;
+    if (port && number == 0) {
+        libvirt_refuse(reader, at->host, "port", "there is no port 0; write 1 to 65535");
+        return;
+    }
     char colon[8] = "";
     if (port)
         snprintf(colon, sizeof colon, ":%u", (unsigned)number);

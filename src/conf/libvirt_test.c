@@ -363,6 +363,9 @@ static const struct refusal {
     {DEVICES "<disk type='network'><source protocol='http' name='/x'><host name='h' port='0x1'/>"
              "</source></disk>" CLOSE,
      "/domain/devices/disk/source/host/@port", "1 to 65535"},
+    {DEVICES "<disk type='network'><source protocol='http' name='/x'><host name='h' port='0'/>"
+             "</source></disk>" CLOSE,
+     "/domain/devices/disk/source/host/@port", "no port 0"},
     /* How such files were once written. */
     {DEVICES
      "<disk type='network' device='cdrom'><source path='http://127.0.0.1/a.iso'/></disk>" CLOSE,
