@@ -270,7 +270,9 @@ static void triple_fault_shows_the_registers(void **state)
     expect(&machine, BOARD_EVENT_READY);
     struct board_event event = expect(&machine, BOARD_EVENT_TRIPLE_FAULT);
     assert_non_null(strstr(event.text, "vCPU 0: triple fault"));
-    assert_non_null(strstr(event.text, "12345678"));
+    /* AMD's processors keep nothing of what shut down. */
+    bool lost = *state == &engine_kvm && strstr(event.text, "KVM has reset it since");
+    assert_true(lost || strstr(event.text, "12345678"));
     machine_end(&machine);
 }
 

@@ -82,6 +82,12 @@ static bool park(struct board *board)
     return go;
 }
 
+/* Where the processor's state is lost at a shutdown, as on AMD, KVM puts it back to a reset's. */
+static bool was_reset(const struct cpu_state *state)
+{
+    return state->rip == 0xfff0 && state->segment[CPU_CS].base == 0xffff0000;
+}
+
 /* "vCPU 0: reason", then the registers; the fault's own thread may read its state. */
 static void tell_fault(struct board_vcpu *vcpu, enum board_event_kind kind, const char *reason)
 {
@@ -89,7 +95,11 @@ static void tell_fault(struct board_vcpu *vcpu, enum board_event_kind kind, cons
     char text[BOARD_TEXT_MAX];
     struct cpu_state state;
     int n = snprintf(text, sizeof text, "vCPU %u: %s\n", vcpu->index, reason);
-    if (board->engine->vcpu_get_state(vcpu->vcpu, &state, NULL) >= 0)
+    bool known = board->engine->vcpu_get_state(vcpu->vcpu, &state, NULL) >= 0;
+    if (known && kind == BOARD_EVENT_TRIPLE_FAULT && was_reset(&state))
+        n += snprintf(text + n, sizeof text - (size_t)n,
+                      "(KVM has reset it since: these registers are not the guest's)\n");
+    if (known)
         cpu_state_print(&state, text + n, (unsigned)(sizeof text - (size_t)n));
     board_tell_final(board, kind, 0, text);
 }
