@@ -235,7 +235,11 @@ static bool simple_request(struct session *session, const struct control_message
         board_retry_disks(session->board);
         go_on(session);
         break;
-    case CONTROL_QUIT: end(session, 0); break;
+    case CONTROL_QUIT:
+        /* What the guest had said before is heard, if somebody listens. */
+        board_drain_serial(session->board, DRAIN_SLICE_MS);
+        end(session, 0);
+        break;
     case CONTROL_CONSOLE_SIZE:
         board_console_size(session->board, message->port, message->cols, message->rows);
         break;
